@@ -1,0 +1,1 @@
+"""One file per method; each defines `METHOD`. Methods never import each other."""

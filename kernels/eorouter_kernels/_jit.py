@@ -1,0 +1,20 @@
+"""The one place that owns the numba options.
+
+Kernels run with the GIL released and are cached on disk. They are never `parallel`: parallelism belongs to Dask, and
+numba's workqueue layer aborts the process when two Python threads enter parallel regions (numba issue 8563).
+`error_model="numpy"` gives x / 0 its IEEE result instead of a Python exception and a branch per division.
+"""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
+
+import numba
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function for arrays; the checker keeps seeing the signature that was written."""
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)  # noqa: TID251
+    return cast("Callable[P, R]", compiled)

@@ -1,0 +1,1 @@
+"""Earth-observation gateway and raster compute service."""
