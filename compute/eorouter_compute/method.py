@@ -4,7 +4,7 @@
 
 `plan` is pure: it sees parameters and item metadata, never a pixel, so a price and a bound exist before anything
 starts. `run` and `merge` execute on a worker. Parts are msgspec bytes; large outputs are objects of the attempt. A
-method is one module in `eorouter_compute.methods` that defines `METHOD`, or an entry point in the group `eorouter.methods`.
+method is one module in `eorouter_compute.methods` that defines `METHOD`, or an entry point of `eorouter.methods`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
