@@ -84,7 +84,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def block_size(self) -> int:
         """Pixels per block: as many as keep the register file in the cache."""
-        return max(256, min(2_048, _REGISTER_FILE_VALUES // self.register_count // 64 * 64))
+        return max(256, min(1_024, _REGISTER_FILE_VALUES // self.register_count // 64 * 64))
 
 
 class Operand(NamedTuple):
