@@ -88,7 +88,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Operand(NamedTuple):
-    """Pixels of one band as they are stored; physical value = stored × `scale` + `offset`, missing where not `valid`."""
+    """Pixels of one band as stored; physical value = stored × `scale` + `offset`, missing where not `valid`."""
 
     pixels: np.ndarray
     scale: float = 1.0
@@ -383,7 +383,7 @@ class _Parser:
             value = self._disjunction()
             self._close(token)
             return value
-        self._refuse(f"a number, a name or ( was expected, not {token.text!r}", token.position)
+        return self._refuse(f"a number, a name or ( was expected, not {token.text!r}", token.position)
 
     def _close(self, opening: _Token) -> None:
         if not self._take(")"):
@@ -404,7 +404,7 @@ class _Parser:
         if token.text in _WORDS_REFUSED:
             self._refuse(f"{token.text!r} is not part of a formula; {_WORDS_REFUSED[token.text]}", token.position)
         offered = ", ".join([*sorted(self.names), *sorted(self.constants)])
-        self._refuse(f"the name {token.text!r} is not known; known are {offered}", token.position)
+        return self._refuse(f"the name {token.text!r} is not known; known are {offered}", token.position)
 
     def _call(self, token: _Token, opening: _Token) -> int:
         name = token.text
@@ -448,7 +448,7 @@ class _Parser:
         return value
 
 
-_FOLDS: dict[int, Callable[..., float]] = {
+_FOLDS: dict[int, Callable[..., Any]] = {
     machine.WHERE: lambda c, a, b: a if c else b,
     machine.NEG: lambda a: -a,
     machine.NOT: lambda a: not a,

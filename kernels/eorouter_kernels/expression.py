@@ -1,8 +1,9 @@
 """One precompiled machine that runs every formula: register code over blocks of pixels that stay in the cache.
 
 A formula is compiled (by `eorouter_compute.expression`) to instructions `(op, target, a, b, c)` over float64 registers,
-each as long as a block; LOAD has its band's slot in `c`, STORE its output in `target`. One instruction is one short loop over a block, so dispatch costs nothing, the loops vectorise
-and no temporary is ever larger than the register file. There is no just-in-time compilation per formula.
+each as long as a block; LOAD has its band's slot in `c`, STORE its output in `target`. One instruction is one short
+loop over a block, so dispatch costs nothing, the loops vectorise and no temporary is ever larger than the register
+file. There is no just-in-time compilation per formula.
 
 Missing data: every operation gives NaN when an operand is NaN. `WHERE` alone looks only at its condition and the
 branch taken. What has no real finite value is missing, not infinite: x / 0, x % 0, log of 0 or less, square root of a
@@ -164,11 +165,12 @@ def apply_arithmetic(op: int, a: Floats, b: Floats, out: Floats) -> None:
             out[i] = np.nan if is_missing else a[i] ** b[i]
     elif op == MIN:
         for i in range(n):
-            low = a[i] if a[i] < b[i] else b[i]
+            # Not min(): its answer for a NaN depends on the order, this one keeps b's and the next line a's.
+            low = a[i] if a[i] < b[i] else b[i]  # noqa: FURB136
             out[i] = a[i] if a[i] != a[i] else low
     elif op == MAX:
         for i in range(n):
-            high = a[i] if a[i] > b[i] else b[i]
+            high = a[i] if a[i] > b[i] else b[i]  # noqa: FURB136
             out[i] = a[i] if a[i] != a[i] else high
     elif op == ATAN2:
         for i in range(n):
@@ -261,9 +263,8 @@ def run_program(
             b = registers[code[line, 3], :n]
             if op == LOAD:
                 slot = code[line, 4]
-                load_band(
-                    bands[slot], dtypes[slot], start, scales[slot], offsets[slot], valids[slot], registers[target, :n]
-                )
+                target_run = registers[target, :n]
+                load_band(bands[slot], dtypes[slot], start, scales[slot], offsets[slot], valids[slot], target_run)  # pyright: ignore[reportArgumentType]
             elif op == STORE:
                 store_finite(a, out[target, start : start + n])
             elif op == GUARD:

@@ -15,7 +15,7 @@ def run_program(
     code: Sequence[tuple[int, int, int, int, int]], constants: Sequence[float], bands: Sequence[npt.NDArray[np.float64]]
 ) -> list[npt.NDArray[np.float64]]:
     """Every output of a program over whole arrays of physical values; the register code one instruction at a time."""
-    registers: dict[int, npt.NDArray[np.float64]] = {k: np.float64(value) for k, value in enumerate(constants)}  # pyright: ignore[reportAssignmentType]
+    registers = {k: np.asarray(value, np.float64) for k, value in enumerate(constants)}
     outputs: dict[int, npt.NDArray[np.float64]] = {}
     with np.errstate(all="ignore"):
         for op, target, *sources in code:
@@ -25,7 +25,7 @@ def run_program(
                 result = np.broadcast_to(registers[sources[0]], bands[0].shape)
                 outputs[target] = np.where(np.isfinite(result), result, np.nan)
             else:
-                a, b, c = (registers.get(source, np.float64(0.0)) for source in sources)
+                a, b, c = (registers.get(source, np.zeros(())) for source in sources)
                 registers[target] = _apply(op, a, b, c)
     return [outputs[place] for place in sorted(outputs)]
 
