@@ -72,7 +72,7 @@ def test_formula_means_what_it_says(text, expected):
     [
         "a / b", "a % b", "1 / b", "b ** -1", "log(b)", "log(-a)", "log10(b)", "sqrt(-a)", "(-a) ** 0.5",
         "(-a) ** (1/3)", "exp(a * 1000)", "a / b > 1", "not (a / b)", "(a / b > 1) or (a > 1)",
-        "where(a / b > 1, 1, 2)",        "min(a, a / b)", "max(a / b, a)", "(a / b) ** 0", "1 / (1 / b)", "clip(a / b, 0, 1)",
+        "where(a / b > 1, 1, 2)", "min(a, a / b)", "max(a / b, a)", "(a / b) ** 0", "1 / (1 / b)", "clip(a / b, 0, 1)",
     ],
 )  # fmt: skip
 def test_formula_without_a_finite_value_is_missing(text):
