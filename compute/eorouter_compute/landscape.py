@@ -161,7 +161,12 @@ _SCL_BANDS = (Band(name="SCL", index=1, dtype="uint8", nodata=0, description="Sc
 
 
 def generate(
-    folder: Path, *, seed: int = 7, size_px: int = 1024, dates: Sequence[date] = DATES, cloud_shares: Sequence[float] = ()
+    folder: Path,
+    *,
+    seed: int = 7,
+    size_px: int = 1024,
+    dates: Sequence[date] = DATES,
+    cloud_shares: Sequence[float] = (),
 ) -> Landscape:
     """Make a landscape and write it to `folder`.
 
@@ -306,7 +311,9 @@ class _Ground:
         self.fertility = np.clip(_noise(self.generator, shape, 60, 4), -2.5, 2.5)
         self.grain = np.clip(_noise(self.generator, shape, 3, 2), -2.5, 2.5)
         height = _noise(self.generator, shape, size / 3, 5)
-        self.light = np.clip(1 + 1.6 * (np.roll(height, 1, 0) - height + 0.4 * (height - np.roll(height, 1, 1))), 0.9, 1.1)
+        self.light = np.clip(
+            1 + 1.6 * (np.roll(height, 1, 0) - height + 0.4 * (height - np.roll(height, 1, 1))), 0.9, 1.1
+        )
 
     # Shapes
 
@@ -404,7 +411,9 @@ class _Ground:
                 continue
             is_field = pixels[number] >= 30 and wild[number] == 0 and inside.contains(polygon)
             crop = str(draw.choice(list(CROPS), p=shares / shares.sum()))
-            row = self._row(_Row(crop, "grass" if crop == "grassland" else "crop", "soil", brightness=draw.normal(0.92, 0.14)))
+            row = self._row(
+                _Row(crop, "grass" if crop == "grassland" else "crop", "soil", brightness=draw.normal(0.92, 0.14))
+            )
             table[number] = row
             self.calendars[row] = (crop, float(draw.normal(0, 6)), float(CROPS[crop].peak + draw.normal(0, 0.025)))
             if is_field:
@@ -651,7 +660,9 @@ def _write_scene(
     classes = weather.classes(clear, is_water)
     seen = weather.over(clear)
     half = seen[4:].reshape(4, ground.size // 2, 2, ground.size // 2, 2).mean(axis=(2, 4))
-    half_valid = weather.valid[::2, ::2] & weather.valid[1::2, 1::2] & weather.valid[::2, 1::2] & weather.valid[1::2, ::2]
+    half_valid = (
+        weather.valid[::2, ::2] & weather.valid[1::2, 1::2] & weather.valid[::2, 1::2] & weather.valid[1::2, ::2]
+    )
     name = f"{place:02d}_{day:%Y%m%d}"
     paths = [folder / f"{name}_{kind}.tif" for kind in ("10m", "20m", "scl")]
     coarse = (transform[0] * 2, 0.0, transform[2], 0.0, transform[4] * 2, transform[5])

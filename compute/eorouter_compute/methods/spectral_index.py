@@ -110,7 +110,7 @@ def plan(params: SpectralIndexParams, inputs: Sequence[InputItem]) -> Plan:
             body = msgspec.msgpack.encode(_Body(number, shard.body))
             shards.append(msgspec.structs.replace(shard, body=body))
         merges.append(product.merge_bound(task.spec))
-        notes.extend(_notes(task, item))
+        notes.extend(_notes(task))
     return Plan(shards=tuple(shards), merge_bound=total(merges), notes=tuple(dict.fromkeys(notes)))
 
 
@@ -125,9 +125,7 @@ def run(params: SpectralIndexParams, inputs: Sequence[InputItem], shard: bytes, 
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(_Body(body.item, part.body)))
 
 
-def merge(
-    params: SpectralIndexParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt
-) -> Result:
+def merge(params: SpectralIndexParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """One item per input item."""
     bodies = [msgspec.msgpack.decode(part.body, type=_Body) for part in parts]
     items: list[OutputItem] = []
@@ -152,9 +150,7 @@ def merge(
             )
         )
     statistics = {
-        item.name: {
-            index: dict(row) for index, row in zip(params.indices, item.assets[0].statistics, strict=True)
-        }
+        item.name: {index: dict(row) for index, row in zip(params.indices, item.assets[0].statistics, strict=True)}
         for item in items
     }
     return Result(
@@ -206,9 +202,7 @@ def _records(params: SpectralIndexParams) -> tuple[SpectralIndex, ...]:
     for place, name in enumerate(params.indices):
         if name in params.indices[:place]:
             raise InvalidParameter(f"{name} is asked for twice.", pointer=f"/task/indices/{place}")
-    return tuple(
-        catalogue.index(name, pointer=f"/task/indices/{place}") for place, name in enumerate(params.indices)
-    )
+    return tuple(catalogue.index(name, pointer=f"/task/indices/{place}") for place, name in enumerate(params.indices))
 
 
 def _resolve(item: InputItem, letter: str, params: SpectralIndexParams) -> tuple[RasterAsset, Band]:
@@ -328,7 +322,8 @@ def _seconds(program: Program) -> float:
     return len(program.code) * _SECONDS_PER_INSTRUCTION + slow * _SECONDS_PER_POWER
 
 
-def _notes(task: _Task, item: InputItem) -> list[str]:
+def _notes(task: _Task) -> list[str]:
+    """What a caller should know; without item ids, so that fifty items alike say it once."""
     notes = []
     raw = [
         f"{letter} ({source.asset.key}:{band.name})"
@@ -338,13 +333,13 @@ def _notes(task: _Task, item: InputItem) -> list[str]:
     ]
     if raw:
         notes.append(
-            f"Item {item.id} declares no scale for {', '.join(raw)}: stored integers are used as they are. Ratios such "
-            "as NDVI do not mind a common factor; indices with constants, such as EVI or SAVI, do."
+            f"No scale is declared for {', '.join(raw)}: stored integers are used as they are. Ratios such as NDVI do "
+            "not mind a common factor; indices with constants, such as EVI or SAVI, do."
         )
     for source in task.sources:
         if source.factor > 1:
             letters = ", ".join(letter for letter, _, _ in source.bands)
-            notes.append(f"Item {item.id}: pixels of {letters} are {source.factor} times as wide and were replicated.")
+            notes.append(f"Pixels of {letters} are {source.factor} times as wide as the finest and are replicated.")
     return notes
 
 
@@ -370,9 +365,7 @@ def _properties(task: _Task, params: SpectralIndexParams, item: InputItem) -> di
     }
     indices = []
     for record in task.records:
-        values = catalogue.parameters_of(
-            record, parameters=params.parameters, kernel=params.kernel, sensor=task.sensor
-        )
+        values = catalogue.parameters_of(record, parameters=params.parameters, kernel=params.kernel, sensor=task.sensor)
         indices.append(
             {
                 "name": record.short_name,
