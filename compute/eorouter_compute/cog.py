@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import BinaryIO, Literal
 
+import msgspec
 import numpy as np
 from eorouter_kernels import pyramid
 from msgspec import Struct
@@ -251,6 +252,18 @@ def assemble(
             upper.close()
     size = len(start) + sum(_span(sizes) for sizes in level_sizes)
     return CogInfo(size=size, is_big_tiff=is_big, statistics=statistics)
+
+
+def with_best_predictor(spec: CogSpec, samples: Sequence[np.ndarray]) -> CogSpec:
+    """`spec` with the predictor on or off, whichever packs the sample tiles (band, y, x) smaller.
+
+    Differences help smooth pictures and hurt class maps and rasters blown up by repetition, by up to a factor of two. Only
+    who sees pixels before the first tile is written can choose: the predictor is one per file.
+    """
+    if spec.compression in {"none", "lerc"}:
+        return spec
+    specs = [msgspec.structs.replace(spec, use_predictor=choice) for choice in (True, False)]
+    return min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
 
 
 # Pixels to tiles ------------------------------------------------------------------------------------------------------
@@ -571,7 +584,36 @@ def _statistics(
         row, col, rows, cols = _block_of(spec, piece, 0, piece_side)
         part = np.frombuffer(piece.moments, np.float64).reshape(rows, cols, *every.shape[2:])
         every[row : row + rows, col : col + cols] = part
-    total = pyramid.merge_moments(every.reshape(-1, *every.shape[2:]))
+    return _summarised(spec, every)
+
+
+def measure(
+    spec: CogSpec, compute: Callable[[Window], Pixels], *, advance: Callable[[int], None] = lambda pixels: None
+) -> tuple[BandStatistics, ...]:
+    """Statistics of a raster that is not written anew; the same numbers `assemble` gives."""
+    every = np.empty((*spec.tile_grid(0), len(spec.bands), pyramid.MOMENTS))
+    for place in tiles(spec.window, _measure_side(spec)):
+        pixels, valid = _settle(spec, *compute(place))
+        row, col = place.row // spec.block_size, place.col // spec.block_size
+        rows, cols = -(-place.height // spec.block_size), -(-place.width // spec.block_size)
+        part = np.empty((rows, cols, *every.shape[2:]))
+        pyramid.tile_moments(pixels, _or_every(valid), spec.block_size, part)
+        every[row : row + rows, col : col + cols] = part
+        advance(place.pixels)
+    return _summarised(spec, every)
+
+
+def _measure_side(spec: CogSpec) -> int:
+    per_pixel = len(spec.bands) * (3 * np.dtype(spec.dtype).itemsize + 3)
+    side = spec.block_size
+    while 2 * side <= PIECE_SIDE and 4 * side * side * per_pixel <= _SPOOL_BYTES:
+        side *= 2
+    return side
+
+
+def _summarised(spec: CogSpec, moments: np.ndarray) -> tuple[BandStatistics, ...]:
+    """Statistics per band from moments (tile row, tile column, band, 5)."""
+    total = pyramid.merge_moments(moments.reshape(-1, *moments.shape[2:]))
     pixels = spec.shape[0] * spec.shape[1]
     number = float if spec.dtype.startswith("float") else int
     return tuple(
@@ -737,5 +779,5 @@ def _lifted(spec: CogSpec, statistics: Sequence[BandStatistics]) -> list[Tag]:
                         STATISTICS_VALID_PERCENT=f"{100 * row.valid_fraction:.4g}",
                     )
         data = bytes(memory.getbuffer())
-    tags = tiff.directories(lambda start, stop: data[start:stop], len(data))[0]
+    tags = tiff.directories(lambda start, stop: data[start:stop], len(data))[0].tags
     return [tags[code] for code in _LIFTED if code in tags]

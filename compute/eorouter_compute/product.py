@@ -54,11 +54,12 @@ def plan_product(
         shard_pixels: largest shard; by default what `grid.SHARD_PIXELS` says.
     """
     memory = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
-    piece_side = _piece_side(spec, memory)
-    side = max(isqrt(shard_pixels or SHARD_PIXELS.get()) // piece_side, 1) * piece_side
+    shard_side = isqrt(shard_pixels or SHARD_PIXELS.get())
+    step = piece_side(spec, memory_bytes_per_pixel, shard_side)
+    side = max(shard_side // step, 1) * step
     shards = []
     for window in tiles(spec.window, side):
-        piece = min(window.pixels, piece_side * piece_side)
+        piece = min(window.pixels, step * step)
         written = _written_bytes(spec, window)
         bound = Bound(
             pixels=window.pixels,
@@ -67,7 +68,7 @@ def plan_product(
             memory_bytes=int(piece * memory) + (16 << 20),
             seconds=window.pixels * seconds_per_pixel + written * _ENCODE_SECONDS_PER_BYTE,
         )
-        shards.append(Shard(body=msgspec.msgpack.encode(ProductShard(window, piece_side)), bound=bound))
+        shards.append(Shard(body=msgspec.msgpack.encode(ProductShard(window, step)), bound=bound))
     return tuple(shards)
 
 
@@ -259,9 +260,11 @@ def _encode_bytes_per_pixel(spec: CogSpec) -> float:
     return 2.5 * _pixel_bytes(spec) + 2.5 * len(spec.bands) + 1.0
 
 
-def _piece_side(spec: CogSpec, bytes_per_pixel: float) -> int:
+def piece_side(spec: CogSpec, memory_bytes_per_pixel: float, shard_side: int = cog.PIECE_SIDE) -> int:
+    """Side of the pieces in which a product is streamed: what memory and the shard allow, at most `cog.PIECE_SIDE`."""
+    bytes_per_pixel = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
     side = spec.block_size
-    while 2 * side <= cog.PIECE_SIDE and 4 * side * side * bytes_per_pixel <= PIECE_BYTES:
+    while 2 * side <= min(cog.PIECE_SIDE, shard_side) and 4 * side * side * bytes_per_pixel <= PIECE_BYTES:
         side *= 2
     return side
 
