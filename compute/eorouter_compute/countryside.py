@@ -87,7 +87,9 @@ CROPS = {
 _PEAK_MAX = 0.905  # a little under the NDVI of the spectrum "crop", so that every calendar can be kept
 
 
-def smooth_noise(generator: np.random.Generator, shape: tuple[int, int], scale_px: float, octaves: int = 4) -> np.ndarray:
+def smooth_noise(
+    generator: np.random.Generator, shape: tuple[int, int], scale_px: float, octaves: int = 4
+) -> np.ndarray:
     """Smooth noise of zero mean and unit deviation: random values on ever finer lattices, eased between."""
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
@@ -251,9 +253,15 @@ class Countryside:
         import shapely
 
         metres = self.size * PIXEL_M
-        ends = [*towns, towns[0], (towns[0][0] + 0.6 * (1 if towns[0][0] > 0.5 else -1), self.generator.uniform(0.2, 0.8))]
+        ends = [
+            *towns,
+            towns[0],
+            (towns[0][0] + 0.6 * (1 if towns[0][0] > 0.5 else -1), self.generator.uniform(0.2, 0.8)),
+        ]
         points = np.array([(ORIGIN[0] + x * metres, ORIGIN[1] - y * metres) for x, y in ends])
-        lines = [shapely.segmentize(shapely.linestrings(points[place : place + 2]), 60.0) for place in range(len(ends) - 1)]
+        lines = [
+            shapely.segmentize(shapely.linestrings(points[place : place + 2]), 60.0) for place in range(len(ends) - 1)
+        ]
         return [shapely.buffer(shapely.transform(line, self._curve), 6.5) for line in lines]
 
     def _lay(self, polygons: Sequence[Any], numbers: Sequence[int], target: np.ndarray) -> None:
@@ -313,7 +321,11 @@ class Countryside:
                 _Row(crop, "grass" if crop == "grassland" else "crop", "soil", brightness=draw.normal(0.92, 0.14))
             )
             table[number] = row
-            self.calendars[row] = (crop, float(draw.normal(0, 6)), float(min(CROPS[crop].peak + draw.normal(0, 0.025), _PEAK_MAX)))
+            self.calendars[row] = (
+                crop,
+                float(draw.normal(0, 6)),
+                float(min(CROPS[crop].peak + draw.normal(0, 0.025), _PEAK_MAX)),
+            )
             if is_field:
                 fields[row] = polygon
         self.cover[numbers >= 0] = table[laid]
@@ -508,5 +520,3 @@ class Countryside:
 
 TREND_PER_YEAR = -0.45
 """What bark beetles do to the NDVI of one conifer stand."""
-
-

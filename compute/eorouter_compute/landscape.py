@@ -32,6 +32,7 @@ BANDS_10M = (("B02", "blue"), ("B03", "green"), ("B04", "red"), ("B08", "nir"))
 BANDS_20M = (("B05", "rededge071"), ("B8A", "nir08"), ("B11", "swir16"), ("B12", "swir22"))
 SCALE, OFFSET, NODATA = 1e-4, -0.1, 0
 
+
 class Scene(Struct, frozen=True, kw_only=True):
     """The files of one date: `bands_10m` (B02 B03 B04 B08), `bands_20m` (B05 B8A B11 B12), `scl` (classes, 10 m)."""
 
@@ -125,7 +126,7 @@ def generate(
     scenes, records = [], []
     for place, (day, share) in enumerate(zip(dates, shares, strict=True)):
         weather = _Weather(np.random.default_rng([seed, 100 + place]), size_px, share, day, is_at_edge=place % 6 == 1)
-        scene = _write_scene(folder, ground, weather, day, place, transform)
+        scene = _write_scene(folder / f"{place:02d}_{day:%Y%m%d}", ground, weather, day, transform)
         scenes.append(scene)
         records.append(_scene_record(scene, weather))
     fields = folder / "fields.geojson"
@@ -143,9 +144,7 @@ def generate(
 class _Weather:
     """Clouds of one day: opacity, shadow, and a wedge without data where the picture is at the edge of the swath."""
 
-    def __init__(
-        self, generator: np.random.Generator, size: int, share: float, day: date, *, is_at_edge: bool
-    ) -> None:
+    def __init__(self, generator: np.random.Generator, size: int, share: float, day: date, *, is_at_edge: bool) -> None:
         self.generator = generator
         season = math.cos((day.timetuple().tm_yday - 172) / 365.25 * 2 * math.pi)
         self.sun_elevation_deg = 41.5 + 22.5 * season
@@ -199,9 +198,7 @@ class _Weather:
         return out
 
 
-def _write_scene(
-    folder: Path, ground: Countryside, weather: _Weather, day: date, place: int, transform: tuple[float, ...]
-) -> Scene:
+def _write_scene(start: Path, ground: Countryside, weather: _Weather, day: date, transform: tuple[float, ...]) -> Scene:
     clear = ground.reflectance(day)
     is_water = np.array([row.kind == "water" for row in ground.rows])[ground.cover]
     classes = weather.classes(clear, is_water)
@@ -210,8 +207,7 @@ def _write_scene(
     half_valid = (
         weather.valid[::2, ::2] & weather.valid[1::2, 1::2] & weather.valid[::2, 1::2] & weather.valid[1::2, ::2]
     )
-    name = f"{place:02d}_{day:%Y%m%d}"
-    paths = [folder / f"{name}_{kind}.tif" for kind in ("10m", "20m", "scl")]
+    paths = [start.with_name(f"{start.name}_{kind}.tif") for kind in ("10m", "20m", "scl")]
     coarse = (transform[0] * 2, 0.0, transform[2], 0.0, transform[4] * 2, transform[5])
     _write(paths[0], _stored(seen[:4], weather.valid), _bands(BANDS_10M), transform)
     _write(paths[1], _stored(half, half_valid), _bands(BANDS_20M), coarse)

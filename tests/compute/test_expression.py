@@ -84,10 +84,10 @@ def test_where_hides_a_failed_branch_but_never_an_invalid_band():
     a, b = np.array([[1, 0, 1, 0]], np.uint8), np.array([[1, 0, 3, 0]], np.uint8)
     valid = np.array([[True, True, True, False]])
     got = evaluate(program, {"a": Operand(a), "b": Operand(b, valid=valid)})
-    np.testing.assert_array_equal(got, np.float32([[[0, 0, -0.5, np.nan]]]))
+    np.testing.assert_array_equal(got, np.array([[[0, 0, -0.5, np.nan]]], np.float32))
     unused = compile_expression("where(a > 0, 1, b)", ["a", "b"])
     got = evaluate(unused, {"a": Operand(a + 1), "b": Operand(b, valid=valid)})
-    np.testing.assert_array_equal(got, np.float32([[[1, 1, 1, np.nan]]]))
+    np.testing.assert_array_equal(got, np.array([[[1, 1, 1, np.nan]]], np.float32))
 
 
 HOSTILE = [
