@@ -106,15 +106,15 @@ def generate(
     Args:
         folder: made if need be; files in it are replaced.
         seed: the same seed, size and dates give the same bytes.
-        size_px: side of the square in pixels of 10 m; even, 256 to 8192.
+        size_px: side of the square in pixels of 10 m; even, 256 to 4096. About 100 bytes per pixel are held at a time.
         dates: one scene each, ascending.
         cloud_shares: share of the picture under cloud, per date; a varied year by default.
 
     Raises:
         ValueError: the size or the dates cannot be used.
     """
-    if size_px % 2 or not 256 <= size_px <= 8192:
-        raise ValueError(f"size_px is {size_px}; an even number from 256 to 8192 was expected")
+    if size_px % 2 or not 256 <= size_px <= 4096:
+        raise ValueError(f"size_px is {size_px}; an even number from 256 to 4096 was expected")
     if not dates or list(dates) != sorted(set(dates)):
         raise ValueError("dates must be ascending, without repeats, at least one")
     shares = tuple(cloud_shares) or tuple(_CLOUD_SHARES[place % len(_CLOUD_SHARES)] for place in range(len(dates)))
@@ -174,16 +174,15 @@ class _Weather:
             y, x = np.mgrid[0:size, 0:size]
             self.valid = x + 0.21 * y > 0.16 * size
 
-    def over(self, clear: np.ndarray) -> np.ndarray:
-        """The picture through these clouds, with the sensor's noise."""
-        out = np.empty_like(clear)
+    def over(self, picture: np.ndarray) -> None:
+        """Put these clouds over a clear picture, with the sensor's noise; in place, band by band."""
         cloud = TABLE[COVERS.index("cloud")]
-        for band in range(len(clear)):
-            dimmed = clear[band] * (1 - 0.58 * self.shadow)
-            seen = dimmed + self.opacity * (cloud[band] * self.billow - dimmed)
-            noise = self.generator.standard_normal(seen.shape, np.float32)
-            out[band] = seen + noise * (0.0012 + 0.006 * seen)
-        return out
+        light = 1 - 0.58 * self.shadow
+        for band, clear in enumerate(picture):
+            clear *= light
+            clear += self.opacity * (cloud[band] * self.billow - clear)
+            noise = self.generator.standard_normal(clear.shape, np.float32)
+            clear += noise * (np.float32(0.0012) + np.float32(0.006) * clear)
 
     def classes(self, clear: np.ndarray, is_water: np.ndarray) -> np.ndarray:
         """Scene classification as Sen2Cor codes it, from the truth."""
@@ -199,10 +198,10 @@ class _Weather:
 
 
 def _write_scene(start: Path, ground: Countryside, weather: _Weather, day: date, transform: tuple[float, ...]) -> Scene:
-    clear = ground.reflectance(day)
+    seen = ground.reflectance(day)
     is_water = np.array([row.kind == "water" for row in ground.rows])[ground.cover]
-    classes = weather.classes(clear, is_water)
-    seen = weather.over(clear)
+    classes = weather.classes(seen, is_water)
+    weather.over(seen)
     half = seen[4:].reshape(4, ground.size // 2, 2, ground.size // 2, 2).mean(axis=(2, 4))
     half_valid = (
         weather.valid[::2, ::2] & weather.valid[1::2, 1::2] & weather.valid[::2, 1::2] & weather.valid[1::2, ::2]

@@ -11,37 +11,69 @@ from eorouter_kernels import expression
 # expression
 
 
-def run_program(
-    code: Sequence[tuple[int, int, int, int, int]], constants: Sequence[float], bands: Sequence[npt.NDArray[np.float64]]
-) -> list[npt.NDArray[np.float64]]:
-    """Every output of a program over whole arrays of physical values; the register code one instruction at a time."""
-    registers = {k: np.asarray(value, np.float64) for k, value in enumerate(constants)}
-    outputs: dict[int, npt.NDArray[np.float64]] = {}
+Floats = npt.NDArray[np.float64]
+
+
+def to_physical(stored: npt.NDArray[np.generic], scale: float, offset: float) -> Floats:
+    """Stored × scale + offset."""
+    return stored.astype(np.float64) * scale + offset
+
+
+def load_band(stored: npt.NDArray[np.generic], scale: float, offset: float, valid: npt.NDArray[np.bool_]) -> Floats:
+    """Physical value where valid, else NaN; an empty `valid` means everywhere."""
+    physical = to_physical(stored, scale, offset)
+    return np.where(valid, physical, np.nan) if valid.size else physical
+
+
+def apply_unary(op: int, a: Floats) -> Floats:
+    """One operation with one operand, missing where it is."""
     with np.errstate(all="ignore"):
-        for op, target, *sources in code:
-            if op == expression.LOAD:
-                registers[target] = bands[sources[2]]
-            elif op == expression.STORE:
-                result = np.broadcast_to(registers[sources[0]], bands[0].shape)
-                outputs[target] = np.where(np.isfinite(result), result, np.nan)
-            else:
-                a, b, c = (registers.get(source, np.zeros(())) for source in sources)
-                registers[target] = _apply(op, a, b, c)
+        return np.where(np.isnan(a), np.nan, _UNARY[op](a))
+
+
+def apply_arithmetic(op: int, a: Floats, b: Floats) -> Floats:
+    """One operation with two operands, missing where either is and at the poles."""
+    is_pole = ((op in {expression.DIV, expression.MOD}) & (b == 0)) | ((op == expression.POW) & (a == 0) & (b < 0))
+    with np.errstate(all="ignore"):
+        return np.where(np.isnan(a) | np.isnan(b) | is_pole, np.nan, _ARITHMETIC[op](a, b))
+
+
+def apply_condition(op: int, a: Floats, b: Floats) -> Floats:
+    """One comparison or logical operation as 1 or 0, missing where either operand is."""
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, _CONDITIONS[op](a, b))
+
+
+def store_finite(a: Floats, dtype: npt.DTypeLike) -> npt.NDArray[np.floating]:
+    """Rounded to the output's dtype, NaN where not finite there."""
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(a).astype(dtype)
+    return np.where(np.isfinite(rounded), rounded, np.nan).astype(dtype)
+
+
+def run_program(
+    code: Sequence[tuple[int, int, int, int, int]],
+    constants: Sequence[float],
+    bands: Sequence[Floats],
+    dtype: npt.DTypeLike = np.float64,
+) -> list[npt.NDArray[np.floating]]:
+    """Every output of a program over whole arrays of physical values; the register code one instruction at a time."""
+    registers: dict[int, Floats] = {k: np.asarray(value, np.float64) for k, value in enumerate(constants)}
+    outputs: dict[int, npt.NDArray[np.floating]] = {}
+    for op, target, *sources in code:
+        a, b, c = (registers.get(source, np.zeros(())) for source in sources)
+        if op == expression.LOAD:
+            registers[target] = bands[sources[2]]
+        elif op == expression.STORE:
+            outputs[target] = np.broadcast_to(store_finite(a, dtype), bands[0].shape)
+        elif op == expression.WHERE:
+            registers[target] = np.where(np.isnan(a), np.nan, np.where(a != 0, b, c))
+        elif op == expression.GUARD:
+            registers[target] = np.where(np.isnan(b), np.nan, a)
+        elif op in _UNARY:
+            registers[target] = apply_unary(op, a)
+        else:
+            registers[target] = (apply_arithmetic if op in _ARITHMETIC else apply_condition)(op, a, b)
     return [outputs[place] for place in sorted(outputs)]
-
-
-def _apply(op: int, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """One instruction; missing where an operand is, save for the branch that `where` does not take."""
-    if op == expression.WHERE:
-        return np.where(np.isnan(a), np.nan, np.where(a != 0, b, c))
-    if op == expression.GUARD:
-        return np.where(np.isnan(b), np.nan, a)
-    if op in _UNARY:
-        result = _UNARY[op](a)
-        return np.where(np.isnan(a), np.nan, result)
-    result = np.where(np.isnan(a) | np.isnan(b), np.nan, _BINARY[op](a, b))
-    is_pole = (op in {expression.DIV, expression.MOD}) & (b == 0) | ((op == expression.POW) & (a == 0) & (b < 0))
-    return np.where(is_pole, np.nan, result)
 
 
 def _each(function: Callable[..., float]) -> Callable[..., np.ndarray]:
@@ -75,7 +107,7 @@ _UNARY = {
     expression.FLOOR: np.floor,
     expression.CEIL: np.ceil,
 }
-_BINARY = {
+_ARITHMETIC = {
     expression.ADD: np.add,
     expression.SUB: np.subtract,
     expression.MUL: np.multiply,
@@ -85,6 +117,8 @@ _BINARY = {
     expression.MIN: np.minimum,
     expression.MAX: np.maximum,
     expression.ATAN2: _each(math.atan2),
+}
+_CONDITIONS = {
     expression.LT: np.less,
     expression.LE: np.less_equal,
     expression.GT: np.greater,
