@@ -106,7 +106,7 @@ def generate(
     Args:
         folder: made if need be; files in it are replaced.
         seed: the same seed, size and dates give the same bytes.
-        size_px: side of the square in pixels of 10 m; even, 256 to 4096. About 100 bytes per pixel are held at a time.
+        size_px: side of the square in pixels of 10 m; even, 256 to 4096. About 200 bytes per pixel are held.
         dates: one scene each, ascending.
         cloud_shares: share of the picture under cloud, per date; a varied year by default.
 
@@ -178,11 +178,11 @@ class _Weather:
         """Put these clouds over a clear picture, with the sensor's noise; in place, band by band."""
         cloud = TABLE[COVERS.index("cloud")]
         light = 1 - 0.58 * self.shadow
-        for band, clear in enumerate(picture):
-            clear *= light
-            clear += self.opacity * (cloud[band] * self.billow - clear)
-            noise = self.generator.standard_normal(clear.shape, np.float32)
-            clear += noise * (np.float32(0.0012) + np.float32(0.006) * clear)
+        for band in range(len(picture)):
+            seen = picture[band] * light
+            seen += self.opacity * (cloud[band] * self.billow - seen)
+            noise = self.generator.standard_normal(seen.shape, np.float32)
+            picture[band] = seen + noise * (np.float32(0.0012) + np.float32(0.006) * seen)
 
     def classes(self, clear: np.ndarray, is_water: np.ndarray) -> np.ndarray:
         """Scene classification as Sen2Cor codes it, from the truth."""
