@@ -6,8 +6,8 @@
 
 A handler is a plain coroutine `(ctx, request) -> output`; the decorator reads both structs from its annotations and
 adds nothing to the call, so tests call handlers directly. Faulty definitions are refused when they are imported, all
-faults at once. Authority to spend is an argument: only `surface` makes a `SpendAuthority`, and a handler without one has
-nothing to hand to the ledger.
+faults at once. Authority to spend is an argument: only `surface` makes a `SpendAuthority`, and a handler without one
+has nothing to hand to the ledger.
 """
 
 import inspect
@@ -39,23 +39,13 @@ _SCOPE = re.compile(r"^[a-z_]+:(read|write)$")
 _PATH_FIELD = re.compile(r"{([a-z_]+)}")
 # A short list keeps ids guessable; a new verb is a decision, so it is added here and nowhere else. `me`, `progress` and
 # `signed_url` are published names.
-_VERBS = frozenset(
-    ["search", "get", "list", "estimate", "place", "cancel", "create", "update", "delete", "execute", "dispatch"]
-    + [
-        "download",
-        "initiate",
-        "receive",
-        "complete",
-        "fail",
-        "revoke",
-        "signup",
-        "login",
-        "logout",
-        "refresh",
-        "change",
-    ]
-    + ["me", "progress", "signed_url"]
-)
+# fmt: off
+_VERBS = frozenset((
+    "search", "get", "list", "estimate", "place", "cancel", "create", "update", "delete", "execute", "dispatch",
+    "download", "initiate", "receive", "complete", "fail", "revoke", "signup", "login", "logout", "refresh", "change",
+    "me", "progress", "signed_url",
+))
+# fmt: on
 
 
 class Tier(StrEnum):

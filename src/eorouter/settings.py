@@ -4,6 +4,7 @@ Every field is an environment variable `EOROUTER_<FIELD IN UPPER CASE>`. A bad v
 name, the form it must have, and an example.
 """
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping
@@ -142,11 +143,7 @@ def prepare(settings: Settings) -> Settings:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not settings.secret:
-            try:
-                with secret_file.open("x", opener=lambda path, flags: os.open(path, flags, 0o600)) as target:
-                    target.write(secrets.token_urlsafe(48))
-            except FileExistsError:
-                pass
+            _make_secret(secret_file)
             settings = msgspec.structs.replace(settings, secret=secret_file.read_text().strip())
     except OSError as error:
         raise BadSetting(
@@ -154,3 +151,15 @@ def prepare(settings: Settings) -> Settings:
             f"Make it writable, or choose another with --data-dir or {PREFIX}DATA_DIR."
         ) from error
     return msgspec.structs.replace(settings, data_dir=folder)
+
+
+def _make_secret(path: Path) -> None:
+    """Write a fresh secret unless there is one; linked into place whole, so that no other process reads half of it."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".secret.{secrets.token_hex(4)}")
+    temporary.touch(mode=0o600)
+    temporary.write_text(secrets.token_urlsafe(48))
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(temporary)
+    temporary.unlink()

@@ -1,7 +1,7 @@
 """Transactions on SQLite and on PostgreSQL, with one set of statements.
 
-`read()` sees a snapshot; `write()` begins as a writer. On SQLite that is `BEGIN IMMEDIATE`: a transaction that starts as
-a reader and turns into a writer fails at once under WAL, whatever the busy timeout. One request is one transaction.
+`read()` sees a snapshot; `write()` begins as a writer. On SQLite that is `BEGIN IMMEDIATE`: a transaction that starts
+as a reader and turns into a writer fails at once under WAL, whatever the busy timeout. One request is one transaction.
 """
 
 import asyncio

@@ -241,7 +241,7 @@ processes = sa.Table(
 
 
 def owned(table: sa.Table, principal: Principal) -> sa.ColumnElement[bool]:
-    """The rows of `table` that `principal` may know of: those of its organisation and, for a restricted key, project."""
+    """The rows of `table` that `principal` may know of: its organisation's and, for a restricted key, its project's."""
     condition = table.c.org_id == principal.org_id
     if principal.project_id is not None:
         project = table.c.id if table is projects else table.c.project_id
