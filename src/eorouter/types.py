@@ -47,7 +47,10 @@ class Role(StrEnum):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is asking. `project_id` restricts a key to one project; `scopes` are what it may do."""
+    """Who is asking. `project_id` restricts a key to one project; `scopes` are what it may do.
+
+    `session_id` is the log-in of a user; keys have none.
+    """
 
     kind: Literal["user", "key", "system", "anonymous"]
     id: str
@@ -56,6 +59,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     project_id: str | None = None
     mode: Mode = Mode.LIVE
+    session_id: str | None = None
 
 
 ANONYMOUS = Principal(kind="anonymous", id="", org_id="", scopes=frozenset())
