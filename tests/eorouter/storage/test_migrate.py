@@ -33,7 +33,8 @@ def _catalog(connection: sa.Connection) -> list[tuple[str, ...]]:
         query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     else:
         query = """
-            SELECT 'index' AS kind, indexname AS name, indexdef AS definition FROM pg_indexes WHERE schemaname = 'public'
+            SELECT 'index' AS kind, indexname AS name, indexdef AS definition FROM pg_indexes
+            WHERE schemaname = 'public'
             UNION ALL
             SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(oid) FROM pg_constraint
             WHERE connamespace = 'public'::regnamespace
@@ -193,7 +194,8 @@ async def test_boxes_are_found_through_their_index_after_insert_update_and_delet
 
     async def found(tx: sa.ext.asyncio.AsyncConnection, west: float, south: float, east: float, north: float) -> list:
         query = (
-            "SELECT id FROM item_boxes_rtree WHERE west <= :east AND east >= :west AND south <= :north AND north >= :south"
+            "SELECT id FROM item_boxes_rtree "
+            "WHERE west <= :east AND east >= :west AND south <= :north AND north >= :south"
             if db.is_sqlite
             else "SELECT id FROM item_boxes WHERE box(point(west, south), point(east, north)) "
             "&& box(point(:west, :south), point(:east, :north))"
