@@ -2,13 +2,14 @@
 
     with EoRouterClient("http://127.0.0.1:8000", api_key="eor_live_sk_…") as client:
         client.call("items.search", limit=10)          # every operation, by id
-        client.execute(method="spectral_index", inputs=[item_id], index="NDVI").wait()
+        client.execute(item_id, method="spectral_index", indices=["NDVI"]).wait()
 
 It imports nothing of the service, only httpx2, msgspec and the standard library. Failures are exceptions of
 `eorouter.client.problems`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
@@ -76,7 +77,7 @@ class EoRouterClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         api_key: str | None = None,
         *,
         timeout_s: float = 60.0,
@@ -86,12 +87,22 @@ class EoRouterClient:
         """Make a client; nothing is sent yet.
 
         Args:
-            base_url: the service's address, with its scheme.
-            api_key: a key, or an access token; without one only what is public can be called, until `login`.
+            base_url: the service's address, with its scheme; by default that of the variable `EOROUTER_URL`.
+            api_key: a key, or an access token; by default that of the variable `EOROUTER_API_KEY`, unless an address
+                was given: a key of the environment goes to the address of the environment only. Without one only what
+                is public can be called, until `login`.
             timeout_s: longest to wait for an answer, or for the next bytes of one.
             retries: how often to try again, where that is safe.
             polling: how often to ask whether a job is done.
+
+        Raises:
+            ValueError: there is no address, or it is not one.
         """
+        if base_url is None:
+            base_url = os.environ.get("EOROUTER_URL", "")
+            api_key = api_key or os.environ.get("EOROUTER_API_KEY") or None
+            if not base_url:
+                raise ValueError("Give the address of the service: EoRouterClient('http://…'), or set EOROUTER_URL.")
         self._session = Session(
             base_url,
             api_key=api_key,
@@ -165,23 +176,25 @@ class EoRouterClient:
 
     def execute(
         self,
-        *,
+        *item_ids: str,
         method: str,
-        inputs: Sequence[str],
+        inputs: Sequence[str] = (),
         project_id: str | None = None,
         name: str | None = None,
         **params: Any,
     ) -> Job:
-        """Start a method over items of a project: `execute(method="spectral_index", inputs=[id], index="NDVI")`.
+        """Start a method over items: `execute(item_id, method="spectral_index", indices=["NDVI"]).wait()`.
 
         Args:
-            method: its id, as `analytics.methods.list` names them.
-            inputs: ids of the items.
-            project_id: where the outputs shall be; that of the inputs by default.
+            item_ids: the items to work on.
+            method: id of the method.
+            inputs: further ids of items, for those who have them in a list.
+            project_id: where the outputs shall be; the project of the first item by default.
             name: name of the job.
             params: the method's own parameters.
         """
-        return self.jobs.execute(method=method, inputs=inputs, project_id=project_id, name=name, **params)
+        task = {"method": method, **{key: value for key, value in params.items() if value is not None}}
+        return self.jobs.create(task, inputs=[*item_ids, *inputs], project_id=project_id, name=name)
 
 
 def _version() -> str:

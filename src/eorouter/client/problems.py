@@ -177,6 +177,7 @@ class WaitTimeout(EoRouterError, TimeoutError):
     """The time given for waiting is over; the job or upload itself goes on."""
 
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _BY_STATUS: dict[int, type[ApiProblem]] = {
     400: BadRequest,
     401: Unauthenticated,
@@ -202,11 +203,10 @@ def problem_of(status: int, body: bytes, headers: Mapping[str, str]) -> ApiProbl
         document = None
     if not isinstance(document, dict):
         document = {}
-    phrase = HTTPStatus(status).phrase if status in HTTPStatus else "Error"
     return kind(
         status=status,
         code=str(document.get("code") or f"http_{status}"),
-        message=str(document.get("message") or document.get("detail") or f"The service answered {status} {phrase}."),
+        message=str(document.get("message") or document.get("detail") or f"The service answered {status} {_PHRASES.get(status, '')}".rstrip() + "."),
         errors=_faults(document.get("errors")),
         request_id=str(document.get("request_id") or headers.get("x-request-id", "")),
         retry_after_s=retry_after_s(headers),

@@ -4,11 +4,11 @@ Answers stay plain dictionaries, exactly as the service gives them, so nothing i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, NotFound, UploadFailed, WaitTimeout
+from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, UploadFailed, WaitTimeout
 from eorouter.client.runtime import Json, Polling, Session, entries
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
@@ -185,6 +185,12 @@ class Items:
         return assets[asset]
 
 
+def _filename(asset: Json, key: str) -> str:
+    """The last part of the asset's address, as a plain name whatever the address tries; the key without one."""
+    name = unquote(urlsplit(asset["href"]).path).replace("\\", "/").rsplit("/", 1)[-1]
+    return name if name.strip(". ") and name.isprintable() else key
+
+
 class Job:
     """One job and the means to follow it. `document` is what the service last said of it."""
 
@@ -252,3 +258,31 @@ class Job:
                 raise JobCancelled(f"Job {self.id} was cancelled.", self.document)
             self.refresh()
         raise WaitTimeout(f"Job {self.id} is still {self.state} after {timeout_s:g} s; it goes on.")
+
+
+class Jobs:
+    """Work over items."""
+
+    def __init__(self, session: Session, polling: Polling) -> None:
+        self._session = session
+        self._polling = polling
+
+    def create(
+        self,
+        task: Mapping[str, Any],
+        *,
+        inputs: Sequence[str],
+        project_id: str | None = None,
+        name: str | None = None,
+    ) -> Job:
+        """Start a task: a method's parameters with the method's id under `method`."""
+        asked = {"task": task, "inputs": list(inputs), "project_id": project_id, "name": name}
+        return Job(self._session, self._polling, self._session.call("analytics.execute", asked))
+
+    def get(self, job_id: str) -> Job:
+        """One job."""
+        return Job(self._session, self._polling, self._session.call("jobs.get", {"job_id": job_id}))
+
+    def list(self, **fields: Any) -> Iterator[Json]:
+        """Every job, newest first; `fields` as the operation takes them."""
+        return entries(self._session, "jobs.list", fields)

@@ -82,8 +82,12 @@ class Session:
 
     def __repr__(self) -> str:
         """Address and kind of credentials, never the credentials."""
-        kind = "anonymous" if self._bearer is None else "session" if self._refresh_token else "key"
-        return f"Session({self.base_url!r}, {kind})"
+        return f"Session({self.base_url!r}, {self.credentials})"
+
+    @property
+    def credentials(self) -> str:
+        """What kind of credentials are in use: `anonymous`, `session` or `key`."""
+        return "anonymous" if self._bearer is None else "session" if self._refresh_token else "key"
 
     def close(self) -> None:
         """Close all connections."""

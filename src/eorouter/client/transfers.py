@@ -157,7 +157,8 @@ def _piece(session: Session, url: str, part: _Part, on_progress: Progress | None
             length = response.headers.get("content-length")
             total = begun + int(length) if length is not None else 0
             with part.path.open("ab") as file:
-                for chunk in response.iter_raw(_CHUNK_BYTES):
+                # As they come: asked for chunks of a size, httpx2 loses what it has gathered when the line breaks.
+                for chunk in response.iter_raw():
                     file.write(chunk)
                     if on_progress is not None:
                         on_progress(file.tell(), total)
@@ -168,7 +169,7 @@ def _piece(session: Session, url: str, part: _Part, on_progress: Progress | None
             raise _BrokeOff from error
         raise
     except ApiProblem as problem:
-        if problem.status == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE and begun:
+        if problem.status == httpx2.codes.RANGE_NOT_SATISFIABLE and begun:
             part.begin(None)  # nothing is missing, or the object shrank: only the whole of it tells
             raise _BrokeOff from problem
         raise
