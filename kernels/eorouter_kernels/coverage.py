@@ -96,9 +96,7 @@ class Spans(NamedTuple):
     weight: NDArray[np.float64]
 
 
-def outlines(
-    vertices: NDArray[np.float64], ring_offsets: NDArray[np.int64], zone_rings: NDArray[np.int64]
-) -> Outlines:
+def outlines(vertices: NDArray[np.float64], ring_offsets: NDArray[np.int64], zone_rings: NDArray[np.int64]) -> Outlines:
     """Index closed rings for rasterising.
 
     Args:

@@ -324,8 +324,16 @@ def collect(
     kept = batch.weight >= SLIVER
     whole = int(batch.length[kept & (batch.weight == 1.0)].sum(dtype=np.int64))
     part = int(batch.length[kept & (batch.weight != 1.0)].sum(dtype=np.int64))
-    full_pair, full_value, full_count = np.empty(whole, np.int64), np.empty(whole, pixels.dtype), np.empty(whole, np.int64)
-    part_pair, part_value, part_weight = np.empty(part, np.int64), np.empty(part, pixels.dtype), np.empty(part, np.float64)
+    full_pair, full_value, full_count = (
+        np.empty(whole, np.int64),
+        np.empty(whole, pixels.dtype),
+        np.empty(whole, np.int64),
+    )
+    part_pair, part_value, part_weight = (
+        np.empty(part, np.int64),
+        np.empty(part, pixels.dtype),
+        np.empty(part, np.float64),
+    )
     made, parts = gather(
         batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, band,
         full_pair, full_value, full_count, part_pair, part_value, part_weight,
@@ -432,14 +440,23 @@ def sort_runs(first, value, weight, count):  # noqa: ANN001, ANN201
 def weighted_quantiles(first, value, weight, count, levels, out):  # noqa: ANN001, ANN201
     """Quantiles of values with weights, linear between the observations.
 
-    Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone: `count` equal
-        observations; levels (level), 0 … 1; out (zone, level).
+    Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone, `count` equal
+        observations each; overwritten; levels (level), 0 … 1; out (zone, level).
     Units: those of the values.
     Nodata: a zone without observations is left as it is.
     Reference: the definition at https://stats.stackexchange.com/a/13223, which exactextract follows.
     """
     for zone in range(len(first) - 1):
         begin, end = first[zone], first[zone + 1]
+        # Equal observations that came from several blocks are first made one, so that sums do not see the blocks.
+        runs = begin
+        for i in range(begin, end):
+            if i > begin and value[i] == value[runs - 1] and weight[i] == weight[runs - 1]:
+                count[runs - 1] += count[i]
+            else:
+                value[runs], weight[runs], count[runs] = value[i], weight[i], count[i]
+                runs += 1
+        end = runs
         observations = np.int64(0)
         total = 0.0
         for i in range(begin, end):
