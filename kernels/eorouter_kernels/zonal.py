@@ -172,8 +172,6 @@ def moments_float(  # noqa: ANN201
 ):  # fmt: skip
     """Weighted sums, squares and extremes under spans, in float64, for floats and wide integers.
 
-    Shapes, Units, Nodata, Reference: as `moments_int`.
-
     Four partial sums run side by side along a span: a fixed order that the processor can keep in one vector. A plain
     loop may not be vectorised, as float addition does not associate; fastmath would, in an order of its own choosing.
 
@@ -227,8 +225,8 @@ def moments_float(  # noqa: ANN201
                         l0, l1, l2, l3 = min(l0, v0), min(l1, v1), min(l2, v2), min(l3, v3)
                         h0, h1, h2, h3 = max(h0, v0), max(h1, v1), max(h2, v2), max(h3, v3)
                     s, q = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
-                    lowest = min(lowest, min(min(l0, l1), min(l2, l3)))
-                    highest = max(highest, max(max(h0, h1), max(h2, h3)))
+                    lowest = min(lowest, l0, l1, l2, l3)
+                    highest = max(highest, h0, h1, h2, h3)
                     for i in range(whole, n):
                         v = np.float64(line[i])
                         d = v - pivot
@@ -394,9 +392,10 @@ def gather(  # noqa: ANN201
 def quantiles(runs: Runs, zones: int, levels: Sequence[float]) -> NDArray[np.float64]:
     """Weighted quantiles of each zone, (zone, level); NaN for a zone without values. `pair` of the runs is the zone.
 
-    Every cell is one observation, sorted by value and then by weight; observation k of n, counted from 0, stands at
-    s_k = k·w_k + (n − 1)·Σ_{i<k} w_i, the quantile q at q·(n − 1)·Σw, and between two observations we interpolate.
-    With equal weights this is the usual linear quantile (Hyndman and Fan's type 7).
+    Each *distinct value* x_k, k = 0 … n − 1 in rising order, has the summed fraction w_k of the cells that hold it. It
+    stands at s_k = k·w_k + (n − 1)·Σ_{i<k} w_i, the quantile q at q·(n − 1)·Σw, and between values we interpolate.
+    This is exactextract's definition, so that numbers can be compared; exactextract then cuts the quantiles of integer
+    rasters to integers, which we do not. For values that all differ and weigh alike it is the usual linear quantile.
     """
     zone = np.concatenate([runs.full_pair, runs.part_pair])
     value = np.concatenate([runs.full_value, runs.part_value])
@@ -438,50 +437,50 @@ def sort_runs(first, value, weight, count):  # noqa: ANN001, ANN201
 
 @kernel
 def weighted_quantiles(first, value, weight, count, levels, out):  # noqa: ANN001, ANN201
-    """Quantiles of values with weights, linear between the observations.
+    """Quantiles of values with weights, linear between distinct values.
 
-    Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone, `count` equal
-        observations each; overwritten; levels (level), 0 … 1; out (zone, level).
+    Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone, `count` cells of
+        that value and weight; overwritten; levels (level), 0 … 1; out (zone, level).
     Units: those of the values.
     Nodata: a zone without observations is left as it is.
-    Reference: the definition at https://stats.stackexchange.com/a/13223, which exactextract follows.
+    Reference: the definition at https://stats.stackexchange.com/a/13223 over distinct values, as in exactextract 0.3.
     """
     for zone in range(len(first) - 1):
         begin, end = first[zone], first[zone + 1]
-        # Equal observations that came from several blocks are first made one, so that sums do not see the blocks.
-        runs = begin
-        for i in range(begin, end):
-            if i > begin and value[i] == value[runs - 1] and weight[i] == weight[runs - 1]:
-                count[runs - 1] += count[i]
-            else:
-                value[runs], weight[runs], count[runs] = value[i], weight[i], count[i]
-                runs += 1
-        end = runs
-        observations = np.int64(0)
-        total = 0.0
-        for i in range(begin, end):
-            observations += count[i]
-            total += weight[i] * count[i]
-        if observations == 0:
+        # Cells of equal value and weight are counted before they are weighed: the sum sees one order, whatever blocks
+        # they came from.
+        distinct = begin
+        i = begin
+        while i < end:
+            x = value[i]
+            mass = 0.0
+            while i < end and value[i] == x:
+                w = weight[i]
+                cells = np.int64(0)
+                while i < end and value[i] == x and weight[i] == w:
+                    cells += count[i]
+                    i += 1
+                mass += w * cells
+            value[distinct], weight[distinct] = x, mass
+            distinct += 1
+        if distinct == begin:
             continue
-        gaps = float(observations - 1)
+        gaps = float(distinct - begin - 1)
+        total = 0.0
+        for i in range(begin, distinct):
+            total += weight[i]
         for level in range(len(levels)):
             wanted = levels[level] * (total * gaps)
-            k = np.int64(0)
-            before = 0.0
-            last = -1.0  # where the observation before this run stands
-            found = value[end - 1]
-            for i in range(begin, end):
+            before = stood = 0.0
+            found = value[distinct - 1]
+            for k in range(distinct - begin):
+                i = begin + k
                 stands = k * weight[i] + gaps * before
-                if stands > wanted and i > begin:
-                    found = value[i - 1] + (wanted - last) * (value[i] - value[i - 1]) / (stands - last)
+                if stands > wanted:
+                    found = value[i - 1] + (wanted - stood) * (value[i] - value[i - 1]) / (stands - stood)
                     break
-                k += count[i]
-                before += weight[i] * count[i]
-                last = (k - 1) * weight[i] + gaps * (before - weight[i])
-                if last > wanted:
-                    found = value[i]
-                    break
+                before += weight[i]
+                stood = stands
             out[zone, level] = found
 
 
