@@ -38,6 +38,7 @@ LEAD = 4
 
 _COMPRESSIONS = {"none": 1, "lzw": 5, "deflate": 8, "lerc": 34887, "zstd": 50000}
 _SPOOL_BYTES = 64 << 20
+_REDUNDANT = 3
 
 
 class CogSpec(Struct, frozen=True, kw_only=True):
@@ -49,7 +50,7 @@ class CogSpec(Struct, frozen=True, kw_only=True):
         nodata: stored value of missing pixels in every band (NaN allowed), or None.
         has_mask: write an internal 1-bit mask; a pixel is masked when it is missing in every band.
         block_size: tile side in pixels, a multiple of 16.
-        level: of the compressor; None takes 3 (ISA-L) for deflate and 9 for zstd. Deflate levels above 3 use libdeflate.
+        level: of the compressor. For deflate 0–3 is ISA-L, 4–12 libdeflate, None whichever suits the tile; for zstd None is 9.
         overview_count: None halves until a level fits one tile.
         overview_resampling: "average" is the mean of the valid pixels, integers rounded half to even, each level from the
             one below; "nearest" takes the upper left pixel; "mode" the most frequent value.
@@ -364,12 +365,24 @@ def _encode_tile(spec: CogSpec, cut: np.ndarray) -> bytes:
         predict = imagecodecs.floatpred_encode if tile.dtype.kind == "f" else imagecodecs.delta_encode
         tile = predict(tile, axis=1)
     if spec.compression == "deflate":
-        return _deflate(tile, 3 if spec.level is None else spec.level)
+        return _deflate_well(tile) if spec.level is None else _deflate(tile, spec.level)
     if spec.compression == "zstd":
         return imagecodecs.zstd_encode(tile, level=9 if spec.level is None else spec.level)
     if spec.compression == "lzw":
         return imagecodecs.lzw_encode(tile)
     return tile.tobytes()
+
+
+def _deflate_well(data: np.ndarray) -> bytes:
+    """DEFLATE at the best price: ISA-L, and libdeflate where a tile turns out to be redundant.
+
+    On noise-like tiles ISA-L packs as well as libdeflate at a fraction of the time. Measured on real scenes it was up to
+    55 % larger where tiles shrink to a third or less (class maps, repeated pixels), and there libdeflate is quick.
+    """
+    packed = _deflate(data, 3)
+    if _REDUNDANT * len(packed) < data.nbytes:
+        return min(packed, _deflate(data, 6), key=len)
+    return packed
 
 
 def _deflate(data: bytes | np.ndarray, level: int) -> bytes:
