@@ -88,12 +88,12 @@ def write_raster(
     return raster.describe(path.as_uri())
 
 
-def input_item(*assets: RasterAsset, name: str = "scene", **fields: Any) -> InputItem:
+def input_item(*assets: RasterAsset, id: str = "scene", **fields: Any) -> InputItem:  # noqa: A002
     """An input item of these assets; keys are made unique."""
     keys = [asset.key for asset in assets]
     if len(set(keys)) < len(keys):
         assets = tuple(msgspec.structs.replace(a, key=f"{a.key}{n}" if n else a.key) for n, a in enumerate(assets))
-    return InputItem(id=name, assets=assets, **fields)
+    return InputItem(id=id, assets=assets, **fields)
 
 
 def run_local(
