@@ -1,0 +1,167 @@
+"""One frozen struct, read once from the environment; the reference page of the settings is generated from it.
+
+Every field is an environment variable `EOROUTER_<FIELD IN UPPER CASE>`. A bad value stops the start with the variable's
+name, the form it must have, and an example.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "EOROUTER_"
+NOT_SETTINGS = frozenset({"EOROUTER_URL", "EOROUTER_API_KEY", "EOROUTER_TEST_DATA"})
+"""Variables of the same prefix that clients and tests read; a shell that has them can still start the service."""
+
+
+class BadSetting(Exception):
+    """Settings that cannot be used; the message has a line per fault."""
+
+
+def _field(description: str, example: str, **limits: Any) -> Meta:
+    return Meta(description=description, examples=[example], **limits)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything an operator can set."""
+
+    data_dir: Annotated[
+        Path, _field("Folder for the embedded database, objects and secrets; made when absent.", "/var/lib/eorouter")
+    ] = Path("eorouter-data")
+    database_url: Annotated[
+        str,
+        _field(
+            "PostgreSQL address; empty keeps SQLite in the data folder.", "postgresql://user:pw@db.example/eorouter"
+        ),
+    ] = ""
+    objects_url: Annotated[
+        str, _field("Object store (s3://, gs://, az://); empty keeps objects in the data folder.", "s3://bucket/prefix")
+    ] = ""
+    host: Annotated[str, _field("Address the API listens on.", "0.0.0.0")] = "127.0.0.1"  # noqa: S104
+    port: Annotated[int, _field("Port the API listens on; 0 takes a free one.", "8000", ge=0, le=65535)] = 8000
+    public_url: Annotated[
+        str,
+        _field("Address under which clients reach the API; empty derives it from host and port.", "https://eo.example"),
+    ] = ""
+    secret: Annotated[
+        str,
+        _field(
+            "Key for sessions, cursors, signed addresses; 32+ characters; empty keeps one in the data folder.",
+            "…",
+        ),
+    ] = ""
+    worker_count: Annotated[
+        int, _field("Worker processes of the embedded cluster; 0 means one per core.", "4", ge=0, le=256)
+    ] = 0
+    worker_threads: Annotated[int, _field("Threads per worker process.", "1", ge=1, le=64)] = 1
+    worker_memory_mb: Annotated[int, _field("Memory limit of one worker, MiB.", "4096", ge=256)] = 4096
+    dashboard_port: Annotated[
+        int, _field("Port of the Dask dashboard, on loopback only; 0 takes a free one.", "8787", ge=0, le=65535)
+    ] = 0
+    upload_bytes_max: Annotated[int, _field("Largest upload, bytes.", "10737418240", ge=1)] = 10 << 30
+    quota_bytes: Annotated[int, _field("Storage of a new organisation, bytes.", "107374182400", ge=0)] = 100 << 30
+    raster_pixels_max: Annotated[int, _field("Largest raster taken in, pixels times bands.", "20000000000", ge=1)] = (
+        20_000_000_000
+    )
+    body_bytes_max: Annotated[int, _field("Largest JSON body, bytes.", "33554432", ge=1024)] = 32 << 20
+    ingest_wait_s: Annotated[
+        float,
+        _field("Longest that completing an upload waits for its ingest before it answers with the job.", "30", ge=0),
+    ] = 30.0
+    access_token_s: Annotated[int, _field("Life of an access token, seconds.", "900", ge=30)] = 900
+    refresh_token_days: Annotated[int, _field("Life of a session without use, days.", "30", ge=1)] = 30
+    bcrypt_cost: Annotated[int, _field("Cost of the stored verifier of API keys.", "12", ge=4, le=16)] = 12
+    remote_hosts: Annotated[
+        str,
+        _field(
+            "Private hosts from which assets may be fetched, host:port separated by commas; public ones always may.",
+            "minio.lan:9000",
+        ),
+    ] = ""
+    log_format: Annotated[Literal["text", "json"], _field("How logs are written.", "json")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Least level written.", "info")] = "info"
+
+
+def load(environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings; `overrides` (from the command line) win where they are not None.
+
+    Raises:
+        BadSetting: unknown variable, or a value of the wrong form; all faults at once.
+    """
+    source = os.environ if environment is None else environment
+    fields = {field.name: field for field in msgspec.structs.fields(Settings)}
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for variable, text in source.items():
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in fields:
+            faults.append(f"{variable} is not a setting. `eorouter settings` lists them.")
+            continue
+        try:
+            values[name] = _convert(text, fields[name].type)
+        except (msgspec.ValidationError, ValueError) as error:
+            faults.append(f"{variable}={text!r}: {error}. {describe(name)}")
+    if faults:
+        raise BadSetting("\n".join(faults))
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        settings = msgspec.convert(values, Settings, dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError as error:
+        raise BadSetting(f"{error}. `eorouter settings` lists what each setting takes.") from error
+    if settings.secret and len(settings.secret) < 32:
+        raise BadSetting(f"EOROUTER_SECRET has {len(settings.secret)} characters; use 32 or more random ones.")
+    return settings
+
+
+def _convert(text: str, kind: Any) -> Any:
+    base = get_args(kind)[0] if hasattr(kind, "__metadata__") else kind
+    if base is Path:
+        return Path(text).expanduser()
+    return msgspec.convert(text, kind, strict=False)
+
+
+def describe(name: str) -> str:
+    """One sentence for the setting: what it is and an example."""
+    field = next(f for f in msgspec.structs.fields(Settings) if f.name == name)
+    meta: Meta = field.type.__metadata__[0]
+    return f"{meta.description} Example: {PREFIX}{name.upper()}={(meta.examples or [''])[0]}"
+
+
+def prepare(settings: Settings) -> Settings:
+    """Make the data folder and fill in the secret kept there, so that every process of an installation shares it.
+
+    Raises:
+        BadSetting: the folder cannot be made or written to.
+    """
+    folder = settings.data_dir.absolute()
+    secret_file = folder / "secret"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not settings.secret:
+            _make_secret(secret_file)
+            settings = msgspec.structs.replace(settings, secret=secret_file.read_text().strip())
+    except OSError as error:
+        raise BadSetting(
+            f"The data folder {folder} cannot be used: {error.strerror}. "
+            f"Make it writable, or choose another with --data-dir or {PREFIX}DATA_DIR."
+        ) from error
+    return msgspec.structs.replace(settings, data_dir=folder)
+
+
+def _make_secret(path: Path) -> None:
+    """Write a fresh secret unless there is one; linked into place whole, so that no other process reads half of it."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".secret.{secrets.token_hex(4)}")
+    temporary.touch(mode=0o600)
+    temporary.write_text(secrets.token_urlsafe(48))
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(temporary)
+    temporary.unlink()

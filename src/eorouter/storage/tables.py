@@ -1,0 +1,249 @@
+"""Every table. Who may see a row is decided by `owned`, and nowhere else.
+
+Rows of a tenant carry `org_id`, and `project_id` where they belong to a project. Ids sort by creation, so lists are
+`WHERE id < :cursor ORDER BY id DESC` on an index that starts with the tenant.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+
+from eorouter.storage.database import UtcDateTime
+from eorouter.types import Principal
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Json = sa.JSON().with_variant(JSONB(), "postgresql")
+Key = sa.String(64)
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite's rowid is an INTEGER PRIMARY KEY, nothing else
+
+
+def _owner(*, with_project: bool = True) -> list[sa.Column]:
+    columns = [sa.Column("org_id", Key, sa.ForeignKey("organisations.id"), nullable=False)]
+    if with_project:
+        columns.append(sa.Column("project_id", Key, sa.ForeignKey("projects.id"), nullable=False))
+    return columns
+
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("email", sa.String(320), nullable=False, unique=True),  # folded to lower case
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("password_hash", sa.String(200), nullable=False),
+    sa.Column("country_code", sa.String(2)),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+)
+
+organisations = sa.Table(
+    "organisations",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("quota_bytes", sa.BigInteger, nullable=False),
+    sa.Column("used_bytes", sa.BigInteger, nullable=False),  # items, and uploads at their declared size
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.CheckConstraint("used_bytes >= 0", name="used_bytes"),
+)
+
+memberships = sa.Table(
+    "memberships",
+    metadata,
+    sa.Column("org_id", Key, sa.ForeignKey("organisations.id"), primary_key=True),
+    sa.Column("user_id", Key, sa.ForeignKey("users.id"), primary_key=True, index=True),
+    sa.Column("role", sa.String(16), nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", Key, primary_key=True),  # the family of all refresh tokens of one log-in
+    sa.Column("user_id", Key, sa.ForeignKey("users.id"), nullable=False, index=True),
+    sa.Column("org_id", Key, sa.ForeignKey("organisations.id"), nullable=False),
+    sa.Column("token_sha256", sa.String(64), nullable=False, unique=True),  # of the one token that is current
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("ended_at", UtcDateTime),
+)
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(with_project=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("description", sa.String(2000), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "org_id", "id"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(with_project=False),
+    sa.Column("project_id", Key, sa.ForeignKey("projects.id")),  # restriction to one project
+    sa.Column("public_id", sa.String(16), nullable=False, unique=True),  # the part of the key that is looked up
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("scopes", Json, nullable=False),
+    sa.Column("verifier", sa.String(100), nullable=False),  # bcrypt
+    sa.Column("last4", sa.String(4), nullable=False),
+    sa.Column("created_by", Key, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime),
+    sa.Column("revoked_at", UtcDateTime),
+    sa.Index(None, "org_id", "id"),
+)
+
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(),
+    sa.Column("filename", sa.String(255), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # initiated, received, ingesting, completed, failed
+    sa.Column(
+        "declared_bytes", sa.BigInteger, nullable=False
+    ),  # counted in the organisation's used_bytes until the end
+    sa.Column("received_bytes", sa.BigInteger, nullable=False),
+    sa.Column("sha256", sa.String(64)),
+    sa.Column("object_key", sa.String(512), nullable=False),
+    sa.Column("description", Json, nullable=False),  # what the caller said of the file: title, datetime, bands
+    sa.Column("job_id", Key),
+    sa.Column("item_id", Key),
+    sa.Column("problem", Json),  # code and message, when failed
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Index(None, "org_id", "project_id", "id"),
+)
+
+items = sa.Table(
+    "items",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(),
+    sa.Column("title", sa.String(500), nullable=False),
+    sa.Column("at", UtcDateTime),
+    sa.Column("document", Json, nullable=False),  # the STAC item without links; asset hrefs are object keys
+    sa.Column("input", Json, nullable=False),  # the item as a method sees it (InputItem); hrefs are object keys
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("job_id", Key),  # the job that made it
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "org_id", "project_id", "id"),
+    sa.Index(None, "org_id", "at", "id"),
+)
+
+item_boxes = sa.Table(
+    # A box per part of the footprint: one that crosses the antimeridian has two. PostgreSQL indexes it with GiST over
+    # box(point, point); SQLite keeps an R*Tree beside it, filled by triggers. Both come from the migration.
+    "item_boxes",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("item_id", Key, sa.ForeignKey("items.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("west", sa.Double, nullable=False),
+    sa.Column("south", sa.Double, nullable=False),
+    sa.Column("east", sa.Double, nullable=False),
+    sa.Column("north", sa.Double, nullable=False),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("method", sa.String(64), nullable=False),
+    sa.Column("task", Json, nullable=False),  # the method's parameters, with their tag
+    sa.Column("inputs", Json, nullable=False),  # InputItem documents as planned, hrefs are object keys
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("bound", Json, nullable=False),
+    sa.Column("is_interactive", sa.Boolean, nullable=False),
+    sa.Column("pixels_done", sa.BigInteger, nullable=False),
+    sa.Column("shards_total", sa.Integer, nullable=False),
+    sa.Column("shards_done", sa.Integer, nullable=False),
+    sa.Column("result", Json),  # item ids by name, summary, read report, checksums
+    sa.Column("problem", Json),  # code, message and shard, when failed
+    sa.Column("is_cancelling", sa.Boolean, nullable=False),
+    sa.Column("created_by", Key, nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("queued_at", UtcDateTime),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+    sa.Index(None, "org_id", "project_id", "id"),
+    sa.Index("ix_jobs_open", "state", "id"),
+)
+
+job_shards = sa.Table(
+    "job_shards",
+    metadata,
+    sa.Column("job_id", Key, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # -1 is the merge, ready when all others are done
+    sa.Column("state", sa.String(16), nullable=False),  # waiting, ready, leased, done, failed
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("bound", Json, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),  # tries so far
+    sa.Column("token", sa.BigInteger, nullable=False),  # fencing token: only the current one's output counts
+    sa.Column("owner", Key),  # dispatcher that holds the lease
+    sa.Column("lease_until", UtcDateTime),
+    sa.Column("ready_at", UtcDateTime, nullable=False),  # backoff after a failed try
+    sa.Column("part", sa.LargeBinary),  # msgpack of Part (of Result for the merge)
+    sa.Column("timing", Json),
+    sa.Index("ix_job_shards_ready", "state", "ready_at", "job_id", "number"),
+    sa.Index("ix_job_shards_lease", "state", "lease_until"),
+)
+
+job_events = sa.Table(
+    "job_events",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("job_id", Key, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("type", sa.String(64), nullable=False),  # noun.past_participle
+    sa.Column("data", Json, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,  # an id is never given twice, so Last-Event-ID never skips
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("org_id", Key, nullable=False),
+    sa.Column("topic", sa.String(64), nullable=False),
+    sa.Column("payload", Json, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("handled_at", UtcDateTime),
+    sqlite_autoincrement=True,
+)
+
+processes = sa.Table(
+    # Who is alive: dispatchers write a heartbeat with what their cluster looks like; readiness reads it.
+    "processes",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("started_at", UtcDateTime, nullable=False),
+    sa.Column("seen_at", UtcDateTime, nullable=False),
+    sa.Column("detail", Json, nullable=False),
+)
+
+
+def owned(table: sa.Table, principal: Principal) -> sa.ColumnElement[bool]:
+    """The rows of `table` that `principal` may know of: its organisation's and, for a restricted key, its project's."""
+    condition = table.c.org_id == principal.org_id
+    if principal.project_id is not None:
+        project = table.c.id if table is projects else table.c.project_id
+        condition &= project == principal.project_id
+    return condition

@@ -1,0 +1,116 @@
+"""A database of each kind, an object store, and a context to call handlers with.
+
+PostgreSQL is a real server in a temporary folder, started once per session where its programs are installed; without it
+the same tests run on SQLite alone and the summary says so.
+"""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from eorouter.operation import Context, Registry
+from eorouter.settings import Settings
+from eorouter.storage import Stores, migrate
+from eorouter.storage.database import Database, database_url
+from eorouter.storage.objects import Objects
+from eorouter.types import ANONYMOUS, Principal, utc_now
+
+
+def _postgres_programs() -> Path | None:
+    """Folder of initdb and pg_ctl: on the path, or where Debian keeps them."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return versions[-1].parent if versions else None
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a fresh PostgreSQL server on loopback, without its database's name."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed: storage was tested on SQLite only")
+    folder = tmp_path_factory.mktemp("postgres")
+    user = {}
+    if os.geteuid() == 0:  # the server refuses to run as root
+        account = pwd.getpwnam("postgres")
+        user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        for parent in folder.parents:
+            if parent.is_relative_to(tmp_path_factory.getbasetemp().parent.parent):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [programs / program, "-D", folder / "data", *arguments],
+            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **user,
+        )  # fmt: skip
+
+    run("initdb", "-U", "eorouter", "-A", "trust", "-E", "UTF8", "--no-locale", "-N")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=200"
+    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+    yield f"postgresql+psycopg://eorouter@127.0.0.1:{port}"
+    run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Address of a database without tables, of each engine in turn."""
+    if request.param == "sqlite":
+        yield database_url("", tmp_path)
+        return
+    server: str = request.getfixturevalue("postgres_server")
+    name = f"test_{os.getpid()}_{abs(hash(request.node.nodeid)) % 10**10}"
+    admin = sa.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield f"{server}/{name}"
+    with admin.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of an installation in a temporary folder; verifiers are cheap so that tests are quick."""
+    return Settings(data_dir=tmp_path, secret="s" * 40, bcrypt_cost=4)
+
+
+@pytest.fixture
+async def stores(empty_database_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
+    """Migrated database (SQLite, then PostgreSQL) and a local object store."""
+    db = Database(empty_database_url)
+    await migrate.upgrade(db)
+    yield Stores(db=db, objects=Objects("", tmp_path))
+    await db.close()
+
+
+@pytest.fixture
+def context(stores: Stores, settings: Settings) -> Callable[..., Context]:
+    """Make a context; keyword arguments replace its fields, `principal` above all."""
+
+    def make(principal: Principal = ANONYMOUS, **changes: object) -> Context:
+        plain = Context(
+            principal=principal,
+            clock=utc_now,
+            stores=stores,
+            settings=settings,
+            registry=Registry([]),
+            request_id="req_test",
+            base_url="http://127.0.0.1:8000",
+        )
+        return msgspec.structs.replace(plain, **changes)
+
+    return make
