@@ -72,11 +72,11 @@ class BandHint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     description: str | None = None
 
 
-class IngestParams(Params, tag="ingest"):
+class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
     """Check an uploaded file and make an item of it.
 
-    A raster becomes a COG, or stays byte for byte what it is when it is one already; a vector file stays as it is. Every
-    pixel is read once, so a file that is damaged inside is found here and not in somebody's job.
+    A raster becomes a COG, or stays byte for byte what it is when it is one already; a vector file stays as it is.
+    Every pixel is read once, so a file that is damaged inside is found here and not in somebody's job.
 
     Attributes:
         href: where the uploaded object is.
@@ -98,7 +98,7 @@ class IngestParams(Params, tag="ingest"):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What `run` found out, for `merge`: exactly one of `spec` (with `segment` or `statistics`) and `vector` is given."""
+    """What `run` found out, for `merge`: `spec` with `segment` or `statistics`, or else `vector`."""
 
     asset: RasterAsset | None = None
     spec: CogSpec | None = None
@@ -128,7 +128,7 @@ def plan(params: IngestParams, inputs: Sequence[InputItem]) -> Plan:
     return Plan(shards=(Shard(body=b"", bound=bound),), merge_bound=merge_bound)
 
 
-def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:  # noqa: ARG001
+def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     """Open the file, judge it, read every pixel and encode what must be written anew."""
     _check_bytes(params)
     try:
@@ -171,7 +171,7 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
     return Part(body=msgspec.msgpack.encode(verdict), objects={"segment": attempt.refs["segment.bin"]}, report=report)
 
 
-def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:  # noqa: ARG001
+def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """Write the item's files."""
     verdict = msgspec.msgpack.decode(parts[0].body, type=Verdict)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(params.filename).stem)[:80].strip("-.") or "upload"
@@ -223,7 +223,7 @@ def _check_bytes(params: IngestParams) -> None:
         )
     if size > params.declared_bytes:
         raise SourceUnreadable(
-            f"{params.filename} was announced with {params.declared_bytes} bytes and has {size}. Announce its real size.",
+            f"{params.filename} was announced with {params.declared_bytes} bytes and has {size}. Announce that.",
             source=params.href,
         )
     if params.sha256 is not None:
@@ -232,7 +232,7 @@ def _check_bytes(params: IngestParams) -> None:
             digest.update(chunk)
         if digest.hexdigest() != params.sha256:
             raise SourceUnreadable(
-                f"{params.filename} has the SHA-256 {digest.hexdigest()}, {params.sha256} was announced. Upload it again.",
+                f"{params.filename}: its SHA-256 is {digest.hexdigest()}, announced was {params.sha256}. Upload it again.",
                 source=params.href,
             )
 
@@ -242,15 +242,15 @@ def _check_expansion(params: IngestParams, found: raster.Inspection) -> None:
     pixels = found.shape[0] * found.shape[1]
     if pixels > params.pixels_max:
         raise DecompressionBomb(
-            f"{params.filename} declares {found.shape[1]} × {found.shape[0]} = {pixels} pixels; at most {params.pixels_max} "
-            "are accepted.",
+            f"{params.filename} declares {found.shape[1]} × {found.shape[0]} = {pixels} pixels; at most "
+            f"{params.pixels_max} are accepted.",
             source=params.href,
         )
     unpacked = pixels * sum(np.dtype(dtype).itemsize for dtype in found.dtypes)
     if unpacked > RATIO_FROM_BYTES and unpacked > RATIO_MAX * params.declared_bytes:
         raise DecompressionBomb(
-            f"{params.filename} has {params.declared_bytes} bytes and unpacks to {unpacked}, more than {RATIO_MAX} times as "
-            "much.",
+            f"{params.filename} has {params.declared_bytes} bytes and unpacks to {unpacked}, more than {RATIO_MAX} times "
+            "as much.",
             source=params.href,
         )
 
