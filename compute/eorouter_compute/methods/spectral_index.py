@@ -348,9 +348,13 @@ def _notes(task: _Task) -> list[str]:
 def _names(inputs: Sequence[InputItem]) -> list[str]:
     """A name per item, safe in a path and unique in the job."""
     names: list[str] = []
-    for number, item in enumerate(inputs, start=1):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", item.id).strip(".-")[:100] or "item"
-        names.append(name if name not in names else f"{name}-{number}")
+    for item in inputs:
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", item.id).strip(".-")[:100] or "item"
+        name, copy = plain, 1
+        while name in names:
+            copy += 1
+            name = f"{plain}-{copy}"
+        names.append(name)
     return names
 
 

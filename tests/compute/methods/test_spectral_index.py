@@ -268,6 +268,17 @@ def test_a_source_that_vanished_is_a_named_fault(scene):
         testing.run_local(SpectralIndexParams(indices=("NDVI",)), [msgspec.structs.replace(scene, assets=gone)])
 
 
+def test_items_with_one_id_get_names_of_their_own(scene):
+    twins = [msgspec.structs.replace(scene, id=name) for name in ("a-2", "a", "a", "../..", "a")]
+    result = testing.run_local(SpectralIndexParams(indices=("NDVI",)), twins)
+    assert [item.name for item in result.items] == ["a-2", "a", "a-3", "item", "a-4"]
+    assert set(result.summary["statistics"]) == {item.name for item in result.items}
+    told = result.summary["statistics"]["a"]["NDVI"]
+    shown = read(result.items[1].assets[0])
+    assert told["maximum"] == float(np.nanmax(shown))
+    assert told["valid_percent"] == pytest.approx(100 * float(np.isfinite(shown).mean()))
+
+
 def test_method_is_registered_with_examples_that_decode():
     assert method.get("spectral_index") is METHOD
     for example in METHOD.examples:
