@@ -24,7 +24,7 @@ import numpy as np
 # Kept to drivers that are handed a name and fetch something else; vectors have their own module and their own GDAL.
 os.environ.setdefault(
     "GDAL_SKIP",
-    "VRT,GTI,WMS,WCS,WMTS,OGCAPI,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,Rasterlite,KMLSUPEROVERLAY,"
+    "VRT,GTI,WMS,WCS,WMTS,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,Rasterlite,KMLSUPEROVERLAY,"
     "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr,netCDF,HDF5,HDF5Image",
 )
 

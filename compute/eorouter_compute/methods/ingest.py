@@ -22,6 +22,7 @@ from eorouter_compute.errors import (
     NotAVector,
     SourceTruncated,
     SourceUnreadable,
+    UnsupportedFormat,
 )
 from eorouter_compute.grid import Transform, Window, footprint
 from eorouter_compute.method import (
@@ -133,7 +134,7 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
     _check_bytes(params)
     try:
         found = raster.inspect(params.href)
-    except NotARaster as error:
+    except (NotARaster, UnsupportedFormat) as error:
         return Part(body=msgspec.msgpack.encode(Verdict(vector=_vector(params, error))))
     _check_expansion(params, found)
     if found.asset is None:
@@ -232,7 +233,8 @@ def _check_bytes(params: IngestParams) -> None:
             digest.update(chunk)
         if digest.hexdigest() != params.sha256:
             raise SourceUnreadable(
-                f"{params.filename}: its SHA-256 is {digest.hexdigest()}, announced was {params.sha256}. Upload it again.",
+                f"{params.filename}: its SHA-256 is {digest.hexdigest()}, announced was "
+                f"{params.sha256}. Upload it again.",
                 source=params.href,
             )
 
@@ -249,8 +251,8 @@ def _check_expansion(params: IngestParams, found: raster.Inspection) -> None:
     unpacked = pixels * sum(np.dtype(dtype).itemsize for dtype in found.dtypes)
     if unpacked > RATIO_FROM_BYTES and unpacked > RATIO_MAX * params.declared_bytes:
         raise DecompressionBomb(
-            f"{params.filename} has {params.declared_bytes} bytes and unpacks to {unpacked}, more than {RATIO_MAX} times "
-            "as much.",
+            f"{params.filename} has {params.declared_bytes} bytes and unpacks to {unpacked}, more than "
+            f"{RATIO_MAX} times as much.",
             source=params.href,
         )
 
@@ -323,12 +325,14 @@ def _samples(asset: RasterAsset) -> list[Window]:
 # Files that stay as they are ------------------------------------------------------------------------------------------
 
 
-def _vector(params: IngestParams, not_a_raster: NotARaster) -> VectorAsset:
+def _vector(params: IngestParams, not_a_raster: NotARaster | UnsupportedFormat) -> VectorAsset:
     from eorouter_compute import vector
 
     try:
         return vector.describe(params.href)
     except NotAVector:
+        if isinstance(not_a_raster, UnsupportedFormat):
+            raise type(not_a_raster)(_named(params, not_a_raster.message), **not_a_raster.data) from None
         raise NotARaster(
             f"{params.filename} is neither a raster ({', '.join(raster.DRIVERS)}) nor a vector file that is read "
             "(GeoPackage, GeoParquet, GeoJSON).",
