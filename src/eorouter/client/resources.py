@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, UploadFailed, WaitTimeout
+from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, WaitTimeout
 from eorouter.client.runtime import Json, Polling, Session, entries
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
@@ -40,9 +40,17 @@ class ApiKeys:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def create(self, name: str, **fields: Any) -> Json:
-        """Make a key; `fields` as the operation `api_keys.create` takes them."""
-        return self._session.call("api_keys.create", {"name": name, **fields})
+    def create(self, name: str, *, scopes: Sequence[str] | None = None, **fields: Any) -> Json:
+        """Make a key; `secret` in the answer is the key itself.
+
+        Args:
+            name: what it is for.
+            scopes: what it may do; all that the caller may, by default.
+            fields: what else the operation `api_keys.create` takes.
+        """
+        if scopes is None:
+            scopes = self._session.call("auth.me", {})["scopes"]
+        return self._session.call("api_keys.create", {"name": name, "scopes": scopes, **fields})
 
     def list(self) -> Iterator[Json]:
         """Every key, without its secret."""
@@ -60,9 +68,9 @@ class Uploads:
         self._session = session
         self._polling = polling
 
-    def get(self, upload_id: str) -> Json:
-        """One upload."""
-        return self._session.call("uploads.get", {"upload_id": upload_id})
+    def progress(self, upload_id: str) -> Json:
+        """How far an upload is."""
+        return self._session.call("uploads.progress", {"upload_id": upload_id})
 
     def upload(
         self,
@@ -90,38 +98,31 @@ class Uploads:
             the completed upload; `item_id` in it is the new item.
 
         Raises:
-            UploadFailed: the service could not take it in; says why.
+            InvalidInput: the service cannot take the file in; says why.
             WaitTimeout: it is still being taken in.
         """
         file = Path(path)
-        upload = self._session.call(
-            "uploads.initiate",
-            {
-                "project_id": project_id,
-                "filename": filename or file.name,
-                "size_bytes": file.stat().st_size,
-                "sha256": sha256_of(file),
-                **fields,
-            },
-        )
+        asked = {
+            "project_id": project_id,
+            "filename": filename or file.name,
+            "size_bytes": file.stat().st_size,
+            "sha256": sha256_of(file),
+            **fields,
+        }
+        ticket = self._session.call("uploads.initiate", asked)
+        upload, address = ticket["upload"], ticket["address"]
         send_file(
-            self._session, "PUT", upload["upload_url"], file,
-            headers={}, on_progress=on_progress, timeout_s=transfer_timeout_s,
+            self._session, address["method"], address["url"], file,
+            headers=address["headers"], on_progress=on_progress, timeout_s=transfer_timeout_s,
         )  # fmt: skip
-        upload_id = upload["id"]
-        upload = self._session.call("uploads.complete", {"upload_id": upload_id})
         for _ in self._polling.beats(timeout_s):
+            # The call itself waits for some time, answers the same when repeated, and raises what the ingest ended with.
+            upload = self._session.call("uploads.complete", {"upload_id": upload["upload_id"]})
             if upload["state"] == "completed":
                 return upload
-            if upload["state"] == "failed":
-                problem = upload.get("problem") or {}
-                raise UploadFailed(
-                    f"{file.name} was not taken in: {problem.get('message', 'no reason given')} "
-                    f"[{problem.get('code', 'unknown')}, upload {upload_id}]",
-                    upload,
-                )
-            upload = self.get(upload_id)
-        raise WaitTimeout(f"{file.name} is still being taken in after {timeout_s:g} s (upload {upload_id}).")
+        raise WaitTimeout(
+            f"{file.name} is still being taken in after {timeout_s:g} s: upload {upload['upload_id']} is {upload['state']}."
+        )
 
 
 class Items:
@@ -206,7 +207,7 @@ class Job:
     @property
     def id(self) -> str:
         """Its id."""
-        return self.document["id"]
+        return self.document["job_id"]
 
     @property
     def state(self) -> str:

@@ -98,9 +98,9 @@ def receive_file(
             stalls = 0 if part.size > farthest else stalls + 1
             farthest = max(farthest, part.size)
             if stalls >= session.retries.tries:
-                raise TransferFailed(f"{url} breaks off at byte {part.size} again and again.") from None
+                raise TransferFailed(f"{goal.name} breaks off at byte {part.size} again and again.") from None
             time.sleep(session.retries.wait_s(stalls + 1))
-    part.check(url, sha256)
+    part.check(sha256)
     part.path.replace(goal)
     part.tag_path.unlink(missing_ok=True)
     return goal
@@ -114,6 +114,7 @@ class _Part:
     """The unfinished file, and beside it the entity tag of the object that its bytes came from."""
 
     def __init__(self, goal: Path) -> None:
+        self.goal = goal
         self.path = goal.with_name(goal.name + ".part")
         self.tag_path = goal.with_name(goal.name + ".part.etag")
 
@@ -131,7 +132,7 @@ class _Part:
         self.path.unlink(missing_ok=True)
         self.tag_path.write_text(etag or "")
 
-    def check(self, url: str, sha256: str | None) -> None:
+    def check(self, sha256: str | None) -> None:
         if sha256 is None:
             return
         found = sha256_of(self.path)
@@ -139,7 +140,7 @@ class _Part:
             self.path.unlink()
             self.tag_path.unlink(missing_ok=True)
             raise ChecksumMismatch(
-                f"{url} was published with sha256 {sha256}, but {found} arrived. The download was removed."
+                f"{self.goal.name} was published with sha256 {sha256}, but {found} arrived. The download was removed."
             )
 
 

@@ -1,6 +1,7 @@
 """Files up and down, over a line that breaks."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,11 @@ import pytest
 from eorouter.client import (
     ChecksumMismatch,
     EoRouterError,
+    InvalidInput,
     JobCancelled,
     JobFailed,
     TooLarge,
     TransferFailed,
-    UploadFailed,
     WaitTimeout,
 )
 
@@ -127,17 +128,17 @@ def test_download_redirected_elsewhere_does_not_take_the_key_along(serve: Serve,
     assert "authorization" not in store.journal("GET")[0]["headers"]
 
 
-def uploading(*states: dict[str, Any], put: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def uploading(*answers: dict[str, Any], put: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    address = {"method": "PUT", "url": "/v1/uploads/upl_1/content?token=t", "headers": {"x-store": "a"}}
     return {
-        OP + "uploads.initiate": {"json": {"id": "upl_1", "state": "initiated", "upload_url": "/v1/uploads/upl_1/content"}},
-        "PUT /v1/uploads/upl_1/content": put or [{"json": {}}],
-        OP + "uploads.complete": states[0],
-        OP + "uploads.get": list(states[1:]) or [{"status": 500, "json": {}}],
+        OP + "uploads.initiate": {"json": {"upload": upload_state("initiated")["json"], "address": address}},
+        "PUT /v1/uploads/upl_1/content?token=t": put or [{"json": {}}],
+        OP + "uploads.complete": list(answers),
     }
 
 
 def upload_state(state: str, **more: Any) -> dict[str, Any]:
-    return {"json": {"id": "upl_1", "state": state, "item_id": None, "problem": None} | more}
+    return {"json": {"upload_id": "upl_1", "state": state, "item_id": None, "problem": None} | more}
 
 
 def test_upload_streams_and_waits_for_the_item(serve: Serve, tmp_path: Path) -> None:
@@ -154,6 +155,12 @@ def test_upload_streams_and_waits_for_the_item(serve: Serve, tmp_path: Path) -> 
     assert put["headers"]["content-length"] == "300000"
     assert "transfer-encoding" not in put["headers"]
     assert put["body"] == "300000 bytes"
+    assert put["headers"]["x-store"] == "a"
+    asked = json.loads(service.journal("initiate")[0]["body"])
+    assert asked == {
+        "project_id": "prj_1", "filename": "scene.tif", "size_bytes": 300_000, "sha256": SHA256, "title": "A scene",
+    }  # fmt: skip
+    assert len(service.journal("complete")) == 3
 
 
 def test_upload_is_sent_again_from_its_beginning_when_the_line_breaks(serve: Serve, tmp_path: Path) -> None:
@@ -179,11 +186,10 @@ def test_upload_that_is_refused_while_it_is_sent_is_not_sent_again(serve: Serve,
 def test_upload_that_cannot_be_taken_in_says_why(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "scene.tif"
     path.write_text("not a raster")
-    failed = upload_state("failed", problem={"code": "unreadable", "message": "It is no raster."})
-    service = serve(uploading(upload_state("ingesting"), failed))
-    with service.client() as client, pytest.raises(UploadFailed, match=r"It is no raster\. \[unreadable") as caught:
+    refusal = {"status": 422, "json": {"code": "unreadable", "message": "It is no raster.", "request_id": "req_9"}}
+    service = serve(uploading(upload_state("ingesting"), refusal))
+    with service.client() as client, pytest.raises(InvalidInput, match=r"It is no raster\. \[unreadable, 422, request req_9"):
         client.uploads.upload(path, project_id="prj_1")
-    assert caught.value.upload["state"] == "failed"
 
 
 def test_upload_that_takes_too_long_stops_waiting(serve: Serve, tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_upload_that_takes_too_long_stops_waiting(serve: Serve, tmp_path: Path) 
 
 
 def job(state: str, **more: Any) -> dict[str, Any]:
-    return {"json": {"id": "job_1", "state": state, "pixels_done": 0, "problem": None} | more}
+    return {"json": {"job_id": "job_1", "state": state, "pixels_done": 0, "problem": None} | more}
 
 
 def test_job_is_asked_until_it_completed(serve: Serve) -> None:
