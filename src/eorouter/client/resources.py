@@ -12,6 +12,7 @@ from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, Wai
 from eorouter.client.runtime import Json, Polling, Session, entries
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
+_OVER = frozenset({"completed", "failed", "cancelled"})
 _SHA256_MULTIHASH = "1220"  # multihash prefix of a 32-byte SHA-256: how STAC's file extension writes checksums
 
 
@@ -171,9 +172,11 @@ class Items:
         goal = Path(to)
         if goal.is_dir():
             goal /= _filename(found, asset)
-        checksum = str(found.get("file:checksum", ""))
-        sha256 = checksum.removeprefix(_SHA256_MULTIHASH) if checksum.startswith(_SHA256_MULTIHASH) else None
-        return receive_file(self._session, found["href"], goal, sha256=sha256, on_progress=on_progress)
+        return receive_file(self._session, found["href"], goal, sha256=_sha256(found), on_progress=on_progress)
+
+    def sha256(self, item_id: str, asset: str) -> str | None:
+        """The published checksum of one file of an item, in hex; None when there is none."""
+        return _sha256(self._asset(item_id, asset))
 
     def delete(self, item_id: str) -> None:
         """Remove an item and its files."""
@@ -184,6 +187,11 @@ class Items:
         if asset not in assets:
             raise EoRouterError(f"Item {item_id} has no asset {asset!r}. It has: {', '.join(assets)}.")
         return assets[asset]
+
+
+def _sha256(asset: Json) -> str | None:
+    checksum = str(asset.get("file:checksum", ""))
+    return checksum.removeprefix(_SHA256_MULTIHASH) if checksum.startswith(_SHA256_MULTIHASH) else None
 
 
 def _filename(asset: Json, key: str) -> str:
@@ -218,6 +226,16 @@ class Job:
     def item_ids(self) -> list[str]:
         """The items it made; empty until it completed."""
         return list(self.document.get("item_ids") or ())
+
+    @property
+    def is_over(self) -> bool:
+        """It has ended, one way or another, when last asked."""
+        return self.state in _OVER
+
+    @property
+    def method(self) -> str:
+        """Id of its method."""
+        return self.document["method"]
 
     def refresh(self) -> "Job":
         """Ask the service again."""

@@ -63,12 +63,12 @@ class Frame:
 
 
 def picture(pixels: np.ndarray, *, longest: int = 900) -> str:
-    """An RGB picture (JPEG) as a data address, reduced to at most `longest` pixels a side."""
+    """A picture (y, x, RGB or RGBA) as a data address (WebP, which keeps clear pixels clear), `longest` pixels a side."""
     image = Image.fromarray(pixels)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=86, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "WEBP", quality=88, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def ndvi_picture(ndvi: np.ndarray, *, longest: int = 900) -> str:

@@ -7,7 +7,7 @@ how much of it was really seen. That is what a user of such scenes would do, and
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,13 +26,13 @@ _DATE = re.compile(r"(?<!\d)(19\d\d|20\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A raster to take in. `cloud_fraction` is what the scene says of itself."""
+    """A raster to take in. `cloud_fraction` is what the scene says of itself, `bands` are names and common names."""
 
     path: Path
     title: str
     at: datetime | None
     cloud_fraction: float | None = None
-    properties: Mapping[str, Any] = field(default_factory=dict)
+    bands: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class World:
     notes: Sequence[str] = ()
 
 
-def generate(folder: Path, *, size_px: int, on_scene: Callable[[str], None] = lambda _: None) -> World:
+def generate(folder: Path, *, size_px: int) -> World:
     """Generate the landscape and mask its scenes."""
     from eorouter_compute import landscape
 
@@ -68,15 +68,14 @@ def generate(folder: Path, *, size_px: int, on_scene: Callable[[str], None] = la
     scenes = []
     for scene in land.scenes:
         path = folder / "scenes" / f"scene_{scene.at:%Y%m%d}.tif"
-        _mask(scene.bands_10m, scene.scl, path, land.scenes[0].at)
-        on_scene(path.name)
+        _mask(scene.bands_10m, scene.scl, path)
         scenes.append(
             Scene(
                 path=path,
                 title=f"Landscape on {scene.at:%d %B %Y}",
                 at=scene.at,
                 cloud_fraction=scene.cloud_share,
-                properties={"eo:cloud_cover": round(scene.cloud_share * 100, 2), "platform": "sentinel-2a"},
+                bands=landscape.BANDS_10M,
             )
         )
     features = json.loads(land.fields.read_text())["features"]
@@ -159,7 +158,7 @@ def _field_names(path: Path) -> tuple[str, str]:
     return zone, crop
 
 
-def _mask(bands: Path, classes: Path, target: Path, _: datetime) -> None:
+def _mask(bands: Path, classes: Path, target: Path) -> None:
     """Copy a scene with nodata wherever its classification says that the ground is not seen."""
     import numpy as np
     import rasterio
