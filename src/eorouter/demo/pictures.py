@@ -12,7 +12,7 @@ import rasterio
 import shapely
 from pyproj import Transformer
 from rasterio.enums import Resampling
-from rasterio.windows import Window, from_bounds
+from rasterio.windows import from_bounds
 
 from eorouter.demo.story import Day, View, Zone
 from eorouter.demo.world import Scene, World
@@ -72,9 +72,12 @@ def _zones(scenery: World, crs: str) -> list[Zone]:
 
 
 def _view(ndvi: Sequence[tuple[Scene, str, Path]], clip: Path) -> View | None:
-    """The clip in true colour, and the NDVI of its day over the same ground."""
+    """The clip in true colour, and the NDVI of its day over the same ground: both come from one scene, on its grid."""
     stamp = clip.stem.removeprefix("clip")
-    scene, _, ndvi_path = next((entry for entry in ndvi if entry[2].stem.endswith(stamp)), ndvi[0])
+    matching = [entry for entry in ndvi if entry[2].stem.removeprefix("ndvi") == stamp]
+    if not matching:  # the scene that was clipped has no NDVI: there is nothing to show beside it
+        return None
+    scene, _, ndvi_path = matching[0]
     with rasterio.open(clip) as raster:
         step = max(1, math.ceil(max(raster.shape) / _LONGEST_PX))
         shape = (math.ceil(raster.height / step), math.ceil(raster.width / step))
@@ -83,7 +86,7 @@ def _view(ndvi: Sequence[tuple[Scene, str, Path]], clip: Path) -> View | None:
         bounds, crs, ground_pixel_m = raster.bounds, raster.crs, abs(raster.transform.a)
     with rasterio.open(ndvi_path) as raster:
         window = from_bounds(*bounds, transform=raster.transform).round_offsets().round_lengths()
-        values = raster.read(1, window=Window(*window.flatten()), out_shape=shape, boundless=True, fill_value=np.nan)
+        values = raster.read(1, window=window, out_shape=shape)
     seen = ~np.ma.getmaskarray(pixels).any(axis=0)
     to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
     longitude, latitude = to_degrees.transform((bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2)
@@ -98,12 +101,17 @@ def _view(ndvi: Sequence[tuple[Scene, str, Path]], clip: Path) -> View | None:
     )
 
 
-def true_colour(pixels: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Bands (3, y, x) to a picture (y, x, 4), uint8: stretched to the 1st and 99th percentile, brightened, unseen clear."""
+def true_colour(bands: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Bands (3, y, x) to a picture (y, x, RGBA), clear where nothing was seen.
+
+    Stretched from a little under the darkest to the 99th percentile, the same for all three bands so that colours stay
+    true, and brightened by a gamma as screens and eyes want it.
+    """
     picture = np.zeros((*seen.shape, 4), np.uint8)
     if seen.any():
-        low, high = np.percentile(pixels[:, seen], (1, 99))
-        stretched = np.clip((pixels - low) / max(high - low, 1e-9), 0, 1) ** (1 / 1.5)
+        dark, bright = np.percentile(bands[:, seen], (0.5, 99))
+        floor = dark - 0.06 * (bright - dark)
+        stretched = np.clip((bands - floor) / max(bright - floor, 1e-9), 0, 1) ** (1 / 1.25)
         picture[..., :3] = np.moveaxis((stretched * 255).round().astype(np.uint8), 0, -1)
         picture[..., 3] = seen * np.uint8(255)
     return picture

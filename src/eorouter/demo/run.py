@@ -35,7 +35,7 @@ from eorouter.demo.telling import Bars, Teller
 from eorouter.demo.world import Scene, World
 
 DEFAULT_OUT = Path("demo-output")
-SIZE_PX = 1024
+SIZE_PX = 768
 _PACKAGES = ("eorouter", "numpy", "numba", "rasterio", "dask", "litestar", "sqlalchemy")
 
 

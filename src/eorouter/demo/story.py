@@ -76,6 +76,14 @@ class View:
     centre_lon_lat: tuple[float, float]
     ground_pixel_m: float
 
+    def shows(self, zone: Zone) -> bool:
+        """The middle of a field lies where the picture is not clear."""
+        west, south, east, north = self.bounds
+        x, y = zone.rings[0].mean(axis=0)
+        height, width = self.true_colour.shape[:2]
+        row, column = int((north - y) / (north - south) * height), int((x - west) / (east - west) * width)
+        return 0 <= row < height and 0 <= column < width and bool(self.true_colour[row, column, 3])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
