@@ -4,14 +4,15 @@ Answers stay plain dictionaries, exactly as the service gives them, so nothing i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, WaitTimeout
 from eorouter.client.runtime import Json, Polling, Session, entries
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
+_LONG_WAIT_S = 20.0
 _OVER = frozenset({"completed", "failed", "cancelled"})
 _SHA256_MULTIHASH = "1220"  # multihash prefix of a 32-byte SHA-256: how STAC's file extension writes checksums
 
@@ -141,13 +142,10 @@ class Items:
         *,
         project_id: str | None = None,
         bbox: Sequence[float] | None = None,
-        intersects: Mapping[str, Any] | None = None,
-        datetime: str | None = None,
         **fields: Any,
     ) -> Iterator[Json]:
         """Every item that matches, page after page; `fields` as the operation `items.search` takes them."""
-        asked = {"project_id": project_id, "bbox": bbox, "intersects": intersects, "datetime": datetime, **fields}
-        return entries(self._session, "items.search", asked)
+        return entries(self._session, "items.search", {"project_id": project_id, "bbox": bbox, **fields})
 
     def download(
         self,
@@ -162,16 +160,18 @@ class Items:
         Args:
             item_id: the item.
             asset: key of the asset, as in the item's `assets`.
-            to: the file to write, or a folder to write it into under its own name.
+            to: the file to write, or a folder to write it into under the name that the service gives it.
             on_progress: called with (bytes here, bytes in all, 0 when unknown).
 
         Returns:
             where it was written.
         """
-        found = self._asset(item_id, asset)
-        goal = Path(to)
+        found, goal = self._asset(item_id, asset), Path(to)
         if goal.is_dir():
-            goal /= _filename(found, asset)
+            folder, goal = goal, goal / f"{item_id}.{asset}"
+            return receive_file(
+                self._session, found["href"], goal, sha256=_sha256(found), on_progress=on_progress, into=folder
+            )
         return receive_file(self._session, found["href"], goal, sha256=_sha256(found), on_progress=on_progress)
 
     def sha256(self, item_id: str, asset: str) -> str | None:
@@ -192,12 +192,6 @@ class Items:
 def _sha256(asset: Json) -> str | None:
     checksum = str(asset.get("file:checksum", ""))
     return checksum.removeprefix(_SHA256_MULTIHASH) if checksum.startswith(_SHA256_MULTIHASH) else None
-
-
-def _filename(asset: Json, key: str) -> str:
-    """The last part of the asset's address, as a plain name whatever the address tries; the key without one."""
-    name = unquote(urlsplit(asset["href"]).path).replace("\\", "/").rsplit("/", 1)[-1]
-    return name if name.strip(". ") and name.isprintable() else key
 
 
 class Job:
@@ -223,13 +217,19 @@ class Job:
         return self.document["state"]
 
     @property
+    def items(self) -> dict[str, str]:
+        """The items it made: ids by the method's names for them; empty until it completed."""
+        result = self.document.get("result") or {}
+        return dict(result.get("items") or {})
+
+    @property
     def item_ids(self) -> list[str]:
-        """The items it made; empty until it completed."""
+        """Ids of the items it made; empty until it completed."""
         return list(self.document.get("item_ids") or ())
 
     @property
     def is_over(self) -> bool:
-        """It has ended, one way or another, when last asked."""
+        """It had ended, one way or another, when last asked."""
         return self.state in _OVER
 
     @property
@@ -237,14 +237,28 @@ class Job:
         """Id of its method."""
         return self.document["method"]
 
-    def refresh(self) -> "Job":
-        """Ask the service again."""
-        self.document = self._session.call("jobs.get", {"job_id": self.id})
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Pixels done, and at most to do, when last asked."""
+        progress = self.document["progress"]
+        return progress["pixels_done"], progress["pixels_total"]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it worked, from its start to its end; None before its end, or when it never started."""
+        start, end = self.document.get("started_at"), self.document.get("finished_at")
+        if start is None or end is None:
+            return None
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+    def refresh(self, *, wait_s: float = 0.0) -> "Job":
+        """Ask the service again; with `wait_s` it answers when the job has ended, or after that time."""
+        self.document = self._session.call("processing.jobs.get", {"job_id": self.id, "wait_s": wait_s or None})
         return self
 
     def cancel(self) -> "Job":
         """Ask the service to stop it."""
-        self.document = self._session.call("jobs.cancel", {"job_id": self.id}) or self.refresh().document
+        self.document = self._session.call("processing.jobs.cancel", {"job_id": self.id})
         return self
 
     def wait(
@@ -254,14 +268,14 @@ class Job:
 
         Args:
             timeout_s: longest to wait; None waits as long as it takes.
-            on_progress: called with this job each time it was asked.
+            on_progress: called with this job each time it was asked, several times a second at first.
 
         Raises:
             JobFailed: it failed; carries the problem.
             JobCancelled: somebody cancelled it.
             WaitTimeout: it goes on.
         """
-        for _ in self._polling.beats(timeout_s):
+        for left in self._polling.beats(timeout_s):
             if on_progress is not None:
                 on_progress(self)
             if self.state == "completed":
@@ -275,7 +289,8 @@ class Job:
                 )
             if self.state == "cancelled":
                 raise JobCancelled(f"Job {self.id} was cancelled.", self.document)
-            self.refresh()
+            # Who only waits for the end lets the service do the waiting: the answer comes the moment it is there.
+            self.refresh(wait_s=min(_LONG_WAIT_S, left) if on_progress is None else 0.0)
         raise WaitTimeout(f"Job {self.id} is still {self.state} after {timeout_s:g} s; it goes on.")
 
 
@@ -290,18 +305,39 @@ class Jobs:
         self,
         task: Mapping[str, Any],
         *,
-        inputs: Sequence[str],
+        inputs: Sequence[str] = (),
         project_id: str | None = None,
         name: str | None = None,
     ) -> Job:
-        """Start a task: a method's parameters with the method's id under `method`."""
-        asked = {"task": task, "inputs": list(inputs), "project_id": project_id, "name": name}
+        """Start a task.
+
+        Args:
+            task: a method's parameters, with the method's id under `method`.
+            inputs: ids of the items it reads, in the order it takes them.
+            project_id: where the results go; by default the project that the key is restricted to, or the only one.
+            name: what people call the job.
+        """
+        asked = {
+            "task": task,
+            "inputs": [{"item_id": item_id} for item_id in inputs],
+            "project_id": project_id or self._only_project(),
+            "name": name,
+        }
         return Job(self._session, self._polling, self._session.call("analytics.execute", asked))
 
     def get(self, job_id: str) -> Job:
         """One job."""
-        return Job(self._session, self._polling, self._session.call("jobs.get", {"job_id": job_id}))
+        return Job(self._session, self._polling, self._session.call("processing.jobs.get", {"job_id": job_id}))
 
     def list(self, **fields: Any) -> Iterator[Json]:
-        """Every job, newest first; `fields` as the operation takes them."""
-        return entries(self._session, "jobs.list", fields)
+        """Every job, newest first; `fields` as the operation `processing.jobs.list` takes them."""
+        return entries(self._session, "processing.jobs.list", fields)
+
+    def _only_project(self) -> str:
+        restricted = self._session.call("auth.me", {}).get("project_id")
+        if restricted:
+            return restricted
+        there_are = [project["project_id"] for project in entries(self._session, "projects.list", {})]
+        if len(there_are) != 1:
+            raise EoRouterError(f"Say which project gets the results: project_id=… of {', '.join(there_are) or 'none yet'}.")
+        return there_are[0]

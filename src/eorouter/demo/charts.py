@@ -71,6 +71,8 @@ def curves(story: Story) -> str:
         axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         axes.set(ylabel="NDVI (no unit)", ylim=(min(-0.02, axes.get_ylim()[0]), 1.0))
         title = "points: measured" + ("\nlines: put in" if story.truth else "")
+        if not story.crops:
+            return
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=title, alignment="left")
 
     return _drawn("curves", f"NDVI over time for {_sentence(story.crops).replace('_', ' ')}.", (10.0, 3.9), paint)
@@ -138,6 +140,7 @@ def _drawn(name: str, description: str, size: tuple[float, float], paint: Callab
     text = buffer.getvalue()
     opening = text[text.index("<svg") :]
     inner = opening[opening.index(">") + 1 :]
+    inner = inner.replace("http://www.w3.org/", "")  # names of namespaces, needless inside a page
     inner = re.sub(r"<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
     inner = re.sub(r'id="', f'id="{name}-', inner)
     inner = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", inner)

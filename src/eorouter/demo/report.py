@@ -117,6 +117,8 @@ def _day(day: Day) -> str:
 
 
 def _curves(story: Story) -> str:
+    if not story.days:
+        return ""
     truth = " Lines: the NDVI that the generator put into the fields." if story.truth else ""
     return (
         "<section><h2>How the crops grew</h2>"

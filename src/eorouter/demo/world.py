@@ -61,7 +61,7 @@ class World:
 
 def generate(folder: Path, *, size_px: int) -> World:
     """Generate the landscape and mask its scenes."""
-    from eorouter_compute import landscape
+    from eorouter_compute import countryside, landscape
 
     land = landscape.generate(folder / "landscape", size_px=size_px)
     (folder / "scenes").mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def generate(folder: Path, *, size_px: int) -> World:
         )
     features = json.loads(land.fields.read_text())["features"]
     truth = json.loads(land.truth.read_text())["fields"]["ndvi"]
-    side_km = size_px * landscape.PIXEL_M / 1000
+    side_km = size_px * countryside.PIXEL_M / 1000
     return World(
         title="A season over the fields",
         place=f"A generated landscape of {side_km:.1f} × {side_km:.1f} km in the Marchfeld east of Vienna, "
@@ -180,7 +180,7 @@ def _curves(
     features: Sequence[Mapping[str, Any]], days: Sequence[datetime]
 ) -> dict[str, list[tuple[datetime, float]]]:
     """Mean NDVI put into each crop, every third day from the first to the last acquisition, weighted by area."""
-    from eorouter_compute import landscape
+    from eorouter_compute import countryside
 
     step, day = timedelta(days=3), days[0]
     times = []
@@ -188,7 +188,7 @@ def _curves(
         times.append(day)
         day += step
     curves = {}
-    for crop, calendar in landscape.CROPS.items():
+    for crop, calendar in countryside.CROPS.items():
         fields = [one["properties"] for one in features if one["properties"]["crop"] == crop]
         area = sum(one["area_ha"] for one in fields)
         if not fields:
