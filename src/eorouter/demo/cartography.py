@@ -118,8 +118,7 @@ def draw(
     height = _MARGIN["top"] + frame.height + _MARGIN["bottom"]
     return "".join(
         [
-            f'<svg class="map" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:.0f} {height:.0f}"'
-            ' xmlns="http://www.w3.org/2000/svg">',
+            f'<svg class="map" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:.0f} {height:.0f}">',
             f'<g transform="translate({_MARGIN["left"]:.0f} {_MARGIN["top"]:.0f})">',
             f'<clipPath id="{name}-frame"><rect width="{_SIZE:.0f}" height="{frame.height:.1f}"/></clipPath>',
             f'<rect class="nodata" width="{_SIZE:.0f}" height="{frame.height:.1f}" fill="url(#hatch)"/>',

@@ -71,8 +71,6 @@ def curves(story: Story) -> str:
         axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
         axes.set(ylabel="NDVI (no unit)", ylim=(min(-0.02, axes.get_ylim()[0]), 1.0))
         title = "points: measured" + ("\nlines: put in" if story.truth else "")
-        if not story.crops:
-            return
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=title, alignment="left")
 
     return _drawn("curves", f"NDVI over time for {_sentence(story.crops).replace('_', ' ')}.", (10.0, 3.9), paint)

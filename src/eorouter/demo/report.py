@@ -119,6 +119,9 @@ def _day(day: Day) -> str:
 def _curves(story: Story) -> str:
     if not story.days:
         return ""
+    histogram = f"<figure>{charts.histograms(story)}<figcaption>All valid pixels, fields or not.</figcaption></figure>"
+    if not story.zones:
+        return f'<section><h2>What NDVI there is</h2><div class="pair">{histogram}</div></section>'
     truth = " Lines: the NDVI that the generator put into the fields." if story.truth else ""
     return (
         "<section><h2>How the crops grew</h2>"
@@ -126,12 +129,13 @@ def _curves(story: Story) -> str:
         f"{TRUSTED_VALID_FRACTION:.0%} was seen, weighted by the area seen; bars: one standard deviation between fields."
         f"{truth}</figcaption></figure>"
         f'<div class="pair"><figure>{charts.visibility(story)}<figcaption>What could be seen.</figcaption></figure>'
-        f"<figure>{charts.histograms(story)}<figcaption>All valid pixels, fields or not.</figcaption></figure></div>"
-        "</section>"
+        f"{histogram}</div></section>"
     )
 
 
 def _table(story: Story) -> str:
+    if not story.zones:
+        return ""
     head = "".join(f'<th scope="col">{day.at:%d %b}</th>' for day in story.days)
     rows = "".join(_crop_row(story, crop) for crop in story.crops)
     truth = " Small print: the value put in, and the difference." if story.truth else ""
