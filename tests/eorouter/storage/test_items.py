@@ -528,6 +528,8 @@ class TestLoadInputs:
         assert asset.href == indexed.objects.href(key)
         assert asset.sha256 == hashlib.sha256(b"data").hexdigest()
         assert asset.bands[1].name == "ndvi"
+        assert math.isnan(asset.bands[1].nodata)
+        assert asset.bands[0] == raster().bands[0]
         assert loaded[0].at == NOW
 
     async def test_load_inputs_of_strangers_are_not_found(self, indexed):
