@@ -48,7 +48,9 @@ _FORBIDDEN = tuple(
 _IPV6_PUBLIC = ipaddress.ip_network("2000::/3")  # all that IANA has ever allotted for use
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _6TO4 = ipaddress.ip_network("2002::/16")
-_FORBIDDEN_NAMES = ("localhost", "metadata", "instance-data", "local", "internal", "localdomain", "home.arpa", "onion")
+_FORBIDDEN_NAMES = (
+    "localhost", "local", "internal", "localdomain", "home.arpa", "lan", "corp", "home", "intranet", "private", "onion",
+)  # fmt: skip
 _NUMBER = re.compile(r"^(0x[0-9a-f]*|[0-9]+)$", re.IGNORECASE)
 _TRANSIENT_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -152,14 +154,15 @@ def check(href: str, allowed: frozenset[tuple[str, int]] = frozenset()) -> httpx
         raise SourceRefused(f"{name or 'The address'}: only http and https addresses are fetched.")
     try:
         url = httpx2.URL(href)
-        host, port = _folded(url.raw_host.decode("ascii")), url.port or (443 if url.scheme == "https" else 80)
+        host = _folded(url.raw_host.decode("ascii"))
     except (httpx2.InvalidURL, UnicodeError, ValueError) as error:
         raise SourceRefused(f"{name} is not a URL: {error}") from error
     if url.userinfo:
         raise SourceRefused(f"{name}: user names and passwords in addresses are not taken.")
     if not host:
         raise SourceRefused(f"{name} names no host.")
-    fault = _host_fault(host, port, allowed)
+    default = 443 if url.scheme == "https" else 80
+    fault = _host_fault(host, default if url.port is None else url.port, allowed)
     if fault:
         raise SourceRefused(f"{name} is not fetched: {fault}.")
     return url
@@ -179,6 +182,8 @@ def _host_fault(host: str, port: int, allowed: frozenset[tuple[str, int]]) -> st
         return refusal(ipaddress.ip_address(host.partition("%")[0]))
     except ValueError:
         pass
+    if "" in host.split("."):
+        return f"{host} is not a host name"
     # What the C library takes for an address in decimal, octal or hex is a disguise; names do not end in a number.
     if _NUMBER.match(host.rpartition(".")[2]):
         return f"{host} is a number and neither a name nor a plain IP address"
@@ -199,7 +204,7 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
     def __init__(self, allowed: frozenset[tuple[str, int]], resolver: Resolver) -> None:
         self._allowed = allowed
         self._resolver = resolver
-        self._inner = httpcore2.AnyIOBackend()
+        self._inner: Any = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -284,8 +289,9 @@ async def fetch(
         on=_Transient, attempts=limits.attempts, timeout=None,
         wait_initial=limits.wait_first_s, wait_jitter=limits.wait_first_s,
     )  # fmt: skip
+    deadline = asyncio.timeout(limits.total_s)
     try:
-        async with asyncio.timeout(limits.total_s) as deadline:
+        async with deadline:
             async for attempt in retries:
                 with attempt:
                     async with httpx2.AsyncClient(
@@ -315,7 +321,7 @@ async def _once(
     url = check(href, allowed)
     for _ in range(REDIRECTS_MAX + 1):
         async with _answer(client, url) as response:
-            if response.is_redirect:
+            if response.has_redirect_location:
                 url = _redirect(response, allowed)
                 continue
             return await sink(_source(response, href, bytes_max))

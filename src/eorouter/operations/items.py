@@ -1,7 +1,7 @@
 """Items and their files.
 
-`items.create` takes files in from addresses; `get`, `search` and `delete` do what they say; `items.assets.download` gives
-a file to whoever may read the item, `assets.download` to whoever has an address of `assets.signed_url`.
+`items.create` takes files in from addresses; `get`, `search` and `delete` do what they say; `items.assets.download`
+gives a file to whoever may read the item, `assets.download` to whoever has an address of `assets.signed_url`.
 """
 
 import asyncio
@@ -94,8 +94,8 @@ class ItemsCreateInput(Input):
     assets: Annotated[
         dict[str, AssetSource], Meta(min_length=1, max_length=ASSETS_MAX, description="Files by asset key.")
     ]
-    title: Annotated[str | None, Meta(max_length=500, pattern=TEXT, description="What people call the item.")] = None
-    at: Annotated[datetime | None, Meta(tz=True, description="Time of acquisition, RFC 3339.")] = msgspec.field(
+    title: Annotated[str, Meta(max_length=500, pattern=TEXT, description="What people call the item.")] | None = None
+    at: Annotated[datetime, Meta(tz=True, description="Time of acquisition, RFC 3339.")] | None = msgspec.field(
         default=None, name="datetime"
     )
 
@@ -298,11 +298,11 @@ class ItemsSearchInput(Input):
         tuple[float, ...] | None,
         Meta(description="West, south, east, north in degrees; west > east crosses the antimeridian. 6 with heights."),
     ] = None
-    datetime: Annotated[
-        str | None,
-        Meta(max_length=100, description="An RFC 3339 instant, or start/end, with .. for an open end."),
-    ] = None
-    ids: Annotated[tuple[Id, ...] | None, Meta(max_length=1000, description="Only these items.")] = None
+    datetime: (
+        Annotated[str, Meta(max_length=100, description="An RFC 3339 instant, or start/end, with .. for an open end.")]
+        | None
+    ) = None
+    ids: Annotated[tuple[Id, ...], Meta(max_length=1000, description="Only these items.")] | None = None
     limit: PageLimit = 100
     cursor: Cursor | None = None
 
@@ -473,7 +473,7 @@ def _item(ctx: Context, document: Json) -> Item:
     address = f"{here}/{document['id']}"
     links = [{"rel": "self", "type": "application/geo+json", "href": address}]
     links += [
-        {"rel": "derived_from", "type": "application/geo+json", "href": f"{here}/{quote(str(source), safe='')}"}
+        {"rel": "derived_from", "type": "application/geo+json", "href": f"{here}/{source['item_id']}"}
         for source in document["properties"].get("eorouter:inputs", ())
     ]
     assets = {

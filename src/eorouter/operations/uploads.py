@@ -1,7 +1,7 @@
 """Uploads: a local file becomes an item.
 
-`initiate` reserves the bytes and says where to put them, the bytes go to that address, `complete` turns them into an item.
-`progress` and `list` look, `signed_url` gives a fresh address, `fail` gives up.
+`initiate` reserves the bytes and says where to put them, the bytes go to that address, `complete` turns them into an
+item. `progress` and `list` look, `signed_url` gives a fresh address, `fail` gives up.
 """
 
 import hashlib
@@ -106,9 +106,10 @@ class UploadsInitiateInput(Input):
     project_id: Id
     filename: Filename
     size_bytes: Annotated[int, Meta(ge=1, description="Exact size of the file, bytes.")]
-    sha256: Annotated[
-        str | None, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file in hex, checked when it came.")
-    ] = None
+    sha256: (
+        Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file in hex, checked when it came.")]
+        | None
+    ) = None
     title: Title | None = None
     at: When | None = msgspec.field(default=None, name="datetime")
     bands: Annotated[
@@ -262,7 +263,7 @@ def _check_content(row: uploads.Row, size: int, sha256: str | None) -> None:
 def _mismatch(row: uploads.Row, what: str, code: str, received: str) -> InvalidInput:
     expected = f"{row.declared_bytes} bytes" if code == "size_mismatch" else row.description["sha256"]
     message = (
-        f"Upload {row.id} was declared with {expected}, but {what}. Nothing of it was kept: send the file again, whole, "
+        f"Upload {row.id} was declared with {expected}, but {what}. Nothing of it was kept: send the whole file again, "
         "or start an upload with the right numbers."
     )
     fault = Fault(pointer="", message=message, code=code, expected=expected, received=received)
@@ -313,8 +314,8 @@ async def complete(ctx: Context, request: UploadsCompleteInput) -> Upload:
     """Turn the received bytes into an item.
 
     Waits for the item for some seconds; after that the answer says which job is still at work, and the same call waits
-    on. A file that is no usable raster is refused with the reason; its bytes and its quota are given back. Repeating the
-    call repeats the answer.
+    on. A file that is no usable raster is refused with the reason; its bytes and its quota are given back. Repeating
+    the call repeats the answer.
     """
     async with ctx.stores.db.read() as tx:
         row = await uploads.get(tx, ctx.principal, request.upload_id)
