@@ -182,6 +182,10 @@ def _host_fault(host: str, port: int, allowed: frozenset[tuple[str, int]]) -> st
         return refusal(ipaddress.ip_address(host.partition("%")[0]))
     except ValueError:
         pass
+    return _name_fault(host)
+
+
+def _name_fault(host: str) -> str | None:
     if "" in host.split("."):
         return f"{host} is not a host name"
     # What the C library takes for an address in decimal, octal or hex is a disguise; names do not end in a number.

@@ -199,6 +199,7 @@ def _properties(output: OutputItem, provenance: Mapping[str, Any], job_id: str |
     if output.at is None and not ("start_datetime" in given and "end_datetime" in given):
         times |= {"start_datetime": UNDATED_SINCE, "end_datetime": created}
     made = {key if ":" in key else f"eorouter:{key}": value for key, value in provenance.items() if value is not None}
+    made.pop("eorouter:software", None)  # said by processing:software
     made.setdefault("processing:software", {"eorouter": _version()})
     if job_id is not None:
         made["eorouter:job_id"] = job_id
