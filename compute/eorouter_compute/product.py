@@ -55,11 +55,11 @@ def plan_product(
     """
     memory = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
     shard_side = isqrt(shard_pixels or SHARD_PIXELS.get())
-    piece_side = _piece_side(spec, memory, shard_side)
-    side = max(shard_side // piece_side, 1) * piece_side
+    step = piece_side(spec, memory_bytes_per_pixel, shard_side)
+    side = max(shard_side // step, 1) * step
     shards = []
     for window in tiles(spec.window, side):
-        piece = min(window.pixels, piece_side * piece_side)
+        piece = min(window.pixels, step * step)
         written = _written_bytes(spec, window)
         bound = Bound(
             pixels=window.pixels,
@@ -68,7 +68,7 @@ def plan_product(
             memory_bytes=int(piece * memory) + (16 << 20),
             seconds=window.pixels * seconds_per_pixel + written * _ENCODE_SECONDS_PER_BYTE,
         )
-        shards.append(Shard(body=msgspec.msgpack.encode(ProductShard(window, piece_side)), bound=bound))
+        shards.append(Shard(body=msgspec.msgpack.encode(ProductShard(window, step)), bound=bound))
     return tuple(shards)
 
 
@@ -260,7 +260,9 @@ def _encode_bytes_per_pixel(spec: CogSpec) -> float:
     return 2.5 * _pixel_bytes(spec) + 2.5 * len(spec.bands) + 1.0
 
 
-def _piece_side(spec: CogSpec, bytes_per_pixel: float, shard_side: int) -> int:
+def piece_side(spec: CogSpec, memory_bytes_per_pixel: float, shard_side: int = cog.PIECE_SIDE) -> int:
+    """Side of the pieces in which a product is streamed: what memory and the shard allow, at most `cog.PIECE_SIDE`."""
+    bytes_per_pixel = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
     side = spec.block_size
     while 2 * side <= min(cog.PIECE_SIDE, shard_side) and 4 * side * side * bytes_per_pixel <= PIECE_BYTES:
         side *= 2

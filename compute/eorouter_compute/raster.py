@@ -63,7 +63,7 @@ DTYPES = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "floa
 BLOCK_PIXELS_MAX = 1 << 28
 """Most pixels (of all bands together) one read may ask for."""
 
-TILE_BYTES_MAX = 1 << 29
+TILE_BYTES_MAX = 1 << 28
 """Largest tile or strip, unpacked, that is read: a tile is always unpacked whole."""
 
 BANDS_MAX = 1024
@@ -71,7 +71,7 @@ BANDS_MAX = 1024
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
-    "GDAL_CACHEMAX": 256,
+    "GDAL_CACHEMAX": 268_435_456,  # in bytes: rasterio hands small numbers on as bytes, GDAL takes them as megabytes
     "GDAL_NUM_THREADS": 1,
     "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
@@ -529,14 +529,18 @@ def _truncated_at(href: str) -> str:
         return str(error)
     except SourceUnreadable:
         return ""
-    for tags in found:
-        for places, counts in (
-            (tiff.Code.TILE_OFFSETS, tiff.Code.TILE_BYTE_COUNTS),
-            (tiff.Code.STRIP_OFFSETS, tiff.Code.STRIP_BYTE_COUNTS),
-        ):
-            if places in tags and counts in tags:
-                starts, lengths = tags[places].values, tags[counts].values
-                ends = starts.astype(np.float64) + lengths[: len(starts)].astype(np.float64)
-                if len(lengths) == len(starts) and len(ends) and ends.max() > size:
-                    return f"it has {size} bytes, its pixels reach to byte {int(ends.max())}"
-    return ""
+    return tiff.ends_early(found, size)
+
+
+def layout_faults(href: str) -> list[str]:
+    """Why the file is not a cloud-optimised GeoTIFF that can be served as it is; empty when it is one."""
+    from eorouter_compute import tiff
+    from eorouter_compute.attempt import read_object
+
+    size = object_size(href)
+    try:
+        found = tiff.directories(lambda start, stop: read_object(href, start, stop), size)
+    except tiff.Malformed as error:
+        return [str(error)]
+    early = tiff.ends_early(found, size)
+    return tiff.layout_faults(found, read_object(href, 0, min(512, size))) + ([early] if early else [])
