@@ -10,8 +10,7 @@ from msgspec import Meta
 from eorouter.errors import ApiError, ComputeRefused, Conflict, Fault, InvalidInput
 from eorouter.jobs import queue
 from eorouter.operation import Context
-from eorouter.storage import items, uploads
-from eorouter.storage.objects import Objects
+from eorouter.storage import uploads
 from eorouter.storage.stac import CommonName
 from eorouter_compute.errors import ComputeError, RequestFault, SourceFault
 from eorouter_compute.method import Params
@@ -49,27 +48,22 @@ def check_time(at: datetime | None) -> None:
         raise InvalidInput(message, errors=[Fault(pointer="/datetime", message=message)])
 
 
-def task(
-    rows: Sequence[uploads.Row], keys: Sequence[str], objects: Objects, *, title: str, at: datetime | None
-) -> Params:
+def task(ctx: Context, rows: Sequence[uploads.Row], keys: Sequence[str], *, title: str, at: datetime | None) -> Params:
     """The parameters of the job that makes one item of received uploads; `keys` are the asset keys to be."""
     from eorouter_compute.methods.ingest import IngestParams
 
-    files = [
+    first, *others = [
         {
             "key": key,
-            "href": objects.href(row.object_key),
-            "filename": items.safe_filename(row.filename),
+            "href": ctx.stores.objects.href(row.object_key),
+            "filename": row.filename,
             "declared_bytes": row.declared_bytes,
             "bands": row.description["bands"],
         }
         for row, key in zip(rows, keys, strict=True)
     ]
-    return msgspec.convert(
-        {"method": IngestParams.__struct_config__.tag, "files": files, "title": title, "at": at},
-        IngestParams,
-        strict=False,
-    )
+    fields = {"others": others, "pixels_max": ctx.settings.raster_pixels_max, "title": title, "datetime": at}
+    return msgspec.convert(first | fields | {"method": "ingest"}, IngestParams, strict=False)
 
 
 async def start(ctx: Context, rows: Sequence[uploads.Row], params: Params, *, name: str) -> str:
@@ -88,6 +82,15 @@ async def start(ctx: Context, rows: Sequence[uploads.Row], params: Params, *, na
         )  # fmt: skip
         await uploads.assign(tx, ids, job_id)
     return job_id
+
+
+async def wait(ctx: Context, job_id: str, timeout_s: float) -> None:
+    """Wait for the end of an ingest, at most `timeout_s`; its uploads have ended too when it has."""
+    job = await queue.wait(ctx.stores.db, job_id, timeout_s)
+    if job.state in {"failed", "cancelled"}:  # settled with the job, unless it was cancelled before anything ran
+        problem = job.problem or {"code": "cancelled", "message": f"Job {job_id}, which read the file, was cancelled."}
+        async with ctx.stores.db.write() as tx:
+            await uploads.settle(tx, job_id, item_id=None, problem=problem, now=ctx.clock())
 
 
 def refusal(problem: Mapping[str, Any]) -> ApiError:

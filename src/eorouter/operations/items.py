@@ -29,7 +29,7 @@ from eorouter.errors import (
     SourceRefused,
     Unavailable,
 )
-from eorouter.jobs import ingest, queue
+from eorouter.jobs import ingest
 from eorouter.jobs.ingest import TEXT, BandNote
 from eorouter.operation import PUBLIC, Blob, Context, Example, Route, Tier, operation
 from eorouter.storage import items, uploads
@@ -45,7 +45,9 @@ INGEST_WAIT_S = 600.0
 
 _FETCHES_AT_ONCE = 4
 _RESERVE_STEP = 64 << 20
-_ASSET_KEY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_ASSET_KEY = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_RESERVED_KEYS = ("preview",)
+"""Keys of what the service itself adds."""
 
 AssetKey = Annotated[str, Meta(min_length=1, max_length=64, description="Name of an asset within its item.")]
 
@@ -135,12 +137,16 @@ async def create(ctx: Context, request: ItemsCreateInput) -> Item:
     afterwards. All or nothing: if one file is refused, none is kept and no quota is used.
     """
     faults = [
-        Fault(pointer=f"/assets/{_pointer(key)}", message=f"{key!r} must match {_ASSET_KEY}", received=key)
+        Fault(pointer=f"/assets/{_pointer(key)}", message=f"{key!r} must match {_ASSET_KEY}.", received=key)
         for key in request.assets
-        if not re.fullmatch(_ASSET_KEY[1:-1], key)
+        if not re.fullmatch(_ASSET_KEY, key) or key in _RESERVED_KEYS
     ]
     if faults:
-        raise InvalidInput("Asset keys must be letters, digits, dots, dashes and underscores.", errors=faults)
+        raise InvalidInput(
+            "Asset keys are letters, digits, dots, dashes and underscores, at most 64, the first a letter or digit; "
+            f"taken already: {', '.join(_RESERVED_KEYS)}.",
+            errors=faults,
+        )
     ingest.check_time(request.at)
     allowed = remote.allowed_hosts(ctx.settings.remote_hosts)
     for key, source in request.assets.items():
@@ -150,14 +156,14 @@ async def create(ctx: Context, request: ItemsCreateInput) -> Item:
     try:
         rows = await _fetch_all(ctx, request, rows, allowed)
         title = request.title or rows[0].filename
-        params = ingest.task(rows, list(request.assets), ctx.stores.objects, title=title, at=request.at)
+        params = ingest.task(ctx, rows, list(request.assets), title=title, at=request.at)
         job_id = await ingest.start(ctx, rows, params, name=f"Ingest {title}"[:200])
     except BaseException as error:
         problem = {"code": getattr(error, "code", "interrupted"), "message": str(error)}
         async with ctx.stores.db.write() as tx:
             await uploads.fail(tx, [row.id for row in rows], problem=problem, now=ctx.clock())
         raise
-    await queue.wait(ctx.stores.db, job_id, INGEST_WAIT_S)
+    await ingest.wait(ctx, job_id, INGEST_WAIT_S)
     return await _made(ctx, rows[0].id)
 
 

@@ -26,7 +26,7 @@ from eorouter.errors import (
     QuotaExceeded,
     SignatureInvalid,
 )
-from eorouter.jobs import ingest, queue
+from eorouter.jobs import ingest
 from eorouter.jobs.ingest import TEXT, BandNote
 from eorouter.operation import PUBLIC, Context, Example, Route, Tier, operation
 from eorouter.storage import uploads
@@ -331,7 +331,7 @@ async def complete(ctx: Context, request: UploadsCompleteInput) -> Upload:
         async with ctx.stores.db.read() as tx:
             row = await uploads.get(tx, ctx.principal, request.upload_id)
     if row.state == "ingesting":
-        await queue.wait(ctx.stores.db, row.job_id, ctx.settings.ingest_wait_s)
+        await ingest.wait(ctx, row.job_id, ctx.settings.ingest_wait_s)
     upload = await _look(ctx, request.upload_id)
     if upload.problem is not None:
         raise ingest.refusal(upload.problem)
@@ -341,9 +341,9 @@ async def complete(ctx: Context, request: UploadsCompleteInput) -> Upload:
 async def _start(ctx: Context, row: uploads.Row) -> None:
     at = row.description["datetime"]
     params = ingest.task(
+        ctx,
         [row],
         ["data"],
-        ctx.stores.objects,
         title=row.description["title"] or row.filename,
         at=None if at is None else datetime.fromisoformat(at),
     )

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound, QuotaExceeded
 from eorouter.storage.database import Database
-from eorouter.storage.tables import organisations, outbox, owned, projects, uploads
+from eorouter.storage.tables import jobs, organisations, outbox, owned, projects, uploads
 from eorouter.types import Principal
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -247,6 +247,15 @@ async def expire(tx: AsyncConnection, db: Database, now: datetime) -> int:
     late = {"code": "upload_expired", "message": "The upload was not completed in time. Start a new one."}
     count = await _end(
         tx, [uploads.c.state.in_(OPEN), uploads.c.expires_at < now], now, {"state": "failed", "problem": late}
+    )
+    # A job can be cancelled before anything of it ran; then nobody was there to settle its uploads.
+    over = sa.select(jobs.c.id).where(jobs.c.state.in_(("failed", "cancelled")))
+    gone = {"code": "ingest_ended", "message": "The job that read the upload was cancelled or failed. Start a new one."}
+    count += await _end(
+        tx,
+        [uploads.c.state == "ingesting", uploads.c.job_id.in_(over)],
+        now,
+        {"state": "failed", "problem": gone},
     )
     swept = await tx.execute(
         sa.update(uploads)
