@@ -73,6 +73,17 @@ class BandHint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     description: str | None = None
 
 
+class IngestFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further file of the same item; the fields mean what they mean in `IngestParams`."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=64)]
+    href: str
+    filename: Annotated[str, Meta(min_length=1, max_length=255)]
+    declared_bytes: Annotated[int, Meta(ge=0)]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
+    bands: Annotated[tuple[BandHint, ...], Meta(max_length=raster.BANDS_MAX)] = ()
+
+
 class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
     """Check an uploaded file and make an item of it.
 
@@ -87,6 +98,9 @@ class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
         pixels_max: most pixels (width × height) this installation accepts.
         bands: what the uploader says about the bands, in the file's order, alpha left out; empty, or one per band.
         datetime: when the image was taken.
+        key: the asset's key in the item.
+        title: what people call the item; the file's name when absent.
+        others: further files, each a raster with a key of its own, that become assets of the same item.
     """
 
     href: str
@@ -96,6 +110,9 @@ class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] | None = None
     bands: Annotated[tuple[BandHint, ...], Meta(max_length=raster.BANDS_MAX)] = ()
     datetime: Datetime | None = None
+    key: Annotated[str, Meta(min_length=1, max_length=64)] = "data"
+    title: str | None = None
+    others: tuple[IngestFile, ...] = ()
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -110,27 +127,45 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 def plan(params: IngestParams, inputs: Sequence[InputItem]) -> Plan:
-    """One shard: a file nobody has looked into cannot be cut up."""
+    """One shard per file: one that nobody has looked into cannot be cut up."""
     if inputs:
         raise InvalidParameter("ingest takes no input items.", pointer="/inputs")
-    bound = Bound(
-        pixels=params.pixels_max,
-        bytes_read=3 * params.declared_bytes + (1 << 20),
-        bytes_written=16 * params.pixels_max + params.declared_bytes,
-        memory_bytes=_MEMORY_BYTES,
-        seconds=1.0 + params.declared_bytes * 4e-8 + params.pixels_max * 4e-8,
+    files = [_file(params, number) for number in range(1 + len(params.others))]
+    keys = [file.key for file in files]
+    if len(set(keys)) < len(keys):
+        raise InvalidParameter(f"Two files have the same key; the keys are {', '.join(keys)}.", pointer="/others")
+    shards = tuple(
+        Shard(
+            body=str(number).encode(),
+            bound=Bound(
+                pixels=params.pixels_max,
+                bytes_read=3 * file.declared_bytes + (1 << 20),
+                bytes_written=16 * params.pixels_max + file.declared_bytes,
+                memory_bytes=_MEMORY_BYTES,
+                seconds=1.0 + file.declared_bytes * 4e-8 + params.pixels_max * 4e-8,
+            ),
+        )
+        for number, file in enumerate(files)
     )
     merge_bound = Bound(
-        bytes_read=16 * params.pixels_max,
-        bytes_written=16 * params.pixels_max,
+        bytes_read=16 * params.pixels_max * len(files),
+        bytes_written=16 * params.pixels_max * len(files),
         memory_bytes=256 << 20,
-        seconds=1.0 + params.pixels_max * 4e-8,
+        seconds=1.0 + params.pixels_max * len(files) * 4e-8,
     )
-    return Plan(shards=(Shard(body=b"", bound=bound),), merge_bound=merge_bound)
+    return Plan(shards=shards, merge_bound=merge_bound)
+
+
+def _file(params: IngestParams, number: int) -> IngestParams:
+    """The parameters as if file `number` were the only one."""
+    if not number:
+        return msgspec.structs.replace(params, others=())
+    return msgspec.structs.replace(params, **msgspec.structs.asdict(params.others[number - 1]), others=())
 
 
 def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     """Open the file, judge it, read every pixel and encode what must be written anew."""
+    params = _file(params, int(body or b"0"))
     _check_bytes(params)
     try:
         found = raster.inspect(params.href)
@@ -174,35 +209,56 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
 
 def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """Write the item's files."""
-    verdict = msgspec.msgpack.decode(parts[0].body, type=Verdict)
+    verdicts = [msgspec.msgpack.decode(part.body, type=Verdict) for part in parts]
+    report = sum((part.report for part in parts), start=ReadReport())
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", PurePosixPath(params.filename).stem)[:80].strip("-.") or "upload"
-    if verdict.vector is not None:
-        made = _vector_item(params, verdict.vector, attempt, name)
-        summary: dict[str, Any] = {"kind": "vector", "features": verdict.vector.feature_count}
-        return Result(items=(made,), summary=summary, report=parts[0].report)
-    assert verdict.spec is not None and verdict.asset is not None, "run gives a vector or a raster"  # noqa: PT018, S101
-    path = f"{name}/data.tif"
-    if verdict.segment is None:
-        _copy(params.href, attempt, path)
-        info = cog.CogInfo(size=attempt.refs[path].size, is_big_tiff=False, statistics=verdict.statistics)
-        asset = product.cog_asset(verdict.spec, info, attempt, path=path)
-        kept = msgspec.structs.replace(verdict.asset, href=asset.object.href, sha256=asset.object.sha256)
-        asset = msgspec.structs.replace(asset, raster=kept)
-    else:
-        with attempt.create(path) as out:
-            info = cog.assemble(verdict.spec, [verdict.segment], out, advance=attempt.advance)
-        asset = product.cog_asset(verdict.spec, info, attempt, path=path)
+    if verdicts[0].vector is not None and not params.others:
+        made = _vector_item(params, verdicts[0].vector, attempt, name)
+        summary: dict[str, Any] = {"kind": "vector", "features": verdicts[0].vector.feature_count}
+        return Result(items=(made,), summary=summary, report=report)
+    files = [_file(params, number) for number in range(len(parts))]
+    for file, verdict in zip(files, verdicts, strict=True):
+        if verdict.vector is not None:
+            raise NotARaster(
+                f"{file.filename} is a vector file; an item of several files has rasters only.", source=file.href
+            )
+    assets = [
+        _raster_asset(file, verdict, attempt, f"{name}/{file.key}.tif")
+        for file, verdict in zip(files, verdicts, strict=True)
+    ]
+    names = [file.filename for file in files]
+    is_classes = verdicts[0].spec is not None and verdicts[0].spec.overview_resampling == "mode"
     made = product.item(
-        [asset],
+        assets,
         attempt,
         name=name,
         at=params.datetime,
-        title=params.filename,
-        properties={"filename": params.filename},
-        style="class" if verdict.spec.overview_resampling == "mode" else None,
+        title=params.title or params.filename,
+        properties={"filename": names[0]} if len(names) == 1 else {"filenames": names},
+        style="class" if is_classes else None,
     )
-    summary = {"kind": "raster", "is_unchanged": verdict.segment is None, "rewritten_because": list(verdict.reasons)}
-    return Result(items=(made,), summary=summary, report=parts[0].report)
+    summary = {
+        "kind": "raster",
+        "is_unchanged": all(verdict.segment is None for verdict in verdicts),
+        "rewritten_because": [reason for verdict in verdicts for reason in verdict.reasons],
+    }
+    return Result(items=(made,), summary=summary, report=report)
+
+
+def _raster_asset(params: IngestParams, verdict: Verdict, attempt: Attempt, path: str) -> OutputAsset:
+    """Write a raster's file: the upload itself, or the COG made of it."""
+    assert verdict.spec is not None and verdict.asset is not None, "run gives a vector or a raster"  # noqa: PT018, S101
+    if verdict.segment is None:
+        _copy(params.href, attempt, path)
+        info = cog.CogInfo(size=attempt.refs[path].size, is_big_tiff=False, statistics=verdict.statistics)
+        asset = product.cog_asset(verdict.spec, info, attempt, path=path, asset_key=params.key)
+        kept = msgspec.structs.replace(
+            verdict.asset, key=params.key, href=asset.object.href, sha256=asset.object.sha256
+        )
+        return msgspec.structs.replace(asset, raster=kept)
+    with attempt.create(path) as out:
+        info = cog.assemble(verdict.spec, [verdict.segment], out, advance=attempt.advance)
+    return product.cog_asset(verdict.spec, info, attempt, path=path, asset_key=params.key)
 
 
 # Judging --------------------------------------------------------------------------------------------------------------
@@ -351,13 +407,13 @@ def _vector_item(params: IngestParams, vector: VectorAsset, attempt: Attempt, na
     transform: Transform = (width, 0.0, x_min, 0.0, -height, y_min + height)
     geometry, bbox = footprint(vector.crs, (1, 1), transform)
     asset = OutputAsset(
-        key="data",
+        key=params.key,
         object=ref,
         media_type=_VECTOR_MEDIA_TYPES.get(suffix, "application/octet-stream"),
         roles=("data",),
         filename=params.filename,
         title=params.filename,
-        vector=msgspec.structs.replace(vector, key="data", href=ref.href, sha256=ref.sha256),
+        vector=msgspec.structs.replace(vector, key=params.key, href=ref.href, sha256=ref.sha256),
     )
     return OutputItem(
         name=name,
@@ -365,7 +421,7 @@ def _vector_item(params: IngestParams, vector: VectorAsset, attempt: Attempt, na
         footprint=geometry,
         bbox=bbox,
         at=params.datetime,
-        title=params.filename,
+        title=params.title or params.filename,
         properties={"filename": params.filename},
     )
 
