@@ -9,6 +9,7 @@ asks a flag between its blocks; all tasks of a dead worker fail with `KilledWork
 worker whose scheduler is gone exits after about two seconds.
 """
 
+import logging
 import os
 import resource
 import time
@@ -59,10 +60,10 @@ _WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": "65536",
+    "DASK_LOGGING__DISTRIBUTED": "warning",  # a line per pulse otherwise
 }
 
 _DASK_CONFIG: Mapping[str, Any] = {
-    "logging": {"distributed": "warning", "bokeh": "error", "tornado": "error"},
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.events-cleanup-delay": "10m",
@@ -336,6 +337,8 @@ class Cluster:
             RuntimeError: client, scheduler and workers do not run the same versions.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
+        for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         dask_config.set(_DASK_CONFIG)
         self._cluster = await LocalCluster(
             n_workers=self.worker_count,

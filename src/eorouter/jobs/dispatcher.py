@@ -31,7 +31,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from eorouter.jobs import leases
-from eorouter.jobs.fairness import FairShare, Lane
+from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Claim, Landed, OpenJob
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
@@ -62,6 +62,9 @@ _CLUSTER_GRACE_S = 30.0
 _PUBLISH_LIMIT = 8
 _SHARED_BYTES = 1 << 17  # parameters and inputs above this travel as an object, once, instead of with every shard
 _CARDS_MAX = 256
+_WINDOW_PER_THREAD = 2.0  # shards with the cluster: one that computes and one that waits at the worker
+_FULL_LOAD_S = 0.1  # shards that take longer than this fill a place each,
+_LEAST_LOAD = 1 / 16  # shorter ones share it: else the way there and back would take longer than the work
 _RETRY_S = 0.25
 
 log = structlog.get_logger(__name__)
@@ -77,11 +80,30 @@ class _Card(msgspec.Struct, frozen=True, kw_only=True):
     shared: str | None = None
 
 
+class _Pace:
+    """What was learnt of a job's shards: how long one takes (a running mean), and up to where they were claimed."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.start = MERGE
+
+    @property
+    def load(self) -> float:
+        """Part of the window that a shard takes: the window is meant in time, not in number."""
+        return 1.0 if self.seconds is None else min(max(self.seconds / _FULL_LOAD_S, _LEAST_LOAD), 1.0)
+
+    def learn(self, seconds: float) -> None:
+        """Take one more shard into the mean."""
+        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
+
+
 class _Flight:
     """A claim whose order is with the cluster."""
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, load: float) -> None:
         self.claim = claim
+        self.load = load
+        self.born = time.monotonic()
         self.pixels = 0
         self.pixels_counted = 0
         self.outcome: Outcome | None = None
@@ -109,6 +131,7 @@ class Dispatcher:
         self._cards: dict[str, _Card] = {}
         self._card_locks: dict[str, asyncio.Lock] = {}
         self._dry: dict[str, float] = {}
+        self._paces: dict[str, _Pace] = {}
         self._open: list[OpenJob] = []
         self._open_until = 0.0
         self._publishing: set[str] = set()
@@ -171,8 +194,9 @@ class Dispatcher:
 
     async def _turn(self) -> bool:
         """Record and claim in one transaction; returns False when there was nothing to do."""
-        slots = 2 * self._cluster.threads - sum(flight.outcome is None for flight in self._flights.values())
-        waiting = await self._waiting() if slots > 0 and self._cluster.is_healthy else []
+        aloft = sum(flight.load for flight in self._flights.values() if flight.outcome is None)
+        room = _WINDOW_PER_THREAD * self._cluster.threads - aloft
+        waiting = await self._waiting() if room > 0 and self._cluster.is_healthy else []
         async with self._writing:
             landed = [
                 Landed(claim=flight.claim, outcome=flight.outcome, pixels=flight.pixels_counted)
@@ -184,14 +208,18 @@ class Dispatcher:
             now = utc_now()
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
-                waiting += [OpenJob(id=job_id, lane=lane) for job_id, lane in self._woken_by(landed, waiting)]
-                claims, dry = await leases.claim(tx, waiting, share=self._share, slots=slots, owner=self.id, now=now)
+                waiting += self._woken_by(landed, waiting)
+                claims, dry = await leases.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
         for each in landed:
             del self._flights[each.claim.run]
             self._dry.pop(each.claim.job_id, None)
+            if each.outcome.part is not None:
+                self._pace(each.claim.job_id).learn(each.outcome.seconds)
         self._dry |= dict.fromkeys(dry, time.monotonic() + _IDLE_POLL_S)
         for claim in claims:
-            flight = self._flights[claim.run] = _Flight(claim)
+            pace = self._pace(claim.job_id)
+            pace.start = max(pace.start, claim.number + 1)
+            flight = self._flights[claim.run] = _Flight(claim, pace.load)
             self._spawn(self._fly(flight))
         for job_id in publishing:
             self._publish_soon(job_id)
@@ -207,14 +235,21 @@ class Dispatcher:
             self._open_until = ended + 10 * (ended - started)
             self._share.settle({job.lane[0] for job in self._open})
             ids = {job.id for job in self._open}
+            self._paces = {job_id: pace for job_id, pace in self._paces.items() if job_id in ids}
             self._dry = {job_id: until for job_id, until in self._dry.items() if until > ended and job_id in ids}
-        return [job for job in self._open if self._dry.get(job.id, 0.0) <= started]
+        return [self._paced(job) for job in self._open if self._dry.get(job.id, 0.0) <= started]
 
-    def _woken_by(self, landed: list[Landed], waiting: list[OpenJob]) -> list[tuple[str, Lane]]:
+    def _woken_by(self, landed: list[Landed], waiting: list[OpenJob]) -> list[OpenJob]:
         """Jobs taken for dry that what just landed may have given a merge or another try."""
-        known = {job.id for job in waiting}
-        again = {each.claim.job_id for each in landed} - known
-        return [(job.id, job.lane) for job in self._open if job.id in again]
+        again = {each.claim.job_id for each in landed} - {job.id for job in waiting}
+        return [self._paced(job) for job in self._open if job.id in again]
+
+    def _pace(self, job_id: str) -> _Pace:
+        return self._paces.setdefault(job_id, _Pace())
+
+    def _paced(self, job: OpenJob) -> OpenJob:
+        pace = self._paces.get(job.id)
+        return job if pace is None else msgspec.structs.replace(job, load=pace.load, start=pace.start)
 
     # Flights
 
@@ -286,7 +321,9 @@ class Dispatcher:
                 flight = self._flights.get((running.job_id, running.number, running.token))
                 if flight is not None:
                     flight.pixels = min(running.pixels, flight.claim.bound.pixels)
-            await self._renew([each for each in self._flights.values() if each.pixels != each.pixels_counted])
+            settled = time.monotonic() - _PULSE_S  # what ends before the next pulse needs no progress
+            moved = [each for each in self._flights.values() if each.pixels != each.pixels_counted]
+            await self._renew([each for each in moved if each.born < settled])
         await self._ground(grounded)
 
     async def _grounded(self) -> set[str]:
