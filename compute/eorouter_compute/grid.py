@@ -4,8 +4,20 @@ The grid of a raster is an odc-geo `GeoBox` (CRS, pixel-to-world affine, shape).
 columns, counted from the raster's upper-left pixel. No function here opens a file.
 """
 
+import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eorouter_compute.errors import NoCrs
+
+Transform = tuple[float, float, float, float, float, float]
+"""(a, b, c, d, e, f): x = a·col + b·row + c, y = d·col + e·row + f, of pixel corners."""
+
+SHARD_PIXELS: ContextVar[int] = ContextVar("SHARD_PIXELS", default=2048 * 2048)
+"""How many output pixels a plan puts into a shard; results do not depend on it, tests prove that by setting it."""
 
 
 class Window(NamedTuple):
@@ -57,3 +69,64 @@ def tiles(area: Window, step: int) -> Iterator[Window]:
             window = Window(row, col, step, step).intersect(area)
             if window.pixels:
                 yield window
+
+
+def aligned(window: Window, step: int, limit: Window) -> Window:
+    """The smallest window on multiples of `step` that holds `window`, cut to `limit`."""
+    row, col = window.row - window.row % step, window.col - window.col % step
+    row_stop, col_stop = -(-window.row_stop // step) * step, -(-window.col_stop // step) * step
+    return Window(row, col, row_stop - row, col_stop - col).intersect(limit)
+
+
+def shifted(transform: Transform, window: Window) -> Transform:
+    """Transform of the raster that `window` cuts out."""
+    a, b, c, d, e, f = transform
+    return (a, b, a * window.col + b * window.row + c, d, e, d * window.col + e * window.row + f)
+
+
+def outline(shape: tuple[int, int], transform: Transform, *, points_per_side: int = 21) -> np.ndarray:
+    """The raster's edge as a closed ring (point, xy) in its CRS, starting at the upper left corner."""
+    height, width = shape
+    t = np.linspace(0.0, 1.0, points_per_side)[:-1]
+    cols = np.concatenate([t, np.ones_like(t), 1 - t, np.zeros_like(t), [0.0]]) * width
+    rows = np.concatenate([np.zeros_like(t), t, np.ones_like(t), 1 - t, [0.0]]) * height
+    a, b, c, d, e, f = transform
+    return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=1)
+
+
+def footprint(
+    crs: str, shape: tuple[int, int], transform: Transform
+) -> tuple[dict[str, Any], tuple[float, float, float, float]]:
+    """Where a raster lies, in longitude and latitude: GeoJSON geometry and bbox.
+
+    Edges are densified before they are projected. A raster across the antimeridian gives a MultiPolygon cut at ±180 and
+    a bbox whose west is greater than its east (RFC 7946 §5.2); one around a pole reaches the pole.
+    """
+    import pyproj
+    import shapely
+
+    to_lonlat = pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+    ring = outline(shape, transform)
+    lon, lat = to_lonlat.transform(ring[:, 0], ring[:, 1])
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+        raise NoCrs(f"The raster's edge has no longitude and latitude in its CRS {crs[:80]}.")
+    lon, lat = np.asarray(lon), np.clip(np.asarray(lat), -90.0, 90.0)
+    if not pyproj.CRS.from_user_input(crs).is_geographic:
+        # A projected edge is short against the globe: a step of more than half a turn is the wrap, not the edge.
+        lon = lon[0] + np.concatenate([[0.0], np.cumsum((np.diff(lon) + 180.0) % 360.0 - 180.0)])
+    if abs(lon[-1] - lon[0]) > 180.0:
+        pole = 90.0 if lat.mean() > 0 else -90.0
+        lon, lat = np.append(lon, [lon[-1], lon[0]]), np.append(lat, [pole, pole])
+    shape_lonlat = shapely.make_valid(shapely.Polygon(np.stack([lon, lat], axis=1)))
+    parts = []
+    for turn in range(int(np.floor((lon.min() + 180) / 360)), int(np.ceil((lon.max() + 180) / 360))):
+        cut = shapely.clip_by_rect(shape_lonlat, 360.0 * turn - 180, -90, 360.0 * turn + 180, 90)
+        if cut.area > 0:
+            parts.append(shapely.transform(cut, lambda xy, turn=turn: xy - [360.0 * turn, 0.0]))
+    polygons = [shapely.orient_polygons(p) for part in parts for p in shapely.get_parts(part) if p.geom_type == "Polygon"]
+    polygons.sort(key=lambda polygon: polygon.bounds[0])
+    whole = shapely.set_precision(shapely.MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], 1e-9)
+    west, south, east, north = whole.bounds
+    if len(parts) > 1 and lon.max() - lon.min() < 360:
+        west, east = parts[0].bounds[0], parts[-1].bounds[2]
+    return json.loads(shapely.to_geojson(whole)), (float(west), float(south), float(east), float(north))

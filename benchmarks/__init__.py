@@ -1,0 +1,1 @@
+"""Our speed against the peers. See README.md."""

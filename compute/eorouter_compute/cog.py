@@ -1,0 +1,741 @@
+"""Write cloud-optimised GeoTIFFs as a stream, from shards that know nothing of each other.
+
+    piece (≤ 2048² px) ──encode──► tiles of levels 0…m + pixels of level m + 1   in a shard's segment object
+    all segments ──assemble──► the levels above m, statistics, header; then every tile, copied to its place
+
+A *piece* is a square of the raster, a power of two of tiles wide; its pyramid levels 0…m consist of whole tiles, which the
+worker encodes. The rest of the pyramid needs neighbours: the piece carries level m + 1 as plain pixels and `assemble`
+goes on from there, holding one row of tiles per level. What a tile holds depends on its pixels alone and the order of
+the file is fixed, so the bytes are the same for any shard plan. GDAL's layout is followed to the letter (directories
+first, small levels before large, leader and trailer around each tile, mask tiles beside image tiles):
+https://gdal.org/en/stable/drivers/raster/cog.html#file-format-details
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import BinaryIO, Literal
+
+import numpy as np
+from eorouter_kernels import pyramid
+from msgspec import Struct
+
+from eorouter_compute import tiff
+from eorouter_compute.attempt import local_path, read_object
+from eorouter_compute.grid import Window, tiles
+from eorouter_compute.method import Band
+from eorouter_compute.tiff import Code, Tag
+
+PIECE_SIDE = 2048
+"""Pixels along a piece unless memory asks for less: three whole levels, 1.6 % carried as plain pixels."""
+
+DTYPES = frozenset(pyramid.DTYPES)
+"""Pixel types that can be written."""
+
+LEAD = 4
+"""Bytes before a tile (its size) and after it (its last four bytes again)."""
+
+_COMPRESSIONS = {"none": 1, "lzw": 5, "deflate": 8, "lerc": 34887, "zstd": 50000}
+_SPOOL_BYTES = 64 << 20
+
+
+class CogSpec(Struct, frozen=True, kw_only=True):
+    """Everything about a COG except its pixels. `transform` is (a, b, c, d, e, f) from pixel to CRS.
+
+    Attributes:
+        shape: (height, width) in pixels.
+        bands: all of one dtype; names, units, scale and offset go into the file's metadata.
+        nodata: stored value of missing pixels in every band (NaN allowed), or None.
+        has_mask: write an internal 1-bit mask; a pixel is masked when it is missing in every band.
+        block_size: tile side in pixels, a multiple of 16.
+        level: of the compressor; None takes 3 (ISA-L) for deflate and 9 for zstd. Deflate levels above 3 use libdeflate.
+        overview_count: None halves until a level fits one tile.
+        overview_resampling: "average" is the mean of the valid pixels, integers rounded half to even, each level from the
+            one below; "nearest" takes the upper left pixel; "mode" the most frequent value.
+        tags: GDAL metadata items of the file.
+    """
+
+    shape: tuple[int, int]
+    transform: tuple[float, float, float, float, float, float]
+    crs: str
+    dtype: str
+    bands: tuple[Band, ...]
+    nodata: float | None = None
+    has_mask: bool = False
+    block_size: int = 512
+    compression: Literal["deflate", "zstd", "lzw", "lerc", "none"] = "deflate"
+    level: int | None = None
+    use_predictor: bool = True
+    overview_count: int | None = None
+    overview_resampling: Literal["average", "nearest", "mode"] = "average"
+    tags: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; a COG holds one of {', '.join(sorted(DTYPES))}")
+        if self.block_size % 16 or self.block_size < 16:
+            raise ValueError(f"block_size is {self.block_size}; it must be a multiple of 16")
+        if min(self.shape) < 1 or not self.bands:
+            raise ValueError(f"shape is {self.shape} with {len(self.bands)} bands; nothing to write")
+        if self.nodata is not None and not _holds(self.dtype, self.nodata):
+            raise ValueError(f"nodata is {self.nodata}, which {self.dtype} cannot hold")
+
+    @property
+    def window(self) -> Window:
+        """The whole raster as a window."""
+        return Window(0, 0, *self.shape)
+
+    @property
+    def level_count(self) -> int:
+        """Number of overviews."""
+        if self.overview_count is not None:
+            return min(self.overview_count, max(max(self.shape) - 1, 0).bit_length())
+        count = 0
+        while max(self.level_shape(count)) > self.block_size:
+            count += 1
+        return count
+
+    def level_shape(self, level: int) -> tuple[int, int]:
+        """(height, width) of a level; 0 is the raster itself."""
+        return -(-self.shape[0] // (1 << level)), -(-self.shape[1] // (1 << level))
+
+    def tile_grid(self, level: int) -> tuple[int, int]:
+        """Tiles of a level: (rows, columns)."""
+        height, width = self.level_shape(level)
+        return -(-height // self.block_size), -(-width // self.block_size)
+
+
+class Piece(Struct, frozen=True, array_like=True):
+    """What a segment holds of one piece, from byte `start` on.
+
+    sizes: uint32 per tile (with a mask: tile, mask tile), level by level in reading order; carry: bytes of plain pixels
+    behind them; moments: float64 (tile, band, 5) of level 0.
+    """
+
+    window: Window
+    start: int
+    sizes: bytes
+    carry: int
+    moments: bytes
+
+
+class Segment(Struct, frozen=True, kw_only=True):
+    """The index of a segment object: which pieces it holds and where."""
+
+    href: str
+    piece_side: int
+    pieces: tuple[Piece, ...]
+
+
+class BandStatistics(Struct, frozen=True, kw_only=True):
+    """Statistics of the stored values of one band; None where there is no valid pixel."""
+
+    minimum: float | int | None
+    maximum: float | int | None
+    mean: float | None
+    stdev: float | None
+    valid_fraction: float
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """For `OutputAsset.statistics`."""
+        return {
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "mean": self.mean,
+            "stdev": self.stdev,
+            "valid_percent": 100.0 * self.valid_fraction,
+        }
+
+
+class CogInfo(Struct, frozen=True, kw_only=True):
+    """What was written."""
+
+    size: int
+    is_big_tiff: bool
+    statistics: tuple[BandStatistics, ...]
+
+
+Pixels = tuple[np.ndarray, np.ndarray | None]
+"""Pixels (band, y, x) of the spec's dtype, and valid (y, x) or (band, y, x), None when all are data."""
+
+
+def whole_levels(spec: CogSpec, piece_side: int) -> int:
+    """The highest level of which a piece holds whole tiles only."""
+    ratio, rest = divmod(piece_side, spec.block_size)
+    if rest or ratio < 1 or ratio & (ratio - 1):
+        raise ValueError(f"piece_side is {piece_side}; it must be {spec.block_size} times a power of two")
+    return min(ratio.bit_length() - 1, spec.level_count)
+
+
+def encode(
+    spec: CogSpec,
+    window: Window,
+    compute: Callable[[Window], Pixels],
+    target: BinaryIO,
+    *,
+    href: str,
+    piece_side: int = PIECE_SIDE,
+    advance: Callable[[int], None] = lambda pixels: None,
+) -> Segment:
+    """Compute the pieces of `window` one after the other and append their tiles to `target`, the object `href`.
+
+    `window` must begin on multiples of `piece_side` and end on them or at the raster's edge. Memory is one piece's.
+    """
+    if window.row % piece_side or window.col % piece_side or window.intersect(spec.window) != window:
+        raise ValueError(f"{window} does not lie on pieces of {piece_side} pixels of a raster of {spec.shape}")
+    pieces = []
+    for place in tiles(window, piece_side):
+        pixels, valid = compute(place)
+        pieces.append(_encode_piece(spec, place, pixels, valid, target, whole=whole_levels(spec, piece_side)))
+        advance(place.pixels)
+    return Segment(href=href, piece_side=piece_side, pieces=tuple(pieces))
+
+
+def _encode_piece(
+    spec: CogSpec, place: Window, pixels: np.ndarray, valid: np.ndarray | None, target: BinaryIO, *, whole: int
+) -> Piece:
+    if pixels.shape != (len(spec.bands), place.height, place.width) or pixels.dtype != spec.dtype:
+        raise ValueError(
+            f"{place}: expected {spec.dtype} of shape {(len(spec.bands), place.height, place.width)}, "
+            f"got {pixels.dtype} of shape {pixels.shape}"
+        )
+    start = target.tell()
+    pixels, valid = _settle(spec, pixels, valid)
+    rows, cols = -(-place.height // spec.block_size), -(-place.width // spec.block_size)
+    moments = np.empty((rows, cols, len(spec.bands), pyramid.MOMENTS))
+    pyramid.tile_moments(pixels, _or_every(valid), spec.block_size, moments)
+    sizes: list[int] = []
+    carry = b""
+    for level in range(whole + 1):
+        for tile in _tiles_of(spec, pixels, valid):
+            sizes.append(len(tile) - 2 * LEAD)
+            target.write(tile)
+        if level < spec.level_count:
+            pixels, valid = _halve(spec, pixels, valid)
+            if level == whole:
+                carry = pixels.tobytes() + (_packed(_mask_of(pixels, valid)) if spec.has_mask else b"")
+                target.write(carry)
+    return Piece(place, start, np.asarray(sizes, "<u4").tobytes(), len(carry), moments.tobytes())
+
+
+def assemble(
+    spec: CogSpec,
+    segments: Sequence[Segment],
+    out: BinaryIO,
+    *,
+    advance: Callable[[int], None] = lambda pixels: None,
+) -> CogInfo:
+    """Write the whole file to `out`, front to back, from segments that together cover the raster once.
+
+    Raises:
+        ValueError: the segments leave a gap, overlap, or were made with different piece sides.
+    """
+    pieces = _in_order(spec, segments)
+    whole = whole_levels(spec, segments[0].piece_side)
+    statistics = _statistics(spec, pieces, segments[0].piece_side)
+    level_sizes = [_level_sizes(spec, pieces, level, segments[0].piece_side) for level in range(whole + 1)]
+    uppers = [_UpperLevel(spec, level) for level in range(whole + 1, spec.level_count + 1)]
+    try:
+        if uppers:
+            _finish_pyramid(spec, pieces, segments[0].piece_side >> (whole + 1), uppers, whole + 1, advance)
+            level_sizes += [upper.sizes for upper in uppers]
+        start, is_big = _front(spec, statistics, level_sizes)
+        out.write(start)
+        for upper in reversed(uppers):
+            upper.copy_to(out)
+        for level in range(whole, -1, -1):
+            _copy_level(spec, pieces, level, segments[0].piece_side, out)
+            advance(0)
+    finally:
+        for upper in uppers:
+            upper.close()
+    size = len(start) + sum(_span(sizes) for sizes in level_sizes)
+    return CogInfo(size=size, is_big_tiff=is_big, statistics=statistics)
+
+
+# Pixels to tiles ------------------------------------------------------------------------------------------------------
+
+
+def _holds(dtype: str, value: float) -> bool:
+    if np.dtype(dtype).kind == "f":
+        return True
+    info = np.iinfo(dtype)
+    return float(value).is_integer() and info.min <= value <= info.max
+
+
+def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels as a reader will see them: missing ones filled, and `valid` (band, y, x) false exactly where one is missing.
+
+    A valid pixel whose value is `nodata`, or is NaN, reads as missing, so it counts as missing here too.
+    """
+    is_float = pixels.dtype.kind == "f"
+    if valid is not None and valid.ndim == 2:
+        valid = np.broadcast_to(valid, pixels.shape)
+    data = ~np.isnan(pixels) if is_float else None
+    if spec.nodata is not None and spec.nodata == spec.nodata:
+        differs = pixels != pixels.dtype.type(spec.nodata)
+        data = differs if data is None else data & differs
+    if data is not None:
+        valid = data if valid is None else valid & data
+    if valid is None or valid.all():
+        return np.ascontiguousarray(pixels), None
+    if spec.has_mask:
+        any_band = np.broadcast_to(valid.any(axis=0), pixels.shape)
+        valid = any_band & data if is_float and data is not None else any_band
+    elif spec.nodata is None and not is_float:
+        raise ValueError("pixels are missing, but the file has neither nodata nor mask")
+    fill = _fill(spec)
+    return np.where(valid, pixels, pixels.dtype.type(fill)), np.ascontiguousarray(valid)
+
+
+def _fill(spec: CogSpec) -> float:
+    if spec.nodata is not None:
+        return spec.nodata
+    return float("nan") if spec.dtype.startswith("float") else 0
+
+
+def _or_every(valid: np.ndarray | None) -> np.ndarray:
+    return np.empty((0, 0, 0), np.bool_) if valid is None else valid
+
+
+def _mask_of(pixels: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    return np.ones(pixels.shape[1:], np.bool_) if valid is None else valid.any(axis=0)
+
+
+def _packed(mask: np.ndarray) -> bytes:
+    return np.packbits(mask, axis=1).tobytes()
+
+
+def _halve(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    if spec.overview_resampling == "nearest":
+        half = np.ascontiguousarray(pixels[:, ::2, ::2])
+        return half, None if valid is None else np.ascontiguousarray(valid[:, ::2, ::2])
+    shape = (pixels.shape[0], -(-pixels.shape[1] // 2), -(-pixels.shape[2] // 2))
+    out = np.empty(shape, pixels.dtype)
+    out_valid = np.empty((0, 0, 0) if valid is None else shape, np.bool_)
+    if spec.overview_resampling == "mode":
+        pyramid.halve_mode(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
+    elif pixels.dtype.kind == "f":
+        pyramid.halve_mean_floats(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
+    else:
+        pyramid.halve_mean_integers(pixels, _or_every(valid), int(_fill(spec)), out, out_valid)
+    return out, None if valid is None or out_valid.all() else out_valid
+
+
+def _tiles_of(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> Iterator[bytes]:
+    """Encoded tiles of an array that begins on a tile, with leader and trailer; each followed by its mask tile."""
+    side = spec.block_size
+    _, height, width = pixels.shape
+    mask = _mask_of(pixels, valid) if spec.has_mask else None
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            yield _framed(_encode_tile(spec, pixels[:, row : row + side, col : col + side]))
+            if mask is not None:
+                tile = np.zeros((side, side), np.bool_)
+                cut = mask[row : row + side, col : col + side]
+                tile[: cut.shape[0], : cut.shape[1]] = cut
+                yield _framed(_deflate(_packed(tile), 3))
+
+
+def _encode_tile(spec: CogSpec, cut: np.ndarray) -> bytes:
+    import imagecodecs
+
+    side, (bands, height, width) = spec.block_size, cut.shape
+    if (height, width) != (side, side):
+        # The rim repeats the last row and column: it compresses to nothing and does not disturb lossy neighbours.
+        cut = np.pad(cut, ((0, 0), (0, side - height), (0, side - width)), mode="edge")
+    tile = np.ascontiguousarray(cut.transpose(1, 2, 0)) if bands > 1 else np.ascontiguousarray(cut[0])
+    if spec.compression == "lerc":
+        return imagecodecs.lerc_encode(tile, level=0, planar=False)
+    if spec.use_predictor and spec.compression != "none":
+        predict = imagecodecs.floatpred_encode if tile.dtype.kind == "f" else imagecodecs.delta_encode
+        tile = predict(tile, axis=1)
+    if spec.compression == "deflate":
+        return _deflate(tile, 3 if spec.level is None else spec.level)
+    if spec.compression == "zstd":
+        return imagecodecs.zstd_encode(tile, level=9 if spec.level is None else spec.level)
+    if spec.compression == "lzw":
+        return imagecodecs.lzw_encode(tile)
+    return tile.tobytes()
+
+
+def _deflate(data: bytes | np.ndarray, level: int) -> bytes:
+    if level > 3:
+        import imagecodecs
+
+        return imagecodecs.deflate_encode(data, level=level)
+    from isal import isal_zlib
+
+    return isal_zlib.compress(data, level)
+
+
+def _framed(tile: bytes) -> bytes:
+    return b"".join((len(tile).to_bytes(LEAD, "little"), tile, tile[-LEAD:].rjust(LEAD, b"\0")))
+
+
+# The pyramid above the pieces -----------------------------------------------------------------------------------------
+
+
+class _UpperLevel:
+    """One level that spans pieces: takes rows from above, keeps at most one row of tiles, spools encoded tiles."""
+
+    def __init__(self, spec: CogSpec, level: int) -> None:
+        self._spec = spec
+        self._rows: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._height = 0
+        self._missing = spec.level_shape(level)[0]
+        self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115
+        self._sizes: list[int] = []
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.asarray(self._sizes, "<u4").reshape(-1, 2 if self._spec.has_mask else 1)
+
+    def push(self, pixels: np.ndarray, valid: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Add rows; gives every completed row of tiles, encoded already, for the level above to halve."""
+        self._rows.append((pixels, valid))
+        self._height += pixels.shape[1]
+        self._missing -= pixels.shape[1]
+        side = self._spec.block_size
+        if self._height < side and self._missing:
+            return
+        pixels, valid = _stacked(self._rows, axis=1)
+        self._rows, self._height = [], 0
+        for row in range(0, pixels.shape[1], side):
+            part = pixels[:, row : row + side]
+            part_valid = None if valid is None else valid[:, row : row + side]
+            if part.shape[1] < side and self._missing:
+                self._rows, self._height = [(part, part_valid)], part.shape[1]
+                return
+            for tile in _tiles_of(self._spec, part, part_valid):
+                self._sizes.append(len(tile) - 2 * LEAD)
+                self._spool.write(tile)
+            yield np.ascontiguousarray(part), None if part_valid is None else np.ascontiguousarray(part_valid)
+
+    def copy_to(self, out: BinaryIO) -> None:
+        self._spool.seek(0)
+        while chunk := self._spool.read(1 << 20):
+            out.write(chunk)
+
+    def close(self) -> None:
+        self._spool.close()
+
+
+def _stacked(parts: Sequence[tuple[np.ndarray, np.ndarray | None]], *, axis: int) -> tuple[np.ndarray, np.ndarray | None]:
+    if len(parts) == 1:
+        return parts[0]
+    pixels = np.concatenate([part for part, _ in parts], axis=axis)
+    if all(valid is None for _, valid in parts):
+        return pixels, None
+    masks = [np.ones(part.shape, np.bool_) if valid is None else valid for part, valid in parts]
+    return pixels, np.concatenate(masks, axis=axis)
+
+
+def _finish_pyramid(
+    spec: CogSpec,
+    pieces: Sequence[tuple[Piece, "_Source"]],
+    side: int,
+    uppers: Sequence[_UpperLevel],
+    level: int,
+    advance: Callable[[int], None],
+) -> None:
+    def climb(number: int, pixels: np.ndarray, valid: np.ndarray | None) -> None:
+        for rows, rows_valid in uppers[number].push(pixels, valid):
+            if number + 1 < len(uppers):
+                climb(number + 1, *_halve(spec, rows, rows_valid))
+
+    for row in _rows_of(pieces):
+        carried = [_carried(spec, piece, source, level, side) for piece, source in row]
+        climb(0, *_stacked(carried, axis=2))
+        advance(0)
+
+
+def _carried(
+    spec: CogSpec, piece: Piece, source: "_Source", level: int, side: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels of level `level` that a piece carries; what is missing follows from them and the mask."""
+    full = spec.level_shape(level)
+    row, col = piece.window.row >> level, piece.window.col >> level
+    height, width = min(side, full[0] - row), min(side, full[1] - col)
+    begin = piece.start + int(np.frombuffer(piece.sizes, "<u4").astype(np.int64).sum()) + 2 * LEAD * (len(piece.sizes) // 4)
+    data = source.read(begin, begin + piece.carry)
+    shape = (len(spec.bands), height, width)
+    used = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+    pixels = np.frombuffer(data[:used], spec.dtype).reshape(shape)
+    mask = None
+    if spec.has_mask:
+        bits = np.frombuffer(data[used:], np.uint8).reshape(height, -1)
+        mask = np.unpackbits(bits, axis=1, count=width).view(np.bool_)
+    return _settle(spec, pixels, mask)
+
+
+# Segments to file -----------------------------------------------------------------------------------------------------
+
+
+class _Source:
+    """Ranges of a segment object; a local one stays open."""
+
+    def __init__(self, href: str) -> None:
+        self._href = href
+        self._path = local_path(href)
+
+    def read(self, start: int, stop: int) -> bytes:
+        if self._path is None:
+            return read_object(self._href, start, stop)
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if len(data) != stop - start:
+            raise OSError(f"{self._href} ends at byte {start + len(data)}, expected {stop}")
+        return data
+
+
+def _in_order(spec: CogSpec, segments: Sequence[Segment]) -> list[tuple[Piece, _Source]]:
+    if not segments or len({segment.piece_side for segment in segments}) != 1:
+        raise ValueError("segments must be there and have one piece side")
+    pairs = [(piece, _Source(segment.href)) for segment in segments for piece in segment.pieces]
+    pairs.sort(key=lambda pair: pair[0].window)
+    expected = list(tiles(spec.window, segments[0].piece_side))
+    if [piece.window for piece, _ in pairs] != expected:
+        raise ValueError(
+            f"the segments hold {len(pairs)} pieces that do not cover {spec.window} once; {len(expected)} were expected"
+        )
+    return pairs
+
+
+def _rows_of(pieces: Sequence[tuple[Piece, _Source]]) -> Iterator[list[tuple[Piece, _Source]]]:
+    row: list[tuple[Piece, _Source]] = []
+    for pair in pieces:
+        if row and pair[0].window.row != row[0][0].window.row:
+            yield row
+            row = []
+        row.append(pair)
+    yield row
+
+
+def _block_of(spec: CogSpec, piece: Piece, level: int, piece_side: int) -> tuple[int, int, int, int]:
+    """Tiles of a level that a piece holds: first row, first column, rows, columns."""
+    step = max(piece_side >> level, spec.block_size) // spec.block_size
+    rows, cols = spec.tile_grid(level)
+    row, col = piece.window.row // piece_side * step, piece.window.col // piece_side * step
+    return row, col, min(step, rows - row), min(step, cols - col)
+
+
+def _sizes_of(spec: CogSpec, piece: Piece, level: int, piece_side: int) -> tuple[np.ndarray, int]:
+    """Sizes (row, column, 1 or 2) of a piece's tiles of a level, and the byte of its object where they begin."""
+    every = np.frombuffer(piece.sizes, "<u4")
+    per_tile = 2 if spec.has_mask else 1
+    first = 0
+    for below in range(level):
+        _, _, rows, cols = _block_of(spec, piece, below, piece_side)
+        first += rows * cols * per_tile
+    _, _, rows, cols = _block_of(spec, piece, level, piece_side)
+    sizes = every[first : first + rows * cols * per_tile].reshape(rows, cols, per_tile)
+    return sizes, piece.start + int(every[:first].astype(np.int64).sum()) + 2 * LEAD * first
+
+
+def _level_sizes(spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], level: int, piece_side: int) -> np.ndarray:
+    """Sizes of all tiles of a level in reading order: (tile, 1 or 2)."""
+    out = np.zeros((*spec.tile_grid(level), 2 if spec.has_mask else 1), "<u4")
+    for piece, _ in pieces:
+        row, col, rows, cols = _block_of(spec, piece, level, piece_side)
+        out[row : row + rows, col : col + cols] = _sizes_of(spec, piece, level, piece_side)[0]
+    return out.reshape(-1, out.shape[2])
+
+
+def _copy_level(
+    spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], level: int, piece_side: int, out: BinaryIO
+) -> None:
+    for row in _rows_of(pieces):
+        parts = []
+        for piece, source in row:
+            sizes, begin = _sizes_of(spec, piece, level, piece_side)
+            spans = (sizes.astype(np.int64) + 2 * LEAD).sum(axis=(1, 2))
+            data = memoryview(source.read(begin, begin + int(spans.sum())))
+            stops = list(accumulate(int(span) for span in spans))
+            parts.append([data[stop - int(span) : stop] for span, stop in zip(spans, stops, strict=True)])
+        for runs in zip(*parts, strict=True):
+            for run in runs:
+                out.write(run)
+
+
+def _span(sizes: np.ndarray) -> int:
+    return int(sizes.astype(np.int64).sum()) + 2 * LEAD * sizes.size
+
+
+def _statistics(
+    spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], piece_side: int
+) -> tuple[BandStatistics, ...]:
+    every = np.empty((*spec.tile_grid(0), len(spec.bands), pyramid.MOMENTS))
+    for piece, _ in pieces:
+        row, col, rows, cols = _block_of(spec, piece, 0, piece_side)
+        part = np.frombuffer(piece.moments, np.float64).reshape(rows, cols, *every.shape[2:])
+        every[row : row + rows, col : col + cols] = part
+    total = pyramid.merge_moments(every.reshape(-1, *every.shape[2:]))
+    pixels = spec.shape[0] * spec.shape[1]
+    number = float if spec.dtype.startswith("float") else int
+    return tuple(
+        BandStatistics(
+            minimum=number(low) if count else None,
+            maximum=number(high) if count else None,
+            mean=float(mean) if count else None,
+            stdev=float(np.sqrt(squares / count)) if count else None,
+            valid_fraction=float(count) / pixels,
+        )
+        for count, mean, squares, low, high in total
+    )
+
+
+# The header -----------------------------------------------------------------------------------------------------------
+
+
+def _front(
+    spec: CogSpec, statistics: Sequence[BandStatistics], level_sizes: Sequence[np.ndarray]
+) -> tuple[bytes, bool]:
+    """Everything before the first tile, and whether offsets are 64 bit wide."""
+    lifted = _lifted(spec, statistics)
+    ghost = _ghost(has_mask=spec.has_mask)
+    for is_big in (False, True):
+        empty = [np.zeros(len(sizes), np.int64) for sizes in level_sizes]
+        start = len(tiff.header(_directories(spec, lifted, level_sizes, empty, empty, is_big=is_big), ghost, is_big=is_big))
+        end = start + sum(_span(sizes) for sizes in level_sizes)
+        if is_big or end < tiff.CLASSIC_LIMIT:
+            images, masks = _places(level_sizes, start)
+            return tiff.header(_directories(spec, lifted, level_sizes, images, masks, is_big=is_big), ghost, is_big=is_big), is_big
+    raise AssertionError("a BigTIFF holds everything")
+
+
+def _places(level_sizes: Sequence[np.ndarray], start: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Offsets of the image and mask tiles of each level, when the highest level begins at byte `start`."""
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    for sizes in reversed(level_sizes):
+        spans = sizes.astype(np.int64).reshape(-1) + 2 * LEAD
+        stops = start + np.cumsum(spans)
+        places = (stops - spans + LEAD).reshape(sizes.shape)
+        images.insert(0, places[:, 0])
+        masks.insert(0, places[:, -1])
+        start = int(stops[-1])
+    return images, masks
+
+
+def _ghost(*, has_mask: bool) -> bytes:
+    content = (
+        "LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
+        "BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n"
+    )
+    # GDAL reserves the blank: it becomes the S of YES when somebody edits the file and breaks the layout.
+    content += "MASK_INTERLEAVED_WITH_IMAGERY=YES\n" if has_mask else " "
+    return f"GDAL_STRUCTURAL_METADATA_SIZE={len(content):06d} bytes\n{content}".encode()
+
+
+def _directories(
+    spec: CogSpec,
+    lifted: Sequence[Tag],
+    level_sizes: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    *,
+    is_big: bool,
+) -> list[list[Tag]]:
+    out = []
+    for level, sizes in enumerate(level_sizes):
+        kept = lifted if level == 0 else [tag for tag in lifted if tag.code == Code.GDAL_NODATA]
+        out.append(sorted([*_image_tags(spec, level, sizes[:, 0], images[level], is_big=is_big), *kept]))
+        if spec.has_mask:
+            out.append(_mask_tags(spec, level, sizes[:, 1], masks[level], is_big=is_big))
+    return out
+
+
+def _image_tags(spec: CogSpec, level: int, sizes: np.ndarray, places: np.ndarray, *, is_big: bool) -> list[Tag]:
+    height, width = spec.level_shape(level)
+    dtype, count = np.dtype(spec.dtype), len(spec.bands)
+    names = [band.common_name for band in spec.bands[:3]]
+    is_rgb = names == ["red", "green", "blue"] and spec.dtype in {"uint8", "uint16"}
+    extra = count - (3 if is_rgb else 1)
+    tags = [
+        tiff.longs(Code.NEW_SUBFILE_TYPE, [1 if level else 0]),
+        tiff.longs(Code.IMAGE_WIDTH, [width]),
+        tiff.longs(Code.IMAGE_LENGTH, [height]),
+        tiff.shorts(Code.BITS_PER_SAMPLE, *[8 * dtype.itemsize] * count),
+        tiff.shorts(Code.COMPRESSION, _COMPRESSIONS[spec.compression]),
+        tiff.shorts(Code.PHOTOMETRIC, 2 if is_rgb else 1),
+        tiff.shorts(Code.SAMPLES_PER_PIXEL, count),
+        tiff.shorts(Code.PLANAR_CONFIGURATION, 1),
+        tiff.shorts(Code.TILE_WIDTH, spec.block_size),
+        tiff.shorts(Code.TILE_LENGTH, spec.block_size),
+        tiff.offsets(Code.TILE_OFFSETS, places, is_big=is_big),
+        tiff.longs(Code.TILE_BYTE_COUNTS, sizes),
+        tiff.shorts(Code.SAMPLE_FORMAT, *[{"u": 1, "i": 2, "f": 3}[dtype.kind]] * count),
+    ]
+    if spec.use_predictor and spec.compression not in {"none", "lerc"}:
+        tags.append(tiff.shorts(Code.PREDICTOR, 3 if dtype.kind == "f" else 2))
+    if extra > 0:
+        tags.append(tiff.shorts(Code.EXTRA_SAMPLES, *[0] * extra))
+    if spec.compression == "lerc":
+        tags.append(tiff.longs(Code.LERC_PARAMETERS, [4, 0]))
+    return tags
+
+
+def _mask_tags(spec: CogSpec, level: int, sizes: np.ndarray, places: np.ndarray, *, is_big: bool) -> list[Tag]:
+    height, width = spec.level_shape(level)
+    return [
+        tiff.longs(Code.NEW_SUBFILE_TYPE, [5 if level else 4]),
+        tiff.longs(Code.IMAGE_WIDTH, [width]),
+        tiff.longs(Code.IMAGE_LENGTH, [height]),
+        tiff.shorts(Code.BITS_PER_SAMPLE, 1),
+        tiff.shorts(Code.COMPRESSION, _COMPRESSIONS["deflate"]),
+        tiff.shorts(Code.PHOTOMETRIC, 4),
+        tiff.shorts(Code.SAMPLES_PER_PIXEL, 1),
+        tiff.shorts(Code.PLANAR_CONFIGURATION, 1),
+        tiff.shorts(Code.TILE_WIDTH, spec.block_size),
+        tiff.shorts(Code.TILE_LENGTH, spec.block_size),
+        tiff.offsets(Code.TILE_OFFSETS, places, is_big=is_big),
+        tiff.longs(Code.TILE_BYTE_COUNTS, sizes),
+        tiff.shorts(Code.SAMPLE_FORMAT, 1),
+    ]
+
+
+_LIFTED = (
+    Code.MODEL_PIXEL_SCALE, Code.MODEL_TIEPOINT, Code.MODEL_TRANSFORMATION, Code.GEO_KEY_DIRECTORY,
+    Code.GEO_DOUBLE_PARAMS, Code.GEO_ASCII_PARAMS, Code.GDAL_METADATA, Code.GDAL_NODATA,
+)  # fmt: skip
+
+
+def _lifted(spec: CogSpec, statistics: Sequence[BandStatistics]) -> list[Tag]:
+    """Georeferencing and GDAL metadata, as GDAL itself writes them: taken from a one-tile file in memory."""
+    from affine import Affine
+    from rasterio.io import MemoryFile
+
+    with MemoryFile() as memory:
+        with memory.open(
+            driver="GTiff",
+            width=16,
+            height=16,
+            count=len(spec.bands),
+            dtype=spec.dtype,
+            crs=spec.crs,
+            transform=Affine(*spec.transform),
+            nodata=spec.nodata,
+            interleave="pixel",
+        ) as sample:
+            sample.update_tags(**spec.tags)
+            sample.descriptions = tuple(band.name for band in spec.bands)
+            if any(band.scale != 1 or band.offset != 0 for band in spec.bands):
+                sample.scales = tuple(band.scale for band in spec.bands)
+                sample.offsets = tuple(band.offset for band in spec.bands)
+            if any(band.unit for band in spec.bands):
+                sample.units = tuple(band.unit or "" for band in spec.bands)
+            for number, row in enumerate(statistics, start=1):
+                if row.minimum is not None:
+                    sample.update_tags(
+                        number,
+                        STATISTICS_MINIMUM=repr(row.minimum),
+                        STATISTICS_MAXIMUM=repr(row.maximum),
+                        STATISTICS_MEAN=repr(row.mean),
+                        STATISTICS_STDDEV=repr(row.stdev),
+                        STATISTICS_VALID_PERCENT=f"{100 * row.valid_fraction:.4g}",
+                    )
+        data = bytes(memory.getbuffer())
+    tags = tiff.directories(lambda start, stop: data[start:stop], len(data))[0]
+    return [tags[code] for code in _LIFTED if code in tags]

@@ -1,0 +1,120 @@
+"""Arrays to small pictures: PNG previews with missing pixels transparent, and the colours behind them.
+
+The colour tables are our own: a few stops each, chosen to keep lightness monotonic (sequential) or symmetric
+(diverging), and open to callers that draw a legend.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+SIDE_MAX = 1024
+"""Longest side of a picture, in pixels."""
+
+Style = Literal["rgb", "gray", "index", "change", "terrain", "heat", "class"]
+
+_STOPS: dict[str, tuple[tuple[float, str], ...]] = {
+    "gray": ((0.0, "#000000"), (1.0, "#ffffff")),
+    "index": ((0.0, "#6b4423"), (0.25, "#c8a05a"), (0.5, "#f6efc7"), (0.75, "#6fae4e"), (1.0, "#0b4d23")),
+    "change": ((0.0, "#7a1b3c"), (0.25, "#d9706b"), (0.5, "#f7f4ef"), (0.75, "#5f9fc4"), (1.0, "#12406e")),
+    "terrain": ((0.0, "#1f5a4a"), (0.25, "#7fa65a"), (0.5, "#dccb86"), (0.75, "#9a6b46"), (1.0, "#f4f1ee")),
+    "heat": ((0.0, "#160a2c"), (0.25, "#5d1a6b"), (0.5, "#b8365d"), (0.75, "#f08a3c"), (1.0, "#fbf3b4")),
+}
+_CLASSES = (
+    "#4477aa", "#ee8866", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#8c6d46", "#bbcc33", "#9970ab", "#d6604d",
+    "#44bb99", "#7a7a7a", "#ddaa33", "#1b5e8a", "#ffaabb", "#5a7d2a",
+)  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """One row of a legend: a value and its colour as #rrggbb."""
+
+    value: float
+    color: str
+
+
+def color_table(style: Style, count: int = 256) -> np.ndarray:
+    """The colours of a style as (count, 3) uint8: a ramp, or for "class" the cycle of class colours."""
+    if style == "class":
+        return np.array([_rgb(_CLASSES[number % len(_CLASSES)]) for number in range(count)], np.uint8)
+    if style == "rgb":
+        raise ValueError("rgb has no colour table")
+    at = [stop for stop, _ in _STOPS[style]]
+    colors = np.array([_rgb(color) for _, color in _STOPS[style]], float)
+    x = np.linspace(0.0, 1.0, count)
+    return np.stack([np.rint(np.interp(x, at, colors[:, channel])) for channel in range(3)], axis=1).astype(np.uint8)
+
+
+def legend(style: Style, low: float, high: float, count: int = 5) -> tuple[Entry, ...]:
+    """`count` values from `low` to `high` with their colours; for "class" every whole number between them."""
+    if style == "class":
+        table = color_table("class")
+        return tuple(Entry(v, _hex(table[int(v) % len(table)])) for v in range(int(low), int(high) + 1))
+    table = color_table(style, count)
+    return tuple(Entry(float(v), _hex(c)) for v, c in zip(np.linspace(low, high, count), table, strict=True))
+
+
+def stretch(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """The 2nd and 98th percentile of the valid pixels; (0, 1) where there are none."""
+    values = pixels[valid & np.isfinite(pixels)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.percentile(values.astype(np.float64), (2.0, 98.0))
+    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+
+
+def render(
+    pixels: np.ndarray,
+    valid: np.ndarray | None = None,
+    *,
+    style: Style | None = None,
+    limits: tuple[float, float] | None = None,
+) -> bytes:
+    """Draw pixels (band, y, x) as a PNG with transparency.
+
+    Args:
+        pixels: one band, or at least three for "rgb".
+        valid: (y, x) or (band, y, x); a pixel is transparent when no drawn band has data there.
+        style: by default "rgb" for three bands and more, else "gray".
+        limits: values of the first and last colour; by default the 2 % and 98 % percentiles, per band for "rgb".
+    """
+    import imagecodecs
+
+    step = max(-(-max(pixels.shape[1:]) // SIDE_MAX), 1)
+    pixels = pixels[:, ::step, ::step]
+    if valid is None:
+        valid = np.ones(pixels.shape, np.bool_)
+    else:
+        valid = np.broadcast_to(valid[..., ::step, ::step], pixels.shape)
+    if pixels.dtype.kind == "f":
+        valid = valid & np.isfinite(pixels)
+    style = style or ("rgb" if pixels.shape[0] >= 3 else "gray")
+    picture = np.zeros((*pixels.shape[1:], 4), np.uint8)
+    if style == "rgb":
+        for channel in range(3):
+            low, high = limits or stretch(pixels[channel], valid[channel])
+            picture[..., channel] = _scaled(pixels[channel], low, high)
+        shown = valid[:3].any(axis=0)
+    else:
+        shown = valid[0]
+        if style == "class":
+            picture[..., :3] = color_table("class")[np.where(shown, pixels[0], 0).astype(np.int64) % 256]
+        else:
+            low, high = limits or stretch(pixels[0], shown)
+            picture[..., :3] = color_table(style)[_scaled(pixels[0], low, high)]
+    picture[..., 3] = np.where(shown, 255, 0)
+    picture[~shown, :3] = 0
+    return imagecodecs.png_encode(picture, level=6)
+
+
+def _scaled(band: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = (band.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
+    return np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def _hex(color: np.ndarray) -> str:
+    return "#" + "".join(f"{int(channel):02x}" for channel in color)

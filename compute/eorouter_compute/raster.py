@@ -1,0 +1,542 @@
+"""The only module that opens rasters: what a file says about itself, and its pixels with what is missing.
+
+GDAL is kept on a short lead. Two drivers may open a file; those that reach out to other files or to the network are never
+registered; sidecar files are not looked for; a file that names an overview elsewhere is refused. Datasets are not safe
+to share between threads (GDAL RFC 101 comes later than the version we stand on), so each thread keeps its own few.
+Remote reads are repeated with growing pauses and, when given up, name the source and the window.
+"""
+
+import os
+import threading
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import numpy as np
+
+# GDAL reads this list when its drivers are first registered, so it must be in the environment before rasterio is.
+# Kept to drivers that are handed a name and fetch something else; vectors have their own module and their own GDAL.
+os.environ.setdefault(
+    "GDAL_SKIP",
+    "VRT,GTI,WMS,WCS,WMTS,OGCAPI,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,Rasterlite,KMLSUPEROVERLAY,"
+    "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr,netCDF,HDF5,HDF5Image",
+)
+
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as RasterioWindow
+
+from eorouter_compute.attempt import local_path
+from eorouter_compute.errors import (
+    DecompressionBomb,
+    NoCrs,
+    NotARaster,
+    SourceFault,
+    SourceTruncated,
+    SourceUnreadable,
+    TooLarge,
+    UnsupportedFormat,
+)
+from eorouter_compute.grid import Transform, Window
+from eorouter_compute.method import Band, RasterAsset
+
+T = TypeVar("T")
+
+# A file without a place is an answer here (`Inspection.problem`), not a surprise.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+DRIVERS = ("GTiff", "JP2OpenJPEG")
+"""Formats that are read. Both are single files, carry their own georeference and are read window by window. Raw formats
+with headers beside them, containers with links (VRT, SAFE, HDF) and pictures without a place on Earth are not."""
+
+DTYPES = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"})
+"""Pixel types that are read; complex and 64-bit integers are not."""
+
+BLOCK_PIXELS_MAX = 1 << 28
+"""Most pixels (of all bands together) one read may ask for."""
+
+TILE_BYTES_MAX = 1 << 29
+"""Largest tile or strip, unpacked, that is read: a tile is always unpacked whole."""
+
+BANDS_MAX = 1024
+
+GDAL_OPTIONS: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_CACHEMAX": 256,
+    "GDAL_NUM_THREADS": 1,
+    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_VERSION": "2",
+    "GDAL_HTTP_MAX_RETRY": 4,
+    "GDAL_HTTP_RETRY_DELAY": 0.5,
+    "GDAL_HTTP_TIMEOUT": 60,
+    "CPL_VSIL_CURL_CACHE_SIZE": 134_217_728,
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+    "VSI_CACHE": True,
+    "VSI_CACHE_SIZE": 5_000_000,
+    "GTIFF_REPORT_COMPD_CS": "YES",
+}
+
+_DATASETS_PER_THREAD = 32
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+_VSI = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "azure": "/vsiaz/"}
+_COMMON_NAMES = frozenset(
+    "pan coastal blue green green05 yellow red rededge rededge071 rededge075 rededge078 nir nir08 nir09 cirrus swir16 "
+    "swir22 lwir lwir11 lwir12".split()
+)
+
+
+class Block(NamedTuple):
+    """Pixels (band, y, x) as the file stores them; `valid` (band, y, x) is False where data is missing, None if nowhere."""
+
+    pixels: np.ndarray
+    valid: np.ndarray | None
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a file says about itself without a pixel being read.
+
+    `asset` is None where the file has no place on Earth; `problem` then says why.
+    """
+
+    asset: RasterAsset | None
+    problem: str
+    driver: str
+    shape: tuple[int, int]
+    band_count: int
+    dtypes: tuple[str, ...]
+    color_interpretation: tuple[str, ...]
+    compression: str | None
+    overviews: tuple[int, ...]
+    is_tiled: bool
+    gcp_count: int
+    subdatasets: int
+    tags: dict[str, str]
+    statistics: tuple[dict[str, str], ...]
+
+
+def warm_up() -> None:
+    """Register the drivers and take every GDAL path that two threads must not take first (rasterio issue 3611)."""
+    import rasterio.features
+    import rasterio.warp
+    from rasterio.io import MemoryFile
+
+    with rasterio.Env(**GDAL_OPTIONS), MemoryFile() as memory:
+        with memory.open(driver="GTiff", width=16, height=16, count=1, dtype="uint8", crs="EPSG:4326") as sample:
+            sample.write(np.eye(16, dtype=np.uint8), 1)
+        with memory.open() as sample:
+            sample.read(1)
+        list(rasterio.features.shapes(np.eye(4, dtype=np.uint8)))
+        rasterio.features.rasterize([{"type": "Point", "coordinates": (1.0, 1.0)}], out_shape=(4, 4))
+        rasterio.warp.transform("EPSG:4326", "EPSG:3857", [0.0], [0.0])
+
+
+def gdal_path(href: str) -> str:
+    """What GDAL calls the object at `href`: a local path, or a path of its S3, Google or Azure file system.
+
+    Raises:
+        SourceUnreadable: the URL has a scheme that is not read; web addresses are fetched by the gateway, not by workers.
+    """
+    path = local_path(href)
+    if path is not None:
+        if str(path).startswith("/vsi"):
+            raise SourceUnreadable(f"{href}: paths of GDAL's virtual file systems are not accepted.", source=href)
+        return str(path)
+    parts = urlsplit(href)
+    if parts.scheme not in _VSI or not parts.netloc or parts.query:
+        raise SourceUnreadable(
+            f"{href}: expected file://, s3://, gs:// or az://, got {parts.scheme}://. Import the object as an item first.",
+            source=href,
+        )
+    return _VSI[parts.scheme] + parts.netloc + unquote(parts.path)
+
+
+def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Block:
+    """Read bands (counted from 1) of a window, and what is missing in them.
+
+    Missing is: the band's `nodata` as the asset describes it, NaN, and what the file's own mask or alpha band hides. A
+    `nodata` that the pixel type cannot hold hides nothing.
+
+    Raises:
+        SourceUnreadable, SourceTruncated: the window could not be read, or the file is not what `asset` describes.
+        TooLarge: the window is larger than a read may be.
+    """
+    if not window.pixels or window.intersect(asset.window) != window:
+        raise ValueError(f"{window} is not inside {asset.key} of shape {asset.shape}")
+    if window.pixels * len(bands) > BLOCK_PIXELS_MAX:
+        raise TooLarge(f"A read of {window.pixels * len(bands)} pixels exceeds the limit of {BLOCK_PIXELS_MAX}.")
+    where = RasterioWindow(window.col, window.row, window.width, window.height)  # pyright: ignore[reportCallIssue]
+
+    def read(dataset: Any) -> Block:
+        _check(dataset, asset, bands)
+        pixels = dataset.read(list(bands), window=where)
+        return Block(pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, window=where)))
+
+    return _with_retries(asset.href, window, read)
+
+
+def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Block:
+    """The whole raster, reduced to at most `side_max` pixels along its longer side, from overviews where there are any."""
+    scale = max(max(asset.shape) / side_max, 1.0)
+    shape = (max(round(asset.shape[0] / scale), 1), max(round(asset.shape[1] / scale), 1))
+
+    def read(dataset: Any) -> Block:
+        _check(dataset, asset, bands)
+        pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
+        return Block(pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, out_shape=shape)))
+
+    return _with_retries(asset.href, asset.window, read)
+
+
+def _check(dataset: Any, asset: RasterAsset, bands: Sequence[int]) -> None:
+    """The plan was made from a description; pixels that do not fit it must not be used."""
+    dtypes = {band.index: band.dtype for band in asset.bands}
+    for band in bands:
+        if dataset.shape != asset.shape or band > dataset.count or dataset.dtypes[band - 1] != dtypes.get(band, ""):
+            found = dataset.dtypes[band - 1] if band <= dataset.count else f"only {dataset.count} bands"
+            raise SourceUnreadable(
+                f"{asset.href} is not what its description says: band {band} is expected as {dtypes.get(band)} of shape "
+                f"{asset.shape}, the file has {found} of shape {dataset.shape}. Describe the item again.",
+                source=asset.href,
+            )
+
+
+def _valid(
+    dataset: Any, asset: RasterAsset, bands: Sequence[int], pixels: np.ndarray, read_mask: Callable[[int], np.ndarray]
+) -> np.ndarray | None:
+    nodata = {band.index: band.nodata for band in asset.bands}
+    valid: np.ndarray | None = None
+    if asset.has_mask:
+        masks = [read_mask(band) != 0 for band in (bands if _is_mask_per_band(dataset) else bands[:1])]
+        valid = np.broadcast_to(np.stack(masks), pixels.shape)
+    if pixels.dtype.kind == "f":
+        data = ~np.isnan(pixels)
+        valid = data if valid is None else valid & data
+    for number, band in enumerate(bands):
+        value = storable(nodata.get(band), str(pixels.dtype))
+        if value is None or value != value:
+            continue
+        data = pixels[number] != pixels.dtype.type(value)
+        if valid is None:
+            valid = np.ones(pixels.shape, np.bool_)
+        elif not valid.flags.writeable:
+            valid = valid.copy()
+        valid[number] &= data
+    return None if valid is None or valid.all() else np.ascontiguousarray(valid)
+
+
+def _is_mask_per_band(dataset: Any) -> bool:
+    return not any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
+
+
+def storable(nodata: float | None, dtype: str) -> float | None:
+    """`nodata` if the pixel type can hold it, else None: GDAL lets files declare −9999 for bytes."""
+    if nodata is None or np.dtype(dtype).kind == "f":
+        return nodata
+    info = np.iinfo(dtype)
+    return nodata if float(nodata).is_integer() and info.min <= nodata <= info.max else None
+
+
+def describe(href: str, key: str = "data") -> RasterAsset:
+    """Describe a raster well enough to plan with it and to read it.
+
+    Raises:
+        NotARaster, UnsupportedFormat, SourceTruncated, SourceUnreadable: the file cannot be opened; says why.
+        NoCrs: it does not say where on Earth it lies.
+    """
+    inspection = inspect(href, key)
+    if inspection.asset is None:
+        raise NoCrs(inspection.problem, source=href)
+    return inspection.asset
+
+
+def inspect(href: str, key: str = "data") -> Inspection:
+    """Read everything a file says about itself, place or no place.
+
+    Raises:
+        NotARaster, UnsupportedFormat, SourceTruncated, SourceUnreadable: the file cannot be opened; says why.
+        DecompressionBomb: a single tile unpacks to more than may be held.
+    """
+    return _with_retries(href, None, lambda dataset: _inspected(dataset, href, key))
+
+
+def _inspected(dataset: Any, href: str, key: str) -> Inspection:
+    if dataset.count < 1 or dataset.count > BANDS_MAX:
+        raise UnsupportedFormat(f"{href} has {dataset.count} bands; 1 to {BANDS_MAX} are read.", source=href)
+    dtypes = tuple(dataset.dtypes)
+    if set(dtypes) - DTYPES:
+        raise UnsupportedFormat(
+            f"{href} holds {', '.join(sorted(set(dtypes) - DTYPES))} pixels; {', '.join(sorted(DTYPES))} are read.", source=href
+        )
+    block_height, block_width = dataset.block_shapes[0]
+    samples = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
+    tile_bytes = block_height * block_width * samples * np.dtype(dtypes[0]).itemsize
+    if tile_bytes > TILE_BYTES_MAX:
+        raise DecompressionBomb(
+            f"{href} is cut into tiles of {block_height} × {block_width} pixels, {tile_bytes} bytes each when unpacked; "
+            f"at most {TILE_BYTES_MAX} are read. Write it with smaller tiles.",
+            source=href,
+        )
+    problem = _place_problem(dataset, href)
+    interpretation = tuple(color.name for color in dataset.colorinterp)
+    asset = None if problem else _asset(dataset, href, key)
+    return Inspection(
+        asset=asset,
+        problem=problem,
+        driver=dataset.driver,
+        shape=dataset.shape,
+        band_count=dataset.count,
+        dtypes=dtypes,
+        color_interpretation=interpretation,
+        compression=dataset.compression.name if dataset.compression else None,
+        overviews=tuple(dataset.overviews(1)),
+        is_tiled=bool(dataset.profile.get("tiled", False)),
+        gcp_count=len(dataset.gcps[0]),
+        subdatasets=len(dataset.subdatasets),
+        tags=dict(dataset.tags()),
+        statistics=tuple(
+            {name: text for name, text in dataset.tags(band).items() if name.startswith("STATISTICS_")}
+            for band in dataset.indexes
+        ),
+    )
+
+
+def _place_problem(dataset: Any, href: str) -> str:
+    """Why the file has no usable place on Earth, or an empty string."""
+    if dataset.crs is None or not dataset.crs.wkt:
+        if dataset.gcps[0]:
+            return (
+                f"{href} is placed by {len(dataset.gcps[0])} ground control points only, its pixels lie on no grid. "
+                "Warp it onto a grid (gdalwarp) and upload the result."
+            )
+        return f"{href} has no coordinate reference system. Assign one (gdal_edit -a_srs) and upload it again."
+    transform = dataset.transform
+    if transform.is_identity or abs(transform.determinant) < 1e-300 or not np.isfinite(transform[:6]).all():
+        return f"{href} has a CRS but no usable transform from pixels to it ({tuple(transform)[:6]})."
+    return ""
+
+
+def _asset(dataset: Any, href: str, key: str) -> RasterAsset:
+    epsg = dataset.crs.to_epsg(confidence_threshold=100)
+    alpha = [number for number, color in enumerate(dataset.colorinterp, start=1) if color is ColorInterp.alpha]
+    flags = dataset.mask_flag_enums
+    has_mask = bool(alpha) or any(MaskFlags.per_dataset in each for each in flags)
+    return RasterAsset(
+        key=key,
+        href=href,
+        crs=f"EPSG:{epsg}" if epsg else dataset.crs.to_wkt(version="WKT2_2019"),
+        transform=tuple(dataset.transform)[:6],
+        shape=dataset.shape,
+        bands=_bands(dataset, [number for number in dataset.indexes if number not in alpha]),
+        block_shape=dataset.block_shapes[0],
+        has_mask=has_mask,
+    )
+
+
+def _bands(dataset: Any, indexes: Sequence[int]) -> tuple[Band, ...]:
+    names: set[str] = set()
+    bands = []
+    for index in indexes:
+        description = (dataset.descriptions[index - 1] or "").strip() or None
+        color = dataset.colorinterp[index - 1].name.lower()
+        name = description or (color if color in {"red", "green", "blue", "nir"} else f"band_{index}")
+        if name in names:
+            name = f"{name}_{index}"
+        names.add(name)
+        nodata = dataset.nodatavals[index - 1]
+        bands.append(
+            Band(
+                name=name,
+                index=index,
+                dtype=dataset.dtypes[index - 1],
+                common_name=next((word for word in (name.lower(), color) if word in _COMMON_NAMES), None),
+                nodata=storable(nodata, dataset.dtypes[index - 1]),
+                scale=float(dataset.scales[index - 1]),
+                offset=float(dataset.offsets[index - 1]),
+                unit=(dataset.units[index - 1] or "").strip() or None,
+                description=description if description != name else None,
+            )
+        )
+    return tuple(bands)
+
+
+# Opening --------------------------------------------------------------------------------------------------------------
+
+
+class _Datasets(threading.local):
+    """The open datasets of one thread, the least recently used closed first."""
+
+    def __init__(self) -> None:
+        self.held: OrderedDict[str, tuple[tuple[int, int] | None, Any]] = OrderedDict()
+
+
+_datasets = _Datasets()
+
+
+@contextmanager
+def _dataset(href: str) -> Iterator[Any]:
+    held = _datasets.held
+    path = gdal_path(href)
+    stamp = _stamp(path)
+    found = held.pop(href, None)
+    if found is not None and found[0] != stamp:
+        found[1].close()
+        found = None
+    dataset = _open(href, path) if found is None else found[1]
+    held[href] = (stamp, dataset)
+    while len(held) > _DATASETS_PER_THREAD:
+        held.popitem(last=False)[1][1].close()
+    yield dataset
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Changes when a local file is replaced; remote objects are written once."""
+    if path.startswith("/vsi"):
+        return None
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def forget(href: str) -> None:
+    """Close this thread's dataset of `href`, if it has one."""
+    found = _datasets.held.pop(href, None)
+    if found is not None:
+        found[1].close()
+
+
+def _open(href: str, path: str) -> Any:
+    if not path.startswith("/vsi") and not Path(path).is_file():
+        raise SourceUnreadable(f"{href} does not exist.", source=href)
+    dataset = DatasetReader(path, driver=list(DRIVERS), sharing=False)
+    if dataset.tags(ns="OVERVIEWS") or dataset.tags(ns="ProxyOverviewRequest"):
+        dataset.close()
+        raise UnsupportedFormat(f"{href} keeps its overviews in another file, which is not followed.", source=href)
+    return dataset
+
+
+def _with_retries(href: str, window: Window | None, work: Callable[[Any], T]) -> T:
+    is_remote = local_path(href) is None
+    pauses = (*_PAUSES_S, None) if is_remote else (None,)
+    for pause in pauses:
+        try:
+            with rasterio.Env(**GDAL_OPTIONS), _dataset(href) as dataset:
+                return work(dataset)
+        except (RasterioError, OSError) as error:
+            forget(href)
+            if pause is None:
+                raise _verdict(href, window, error, tries=len(pauses)) from error
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def _verdict(href: str, window: Window | None, error: Exception, *, tries: int) -> SourceFault:
+    """The error that says best why `href` could not be used."""
+    reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
+    after = f" after {tries} tries" if tries > 1 else ""
+    if missing := _truncated_at(href):
+        return SourceTruncated(f"{href} ends too early: {missing}. Upload the whole file.", source=href, window=window)
+    if window is not None or not isinstance(error, RasterioIOError):
+        place = f" in rows {window.row}…{window.row_stop - 1}, columns {window.col}…{window.col_stop - 1}" if window else ""
+        return SourceUnreadable(f"{href} could not be read{place}{after}: {reason}", source=href, window=window)
+    if kind := _known_kind(href):
+        return UnsupportedFormat(
+            f"{href} is {kind}, which is not read. Convert it to GeoTIFF or JPEG 2000.", source=href
+        )
+    if _start(href)[:4] in _TIFF_MAGIC or _start(href)[:12] in _JP2_MAGIC:
+        return SourceUnreadable(f"{href} is damaged{after}: {reason}", source=href)
+    return NotARaster(f"{href} is not a raster that {' or '.join(DRIVERS)} can open.", source=href)
+
+
+_TIFF_MAGIC = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
+_JP2_MAGIC = frozenset({b"\0\0\0\x0cjP  \r\n\x87\n"})
+_KINDS = (
+    (b"\x89PNG", "a PNG picture without a place on Earth"),
+    (b"\xff\xd8\xff", "a JPEG picture without a place on Earth"),
+    (b"GIF8", "a GIF picture"),
+    (b"CDF", "a netCDF file"),
+    (b"\x89HDF", "an HDF5 or netCDF-4 file"),
+    (b"GRIB", "a GRIB file"),
+    (b"NITF", "an NITF file"),
+    (b"EHFA_HEADER_TAG", "an Erdas Imagine file"),
+    (b"%PDF", "a PDF document"),
+    (b"<VRTDataset", "a virtual raster that points to other files"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+
+
+def _start(href: str, length: int = 64) -> bytes:
+    from eorouter_compute.attempt import read_object
+
+    try:
+        return read_object(href, 0, length)
+    except Exception:  # noqa: BLE001 - any store's error: the caller is about to report the first one
+        return b""
+
+
+def _known_kind(href: str) -> str | None:
+    start = _start(href).lstrip(b"\xef\xbb\xbf \r\n\t")
+    return next((kind for magic, kind in _KINDS if start.startswith(magic)), None)
+
+
+def object_size(href: str) -> int:
+    """Bytes of the object at `href`.
+
+    Raises:
+        SourceUnreadable: there is no such object.
+    """
+    path = local_path(href)
+    if path is not None:
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise SourceUnreadable(f"{href} does not exist.", source=href) from error
+    import obstore
+
+    from eorouter_compute.attempt import remote_store
+
+    store, key = remote_store(href)
+    try:
+        return obstore.head(store, key)["size"]
+    except Exception as error:
+        raise SourceUnreadable(f"{href} could not be found: {error}", source=href) from error
+
+
+def _truncated_at(href: str) -> str:
+    """What a TIFF's directories promise beyond the end of the file, or an empty string."""
+    from eorouter_compute import tiff
+    from eorouter_compute.attempt import read_object
+
+    if _start(href)[:4] not in _TIFF_MAGIC:
+        return ""
+    try:
+        size = object_size(href)
+        found = tiff.directories(lambda start, stop: read_object(href, start, stop), size)
+    except tiff.Malformed as error:
+        return str(error)
+    except SourceUnreadable:
+        return ""
+    for tags in found:
+        for places, counts in (
+            (tiff.Code.TILE_OFFSETS, tiff.Code.TILE_BYTE_COUNTS),
+            (tiff.Code.STRIP_OFFSETS, tiff.Code.STRIP_BYTE_COUNTS),
+        ):
+            if places in tags and counts in tags:
+                starts, lengths = tags[places].values, tags[counts].values
+                ends = starts.astype(np.float64) + lengths[: len(starts)].astype(np.float64)
+                if len(lengths) == len(starts) and len(ends) and ends.max() > size:
+                    return f"it has {size} bytes, its pixels reach to byte {int(ends.max())}"
+    return ""

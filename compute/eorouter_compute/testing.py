@@ -1,0 +1,121 @@
+"""For tests and for a look at a method on one's own machine: rasters without symmetry, and a job without a cluster."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from eorouter_compute import method, raster
+from eorouter_compute.attempt import Attempt
+from eorouter_compute.grid import SHARD_PIXELS, Transform
+from eorouter_compute.method import InputItem, Params, RasterAsset, Result
+
+UTM_TRANSFORM: Transform = (10.0, 0.0, 399960.0, 0.0, -10.0, 4500000.0)
+"""North-up 10 m grid of the Sentinel-2 tile 32TQM's kind."""
+
+ROTATED_TRANSFORM: Transform = (7.5, 2.25, 412345.0, 1.5, -11.0, 4512345.0)
+"""A grid turned and sheared, with different steps along x and y: an exchange of axes or a lost term shows."""
+
+
+def asymmetric(
+    shape: tuple[int, int], *, bands: int = 1, dtype: str = "uint16", seed: int = 0, noise: float = 0.02
+) -> np.ndarray:
+    """Pixels (band, y, x) that look different from every side: tilted waves plus some noise, over the type's range."""
+    rng = np.random.default_rng(seed)
+    height, width = shape
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    out = np.empty((bands, height, width), dtype)
+    for band in range(bands):
+        u, v = 0.83 * x + 0.21 * y, -0.13 * x + 0.57 * y
+        wave = 0.5 + 0.2 * np.sin(u / (17 + band)) + 0.15 * np.cos(v / (29 - band)) + 0.1 * (x / width - 2 * y / height) / 2
+        wave = np.clip(wave + noise * rng.standard_normal(shape), 0.01, 0.99)
+        if np.dtype(dtype).kind == "f":
+            out[band] = wave * 2 - 0.5
+        else:
+            info = np.iinfo(dtype)
+            top = min(info.max, 20000)
+            low = max(info.min, -5000)
+            out[band] = np.rint(low + wave * (top - low))
+    return out
+
+
+def write_raster(
+    path: Path,
+    pixels: np.ndarray,
+    *,
+    transform: Transform = UTM_TRANSFORM,
+    crs: str = "EPSG:32632",
+    nodata: float | None = None,
+    mask: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    **options: Any,
+) -> RasterAsset:
+    """Write pixels (band, y, x) with GDAL, tiled by default, and describe the file."""
+    import rasterio
+    from affine import Affine
+
+    bands, height, width = pixels.shape
+    profile: dict[str, Any] = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", **options}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=bands,
+            dtype=pixels.dtype.name,
+            crs=crs,
+            transform=Affine(*transform),
+            nodata=nodata,
+            **profile,
+        ) as target,
+    ):
+        target.write(pixels)
+        if mask is not None:
+            target.write_mask(mask)
+        if names:
+            target.descriptions = tuple(names)
+    return raster.describe(path.as_uri())
+
+
+def input_item(*assets: RasterAsset, id: str = "scene", **fields: Any) -> InputItem:  # noqa: A002
+    """An input item of these assets; keys are made unique."""
+    keys = [asset.key for asset in assets]
+    if len(set(keys)) < len(keys):
+        assets = tuple(msgspec.structs.replace(a, key=f"{a.key}{n}" if n else a.key) for n, a in enumerate(assets))
+    return InputItem(id=id, assets=assets, **fields)
+
+
+def run_local(
+    params: Params, inputs: Sequence[InputItem], folder: Path | None = None, *, shard_pixels: int | None = None
+) -> Result:
+    """Plan, run every shard and merge, as a cluster would: all that passes between the steps passes as bytes.
+
+    Args:
+        params: of any installed method.
+        inputs: the items it works on.
+        folder: where objects are written; a fresh temporary folder by default.
+        shard_pixels: output pixels per shard, for proving that results do not depend on it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="eorouter-")) if folder is None else folder
+    task = method.get(str(params.__struct_config__.tag))
+    params = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=type(params))
+    inputs = msgspec.msgpack.decode(msgspec.msgpack.encode(list(inputs)), type=list[InputItem])
+    token = SHARD_PIXELS.set(shard_pixels or SHARD_PIXELS.get())
+    try:
+        plan = method.plan(params, inputs)
+    finally:
+        SHARD_PIXELS.reset(token)
+    plan = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=method.Plan)
+    parts = []
+    for number, shard in enumerate(plan.shards):
+        attempt = Attempt((folder / "shards" / str(number)).as_uri())
+        part = task.run(params, inputs, shard.body, attempt)
+        parts.append(msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=method.Part))
+    result = task.merge(params, inputs, parts, Attempt((folder / "merge").as_uri()))
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=Result)

@@ -1,0 +1,70 @@
+"""The real service: API, dispatcher and Dask workers as processes, on a free port and a temporary folder."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eorouter.client import EoRouterClient
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A running service and an account on it."""
+
+    url: str
+    api_key: str
+    project_id: str
+    data_dir: Path
+    process: subprocess.Popen[str]
+
+    def client(self) -> EoRouterClient:
+        """A client with the account's key."""
+        return EoRouterClient(self.url, api_key=self.api_key)
+
+
+def start_service(data_dir: Path) -> tuple[subprocess.Popen[str], str]:
+    """Start `eorouter serve` and wait until it says where it listens."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eorouter", "serve", "--port", "0", "--data-dir", str(data_dir), "--workers", "2"],
+        stdout=subprocess.PIPE, stderr=(data_dir / "stderr.log").open("w"), text=True,
+        env=environment | {"EOROUTER_BCRYPT_COST": "4"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("eorouter listening on "):
+            return process, line.split()[-1]
+    raise AssertionError(f"the service did not start: {(data_dir / 'stderr.log').read_text()[-2000:]}")
+
+
+def stop_service(process: subprocess.Popen[str]) -> None:
+    """Stop it as an operator would."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with one organisation, one project and one key that may do everything."""
+    data_dir = tmp_path_factory.mktemp("service")
+    process, url = start_service(data_dir)
+    try:
+        with EoRouterClient(url) as client:
+            client.wait_until_ready(timeout_s=120)
+            client.signup(email="ada@example.org", password="correct horse battery", name="Ada")
+            project = client.call("projects.create", name="fields")
+            key = client.call("api_keys.create", name="tests", mode="test", scopes=client.scopes())
+        yield Service(
+            url=url, api_key=key["secret"], project_id=project["id"], data_dir=data_dir, process=process
+        )
+    finally:
+        stop_service(process)
