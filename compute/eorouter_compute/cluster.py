@@ -16,8 +16,6 @@ import time
 import traceback
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +28,7 @@ from distributed.client import FutureCancelledError
 from msgspec import Struct
 
 import eorouter_kernels
-from eorouter_compute import method
+from eorouter_compute import method, raster
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.errors import ComputeError, RequestFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
@@ -40,22 +38,8 @@ MERGE = -1
 
 log = structlog.get_logger(__name__)
 
-# Set before the worker's first import: GDAL reads them once. Sources: GDAL's configuration options and the practice of
-# odc-stac and titiler. CPL_VSIL_CURL_NON_CACHED is left to the raster module, which knows what is overwritten.
+# Set before the worker's first import. GDAL's own options are `raster`'s affair and set there.
 _WORKER_ENVIRONMENT = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_CACHEMAX": "256",
-    "VSI_CACHE": "TRUE",
-    "VSI_CACHE_SIZE": "5000000",
-    "CPL_VSIL_CURL_CACHE_SIZE": "134217728",
-    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MULTIPLEX": "YES",
-    "GDAL_HTTP_VERSION": "2",
-    "GDAL_HTTP_MAX_RETRY": "4",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_NUM_THREADS": "1",
-    "GDAL_SKIP": "VRT",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -178,7 +162,7 @@ def run_order(data: bytes) -> bytes:
         failure = Failure(
             kind="defect",
             code="internal_fault",
-            message=f"{order.label} failed unexpectedly ({type(error).__name__}). The request id finds it in the logs.",
+            message=f"{order.label} failed unexpectedly ({type(error).__name__}); the logs have it by the request id.",
             traceback=traceback.format_exc(limit=-12),
         )
     finally:
@@ -274,8 +258,7 @@ def dask_setup(worker: Worker) -> None:
     """
     with locket.lock_file(str(Path(worker.local_directory).parent / "warm-up.lock"), timeout=600):
         method.methods()
-        if find_spec("eorouter_compute.raster") is not None:
-            import_module("eorouter_compute.raster").warm_up()
+        raster.warm_up()
         eorouter_kernels.warm_up()
 
 

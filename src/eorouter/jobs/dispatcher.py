@@ -38,7 +38,7 @@ from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
 from eorouter.jobs.wakeup import watch
 from eorouter.settings import Settings, load, prepare
-from eorouter.storage import Stores
+from eorouter.storage import Stores, uploads
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs, outbox, processes
@@ -56,6 +56,7 @@ _PULSE_S = 0.25
 _RENEW_S = leases.LEASE_S / 5
 _TEND_S = 1.0
 _OUTBOX_S = 1.0
+_EXPIRE_S = 60.0
 _IDLE_POLL_S = 1.0
 _CANCEL_GRACE_S = 20.0
 _CLUSTER_GRACE_S = 30.0
@@ -164,6 +165,7 @@ class Dispatcher:
             asyncio.create_task(_every(_RENEW_S, self._renew_all)),
             asyncio.create_task(_every(_TEND_S, self._tend)),
             asyncio.create_task(_every(_OUTBOX_S, self._sweep_outbox)),
+            asyncio.create_task(_every(_EXPIRE_S, self._expire_uploads)),
             asyncio.create_task(_every(_TEND_S, self._tend_cluster)),
         ]
         try:
@@ -187,7 +189,7 @@ class Dispatcher:
             await asyncio.wait_for(self._wakeup.wait(), self._pause_s())
 
     def _pause_s(self) -> float:
-        """Until the next look: sooner while the list of open jobs is older than a wake-up, or a dry job may have more."""
+        """Until the next look: sooner while the list of open jobs may be old, or a dry job may have more."""
         now = time.monotonic()
         moments = [self._open_until if self._flights else now + _IDLE_POLL_S, *self._dry.values()]
         return min(max(min(moments) - now, 0.002), _IDLE_POLL_S)
@@ -256,12 +258,20 @@ class Dispatcher:
     async def _fly(self, flight: _Flight) -> None:
         try:
             order = await self._order(flight.claim)
-            flight.outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
+            outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
+            flight.outcome = self._without_addresses(outcome)
         except Exception as error:
             log.warning("dispatcher.flight.failed", run=flight.claim.run, exc_info=True)
             message = f"The shard could not be sent to a worker ({type(error).__name__})."
             flight.outcome = Outcome(failure=Failure(kind="machine", code="not_sent", message=message))
         self._wakeup.set()
+
+    def _without_addresses(self, outcome: Outcome) -> Outcome:
+        """A failure that names sources by object key: where the store lies is not for the job's owner."""
+        if outcome.failure is None:
+            return outcome
+        message = outcome.failure.message.replace(f"{self._stores.objects.url}/", "")
+        return msgspec.structs.replace(outcome, failure=msgspec.structs.replace(outcome.failure, message=message))
 
     async def _order(self, claim: Claim) -> ShardOrder:
         card = await self._card(claim.job_id)
@@ -479,6 +489,11 @@ class Dispatcher:
             old = outbox.c.handled_at < now - timedelta(days=1)
             await tx.execute(sa.delete(outbox).where(outbox.c.topic == "objects.delete", old))
 
+    async def _expire_uploads(self) -> None:
+        """End uploads that nobody completed."""
+        async with self._stores.db.write() as tx:
+            await uploads.expire(tx, self._stores.db, utc_now())
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -556,6 +571,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--supervised", action="store_true", help="exit when standard input is closed")
     options = parser.parse_args(arguments)
     settings = prepare(load())
+    _log_to_stderr(settings)
+    run(settings, supervised=options.supervised)
+    return 0
+
+
+def run(settings: Settings, *, supervised: bool) -> None:
+    """Run a dispatcher with prepared settings until it is told to stop."""
+    asyncio.run(serve(settings, is_supervised=supervised))
+
+
+def _log_to_stderr(settings: Settings) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -569,5 +595,3 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run(serve(settings, is_supervised=options.supervised))
-    return 0

@@ -181,7 +181,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     ]
     state = await _locked_state(tx, job.id)
     if state is JobState.QUEUED and claims:
-        await move(tx, job.id, JobState.QUEUED, JobEvent.START, now, started_at=now)
+        await move(tx, job.id, JobState.QUEUED, JobEvent.START, now=now, started_at=now)
     return claims
 
 
@@ -225,7 +225,7 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
         if await fail_shard(tx, job, each, now):
             return False
     if len(shards) < len(done):
-        await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now)
+        await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
 
@@ -355,7 +355,7 @@ async def fail_job(
     tx: AsyncConnection, job: sa.Row[Any], state: JobState, found: Mapping[str, Any], now: datetime
 ) -> None:
     """End a job with a problem, and all that hangs on it."""
-    await move(tx, job.id, state, JobEvent.FAIL, now, found, problem=dict(found), finished_at=now)
+    await move(tx, job.id, state, JobEvent.FAIL, now=now, data=found, problem=dict(found), finished_at=now)
     await uploads.settle(tx, job.id, item_id=None, problem=dict(found), now=now)
     await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
 
@@ -453,7 +453,7 @@ async def end_cancelled(tx: AsyncConnection, *, now: datetime) -> list[str]:
     query = sa.select(jobs).where(jobs.c.state == JobState.RUNNING.value, jobs.c.is_cancelling.is_(True), ~leased)
     rows = (await tx.execute(query.order_by(jobs.c.id).with_for_update())).all()
     for job in rows:
-        await move(tx, job.id, JobState.RUNNING, JobEvent.CANCEL, now, finished_at=now)
+        await move(tx, job.id, JobState.RUNNING, JobEvent.CANCEL, now=now, finished_at=now)
         told = {"code": "cancelled", "message": "The job was cancelled."}
         await uploads.settle(tx, job.id, item_id=None, problem=told, now=now)
         await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
