@@ -9,7 +9,7 @@ import secrets
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, dataclass_transform
 
 import msgspec
 from msgspec import Meta
@@ -23,10 +23,13 @@ Cursor = Annotated[str, Meta(max_length=1024, description="`next_cursor` of the 
 Json = dict[str, Any]
 
 
+# Told to type checkers: the subclasses of a frozen, keyword-only struct are so too, without saying it again.
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operation is asked; unknown fields are refused."""
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """What an operation answers; fields have no defaults, so every field is always present."""
 
@@ -47,7 +50,10 @@ class Role(StrEnum):
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is asking. `project_id` restricts a key to one project; `scopes` are what it may do."""
+    """Who is asking. `project_id` restricts a key to one project; `scopes` are what it may do.
+
+    `session_id` is the log-in of a user; keys have none.
+    """
 
     kind: Literal["user", "key", "system", "anonymous"]
     id: str
@@ -56,6 +62,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     project_id: str | None = None
     mode: Mode = Mode.LIVE
+    session_id: str | None = None
 
 
 ANONYMOUS = Principal(kind="anonymous", id="", org_id="", scopes=frozenset())

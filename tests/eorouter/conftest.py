@@ -18,10 +18,9 @@ import sqlalchemy as sa
 
 from eorouter.operation import Context, Registry
 from eorouter.settings import Settings
-from eorouter.storage import Stores
+from eorouter.storage import Stores, migrate
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
-from eorouter.storage.tables import metadata
 from eorouter.types import ANONYMOUS, Principal, utc_now
 
 
@@ -93,8 +92,7 @@ def settings(tmp_path: Path) -> Settings:
 async def stores(empty_database_url: str, tmp_path: Path) -> AsyncIterator[Stores]:
     """Migrated database (SQLite, then PostgreSQL) and a local object store."""
     db = Database(empty_database_url)
-    async with db.write() as tx:
-        await tx.run_sync(metadata.create_all)
+    await migrate.upgrade(db)
     yield Stores(db=db, objects=Objects("", tmp_path))
     await db.close()
 

@@ -1,0 +1,1 @@
+"""One module per version; once released, a version is never edited."""
