@@ -203,6 +203,19 @@ def demo(*, out: Path | None = None, keep_serving: bool = False, port: int | Non
     return run.main(out=out, keep_serving=keep_serving, port=port) or 0
 
 
+COMMANDS = (
+    (serve, "serve"),
+    (demo, "demo"),
+    (op, "op"),
+    (list_operations, "operations"),
+    (list_methods, "methods"),
+    (list_settings, "settings"),
+    (migrate, "migrate"),
+    (dispatcher, "dispatcher"),
+    (derive, "derive"),
+)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and exit."""
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
@@ -248,17 +261,7 @@ def _application() -> Any:
         version=_version,
         help_format="markdown",
     )
-    for command, name in (
-        (serve, "serve"),
-        (demo, "demo"),
-        (op, "op"),
-        (list_operations, "operations"),
-        (list_methods, "methods"),
-        (list_settings, "settings"),
-        (migrate, "migrate"),
-        (dispatcher, "dispatcher"),
-        (derive, "derive"),
-    ):
+    for command, name in COMMANDS:
         application.command(command, name=name)
     return application
 
