@@ -304,6 +304,20 @@ async def test_simultaneous_deletes_succeed_once(make, stores, owner):
     assert await count(stores, outbox) == 1
 
 
+async def test_key_made_while_its_project_is_deleted_either_holds_it_or_finds_it_gone(make, stores, owner):
+    for _ in range(8):
+        project = await new(make(owner))
+        wish = access.ApiKeysCreateInput(name="k", scopes=("projects:read",), project_id=project.project_id)
+        made, deleted = await asyncio.gather(
+            access.create(make(owner), wish),
+            projects.delete(make(owner), ProjectsDeleteInput(project_id=project.project_id)),
+            return_exceptions=True,
+        )
+        key_won = isinstance(made, access.NewApiKey) and isinstance(deleted, Conflict)
+        delete_won = isinstance(made, NotFound) and deleted is None
+        assert key_won or delete_won, (made, deleted)
+
+
 async def test_organisation_tells_quota_use_and_members(make, stores, owner):
     await new_owner(stores)
     found = await projects.organisations_get(make(owner), OrganisationsGetInput())
