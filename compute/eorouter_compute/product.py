@@ -54,8 +54,9 @@ def plan_product(
         shard_pixels: largest shard; by default what `grid.SHARD_PIXELS` says.
     """
     memory = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
-    piece_side = _piece_side(spec, memory)
-    side = max(isqrt(shard_pixels or SHARD_PIXELS.get()) // piece_side, 1) * piece_side
+    shard_side = isqrt(shard_pixels or SHARD_PIXELS.get())
+    piece_side = _piece_side(spec, memory, shard_side)
+    side = max(shard_side // piece_side, 1) * piece_side
     shards = []
     for window in tiles(spec.window, side):
         piece = min(window.pixels, piece_side * piece_side)
@@ -259,9 +260,9 @@ def _encode_bytes_per_pixel(spec: CogSpec) -> float:
     return 2.5 * _pixel_bytes(spec) + 2.5 * len(spec.bands) + 1.0
 
 
-def _piece_side(spec: CogSpec, bytes_per_pixel: float) -> int:
+def _piece_side(spec: CogSpec, bytes_per_pixel: float, shard_side: int) -> int:
     side = spec.block_size
-    while 2 * side <= cog.PIECE_SIDE and 4 * side * side * bytes_per_pixel <= PIECE_BYTES:
+    while 2 * side <= min(cog.PIECE_SIDE, shard_side) and 4 * side * side * bytes_per_pixel <= PIECE_BYTES:
         side *= 2
     return side
 

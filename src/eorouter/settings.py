@@ -15,6 +15,8 @@ import msgspec
 from msgspec import Meta
 
 PREFIX = "EOROUTER_"
+NOT_SETTINGS = frozenset({"EOROUTER_URL", "EOROUTER_API_KEY", "EOROUTER_TEST_DATA"})
+"""Variables of the same prefix that clients and tests read; a shell that has them can still start the service."""
 
 
 class BadSetting(Exception):
@@ -96,7 +98,7 @@ def load(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
     values: dict[str, Any] = {}
     faults: list[str] = []
     for variable, text in source.items():
-        if not variable.startswith(PREFIX) or variable == "EOROUTER_TEST_DATA":
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in fields:

@@ -1,0 +1,440 @@
+"""Dask as an executor of bounded, idempotent shards, and nothing more.
+
+A shard travels as msgpack bytes to one module-level function, `run_order`, and comes back as bytes: a part, a result,
+or a failure told as data. Nothing depends on pickled closures or exceptions, on Dask's retries (there are none: a
+re-run under the same fencing token would meet its own objects) or on its queue (the caller keeps few orders in flight).
+
+Facts about Dask this module rests on, measured with 2026.8: a cancelled future's function keeps running, so a shard
+asks a flag between its blocks; all tasks of a dead worker fail with `KilledWorker`, also those that had not begun; a
+worker whose scheduler is gone exits after about two seconds.
+"""
+
+import os
+import resource
+import time
+import traceback
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import locket
+import msgspec
+import structlog
+from dask import config as dask_config
+from distributed import Client, KilledWorker, LocalCluster, Security, Worker
+from distributed.client import FutureCancelledError
+from msgspec import Struct
+
+import eorouter_kernels
+from eorouter_compute import method
+from eorouter_compute.attempt import Attempt, read_object
+from eorouter_compute.errors import ComputeError, RequestFault, ShardOutOfMemory, SourceFault
+from eorouter_compute.method import InputItem, Part
+
+MERGE = -1
+"""Number of the order that merges the parts of all others."""
+
+log = structlog.get_logger(__name__)
+
+# Set before the worker's first import: GDAL reads them once. Sources: GDAL's configuration options and the practice of
+# odc-stac and titiler. CPL_VSIL_CURL_NON_CACHED is left to the raster module, which knows what is overwritten.
+_WORKER_ENVIRONMENT = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_CACHEMAX": "256",
+    "VSI_CACHE": "TRUE",
+    "VSI_CACHE_SIZE": "5000000",
+    "CPL_VSIL_CURL_CACHE_SIZE": "134217728",
+    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
+    "GDAL_HTTP_MULTIPLEX": "YES",
+    "GDAL_HTTP_VERSION": "2",
+    "GDAL_HTTP_MAX_RETRY": "4",
+    "GDAL_HTTP_RETRY_DELAY": "0.5",
+    "GDAL_NUM_THREADS": "1",
+    "GDAL_SKIP": "VRT",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
+
+_DASK_CONFIG: Mapping[str, Any] = {
+    "logging": {"distributed": "warning", "bokeh": "error", "tornado": "error"},
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.events-cleanup-delay": "10m",
+    # The pages are for the operator's eyes; the proxy to any worker's port and the JSON of all state are not needed.
+    "distributed.scheduler.http.routes": [
+        "distributed.http.scheduler.prometheus",
+        "distributed.http.scheduler.info",
+        "distributed.http.health",
+        "distributed.http.statics",
+    ],
+    "distributed.worker.profile.enabled": False,
+    "distributed.diagnostics.computations.max-history": 1,
+    "distributed.diagnostics.erred-tasks.max-history": 1,
+    "distributed.admin.large-graph-warning-threshold": "1GB",
+    "distributed.admin.log-length": 1000,
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
+}
+
+_MEMORY = "MEMORY"
+_OUT_OF_MEMORY_TOPIC = "worker-restart-memory"  # what a nanny logs before it ends a worker over its limit
+
+
+class ShardOrder(Struct, frozen=True, kw_only=True):
+    """One try at one shard.
+
+    Attributes:
+        job_id: whose shard.
+        number: which; `MERGE` for the merge.
+        token: fencing token of this try.
+        label: what the dashboard shows, `method`.
+        prefix: URL below which the attempt writes.
+        task: JSON of the method's parameters with their tag; empty when `shared` is set.
+        inputs: msgpack of the input items; empty when `shared` is set.
+        shared: URL of an object that holds `[task, inputs]` as msgpack, where they are too large to travel each time.
+        body: the shard's body, as planned.
+        parts: for the merge, the parts of all shards in order, each msgpack.
+        memory_bytes: peak memory by the plan's bound.
+    """
+
+    job_id: str
+    number: int
+    token: int
+    label: str
+    prefix: str
+    task: bytes = b""
+    inputs: bytes = b""
+    shared: str | None = None
+    body: bytes = b""
+    parts: tuple[bytes, ...] = ()
+    memory_bytes: int = 0
+
+    @property
+    def run(self) -> tuple[str, int, int]:
+        """Identity of this try."""
+        return self.job_id, self.number, self.token
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """Why a shard did not make it. `kind` says who can mend it: the caller, nobody (`cancelled`), or another try."""
+
+    kind: Literal["request", "source", "cancelled", "memory", "machine", "defect"]
+    code: str
+    message: str
+    pointer: str = ""
+    data: dict[str, Any] = {}
+    traceback: str = ""
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of an order: `part` (msgpack of Part, of Result for a merge) or `failure`."""
+
+    part: bytes | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    worker: str = ""
+    is_bystander: bool = False
+
+
+class Running(Struct, frozen=True, kw_only=True, array_like=True):
+    """An order that a worker is executing, and the pixels it reported."""
+
+    job_id: str
+    number: int
+    token: int
+    pixels: int
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On a worker
+
+
+_cancelled: frozenset[str] = frozenset()
+_running: dict[tuple[str, int, int], int] = {}
+
+
+def run_order(data: bytes) -> bytes:
+    """Execute a `ShardOrder`; never raises what a method raises."""
+    order = msgspec.msgpack.decode(data, type=ShardOrder)
+    started = time.perf_counter()
+    _reset_peak()
+    _running[order.run] = 0
+    part, failure = None, None
+    try:
+        part = msgspec.msgpack.encode(_execute(order))
+    except ComputeError as error:
+        failure = _failure(error)
+    except MemoryError:
+        failure = _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
+    except Exception as error:  # noqa: BLE001 - whatever a method does wrong is told as data
+        failure = Failure(
+            kind="defect",
+            code="internal_fault",
+            message=f"{order.label} failed unexpectedly ({type(error).__name__}). The request id finds it in the logs.",
+            traceback=traceback.format_exc(limit=-12),
+        )
+    finally:
+        del _running[order.run]
+    return msgspec.msgpack.encode(
+        Outcome(
+            part=part,
+            failure=failure,
+            seconds=time.perf_counter() - started,
+            peak_rss_bytes=_peak_rss_bytes(),
+            worker=str(os.getpid()),
+        ),
+        enc_hook=repr,
+    )
+
+
+def _execute(order: ShardOrder) -> Any:
+    params, inputs = _decoded(order.task, order.inputs, order.shared)
+    chosen = method.get(params.__struct_config__.tag)
+
+    def advance(pixels: int) -> None:
+        _running[order.run] += pixels
+
+    attempt = Attempt(order.prefix, is_cancelled=lambda: order.job_id in _cancelled, on_progress=advance)
+    attempt.advance(0)
+    if order.number == MERGE:
+        parts = [msgspec.msgpack.decode(part, type=Part) for part in order.parts]
+        return chosen.merge(params, inputs, parts, attempt)
+    return chosen.run(params, inputs, order.body, attempt)
+
+
+class _Tagged(Struct):
+    method: str
+
+
+@lru_cache(maxsize=4)
+def _decoded(task: bytes, inputs: bytes, shared: str | None) -> tuple[Any, tuple[InputItem, ...]]:
+    """Parameters and inputs, decoded once per worker and job rather than once per shard."""
+    if shared is not None:
+        task, inputs = msgspec.msgpack.decode(read_object(shared), type=tuple[bytes, bytes])
+    tag = msgspec.json.decode(task, type=_Tagged).method
+    params = msgspec.json.decode(task, type=method.get(tag).params)
+    return params, msgspec.msgpack.decode(inputs, type=tuple[InputItem, ...])
+
+
+def _failure(error: ComputeError) -> Failure:
+    kind: Literal["request", "source", "cancelled", "memory", "machine"] = "machine"
+    if isinstance(error, RequestFault):
+        kind = "request"
+    elif isinstance(error, SourceFault):
+        kind = "source"
+    elif isinstance(error, ShardOutOfMemory):
+        kind = "memory"
+    elif error.code == "cancelled":
+        kind = "cancelled"
+    return Failure(
+        kind=kind,
+        code=error.code,
+        message=error.message,
+        pointer=error.pointer,
+        data=error.data,
+        traceback=traceback.format_exc(limit=-12),
+    )
+
+
+def _reset_peak() -> None:
+    """Start the kernel's record of the process's peak afresh; where it cannot be, the peak is the process's whole."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_rss_bytes() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
+
+
+def pulse(cancelled: list[str]) -> list[tuple[str, int, int, int]]:
+    """Take the ids of jobs to give up, tell what runs here; on the worker's event loop, so also while shards compute."""
+    global _cancelled  # noqa: PLW0603 - the one word every attempt of this process reads
+    _cancelled = frozenset(cancelled)
+    return [(*run, pixels) for run, pixels in list(_running.items())]
+
+
+def dask_setup(worker: Worker) -> None:
+    """Make a worker ready before it takes work: methods imported, drivers registered, kernels compiled, on one thread.
+
+    Workers of a machine take turns: numba's cache does not bear two processes writing the same entry (numba#9348).
+    """
+    with locket.lock_file(str(Path(worker.local_directory).parent / "warm-up.lock"), timeout=600):
+        method.methods()
+        if find_spec("eorouter_compute.raster") is not None:
+            import_module("eorouter_compute.raster").warm_up()
+        eorouter_kernels.warm_up()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Beside the scheduler
+
+
+class Cluster:
+    """Worker processes on this machine, their scheduler in this process, and a client; all on the running event loop.
+
+    Connections are encrypted under a certificate made at start: whoever reaches a scheduler's port can run code, and a
+    machine may have other users.
+
+    Attributes:
+        worker_count, worker_threads: size.
+    """
+
+    def __init__(
+        self, *, worker_count: int, worker_threads: int, worker_memory_bytes: int, dashboard_port: int, scratch: Path
+    ) -> None:
+        self.worker_count = worker_count
+        self.worker_threads = worker_threads
+        self._memory_bytes = worker_memory_bytes
+        self._dashboard_port = dashboard_port
+        self._scratch = scratch
+        self._cluster: Any = None
+        self._client: Any = None
+        self._executing: dict[str, set[tuple[str, int, int]]] = {}
+        self._out_of_memory: set[str] = set()
+
+    @property
+    def threads(self) -> int:
+        """Shards that can execute at a time when all workers are there."""
+        return self.worker_count * self.worker_threads
+
+    @property
+    def alive_count(self) -> int:
+        """Workers that are connected now."""
+        return 0 if self._cluster is None else len(self._cluster.scheduler.workers)
+
+    @property
+    def is_healthy(self) -> bool:
+        """The scheduler runs and the client is connected to it."""
+        return (
+            self._cluster is not None
+            and self._cluster.scheduler.status.name == "running"
+            and self._client.status == "running"
+        )
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where Dask's pages are."""
+        return "" if self._cluster is None else self._cluster.dashboard_link
+
+    async def start(self) -> None:
+        """Start scheduler and workers; returns when every worker is warm.
+
+        Raises:
+            RuntimeError: client, scheduler and workers do not run the same versions.
+        """
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        dask_config.set(_DASK_CONFIG)
+        self._cluster = await LocalCluster(
+            n_workers=self.worker_count,
+            threads_per_worker=self.worker_threads,
+            memory_limit=self._memory_bytes,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=f"127.0.0.1:{self._dashboard_port}",
+            security=Security.temporary(),
+            protocol="tls://",
+            asynchronous=True,
+            silence_logs=False,
+            local_directory=str(self._scratch),
+            preload=[__name__],
+            resources={_MEMORY: self._memory_bytes},
+        )
+        self._client = await Client(self._cluster, asynchronous=True, set_as_default=False)
+        self._client.subscribe_topic(_OUT_OF_MEMORY_TOPIC, self._note_out_of_memory)
+        try:
+            await self._client.get_versions(check=True)
+        except ValueError as error:
+            raise RuntimeError(f"Workers run other versions than the dispatcher: {error}") from error
+
+    async def close(self) -> None:
+        """Stop everything that was started."""
+        client, cluster = self._client, self._cluster
+        self._client = self._cluster = None
+        for part in (client, cluster):
+            if part is not None:
+                await part.close()
+
+    async def run(self, order: ShardOrder, *, is_urgent: bool = False) -> Outcome:
+        """Execute an order on some worker; a lost worker is an outcome, too."""
+        client = self._client
+        if client is None:
+            return _lost("The cluster is not running.")
+        future = client.submit(
+            run_order,
+            msgspec.msgpack.encode(order),
+            key=(f"{order.label}-{order.job_id}", order.number, order.token),
+            pure=False,
+            retries=0,
+            priority=1 if is_urgent else 0,
+            # A bound above the worker's memory would wait for ever; such a shard gets a worker for itself.
+            resources={_MEMORY: min(order.memory_bytes, self._memory_bytes)},
+        )
+        try:
+            outcome = msgspec.msgpack.decode(await future, type=Outcome)
+        except KilledWorker as error:
+            return self._killed(order, error)
+        except FutureCancelledError as error:
+            return _lost(f"The scheduler lost the shard ({error}).")
+        finally:
+            future.release()
+        for runs in self._executing.values():
+            runs.discard(order.run)
+        return outcome
+
+    def _killed(self, order: ShardOrder, error: KilledWorker) -> Outcome:
+        worker = error.last_worker.address
+        if worker not in self._out_of_memory:
+            return _lost(f"The worker of shard {order.number} died.", is_bystander=self._is_bystander(order, worker))
+        failure = Failure(
+            kind="memory",
+            code=ShardOutOfMemory.code,
+            message=(
+                f"Shard {order.number} needed more memory than a worker has ({self._memory_bytes >> 20} MiB); "
+                f"it was planned to need {order.memory_bytes >> 20} MiB. "
+                "Ask for a smaller area or fewer inputs, or raise EOROUTER_WORKER_MEMORY_MB."
+            ),
+        )
+        return Outcome(failure=failure, worker=worker, is_bystander=self._is_bystander(order, worker))
+
+    def _is_bystander(self, order: ShardOrder, worker: str) -> bool:
+        """The order only waited at the worker that died: the last pulse saw another execute, which never ended."""
+        executing = self._executing.get(worker, set())
+        return bool(executing) and order.run not in executing
+
+    async def pulse(self, cancelled: Collection[str]) -> list[Running]:
+        """Tell all workers which jobs are cancelled, hear what they execute and how far it is."""
+        answers = await self._client.run(pulse, sorted(cancelled), on_error="ignore")
+        self._executing = {worker: {(j, n, t) for j, n, t, _ in each} for worker, each in answers.items()}
+        return [Running(job_id=j, number=n, token=t, pixels=p) for each in answers.values() for j, n, t, p in each]
+
+    async def restart_workers_of(self, job_ids: Collection[str]) -> None:
+        """End the worker processes that still execute shards of these jobs; nannies start new ones."""
+        scheduler = self._cluster.scheduler
+        addresses = [
+            address
+            for address, worker in scheduler.workers.items()
+            if any(str(task.key[0]).partition("-")[2] in job_ids for task in worker.processing)
+        ]
+        if addresses:
+            log.warning("cluster.workers.restarted", workers=addresses, jobs=sorted(job_ids))
+            await self._client.restart_workers(addresses, timeout=30, raise_for_error=False)
+
+    def _note_out_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
+        self._out_of_memory.add(event[1]["worker"])
+
+
+def _lost(message: str, *, is_bystander: bool = False) -> Outcome:
+    return Outcome(failure=Failure(kind="machine", code="worker_lost", message=message), is_bystander=is_bystander)

@@ -1,0 +1,300 @@
+"""Clip: cut rasters to an area of interest, pixels untouched, outside masked."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from eorouter_compute import product, raster
+from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
+from eorouter_compute.attempt import Attempt
+from eorouter_compute.cog import CogSpec, Pixels
+from eorouter_compute.errors import BandNotFound, ComputeError, InvalidParameter
+from eorouter_compute.grid import Window, shifted
+from eorouter_compute.method import (
+    Band,
+    Bound,
+    InputItem,
+    Kind,
+    Method,
+    Params,
+    Part,
+    Plan,
+    RasterAsset,
+    ReadReport,
+    Result,
+    total,
+)
+
+
+class ClipParams(Params, tag="clip"):
+    """Cut rasters to an area of interest; pixel values are not touched, pixels outside are masked.
+
+    Every input item gives one output item; every raster asset of it, on its own grid, gives one COG.
+
+    Attributes:
+        aoi: GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection, or [west, south, east, north].
+        crs: what the coordinates of `aoi` are in; longitude and latitude by default.
+        bands: bands to keep, by name or common name, in this order; all by default.
+        assets: keys of the raster assets to clip; all by default.
+        pixel_rule: a pixel belongs to the area when its centre is inside, or when the area touches it.
+        crop: cut the raster down to the area's bounds; otherwise keep its extent and only mask.
+        mask: how missing pixels are stored. "nodata" keeps or sets a nodata value, "band" writes a mask band, "auto" takes
+            nodata where the source has one or holds floats, else the mask band.
+        overview_resampling: how the output's overviews are made; "mode" or "nearest" for classes.
+    """
+
+    aoi: dict[str, Any] | Bbox
+    crs: str = CRS84
+    bands: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
+    assets: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
+    pixel_rule: PixelRule = "center"
+    crop: bool = True
+    mask: Literal["auto", "nodata", "band"] = "auto"
+    overview_resampling: Literal["average", "nearest", "mode"] = "average"
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """One output COG: the bands `indexes` of `asset`, within `window`, masked by `area` (in the raster's CRS)."""
+
+    item: InputItem
+    asset: RasterAsset
+    indexes: tuple[int, ...]
+    window: Window
+    area: Any
+    spec: CogSpec
+
+
+class ClipShard(Struct, frozen=True, array_like=True):
+    """Body of a shard, and of its part: which target, and what `product` needs."""
+
+    target: int
+    body: bytes
+
+
+def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
+    """Every COG the job makes, in a fixed order; the same for planning, running and merging.
+
+    Raises:
+        RequestFault: an item has nothing to clip, or the area does not meet it.
+    """
+    area = parse(params.aoi, params.crs)
+    found = []
+    for number, item in enumerate(inputs):
+        for asset, bands in _chosen(params, item, number):
+            try:
+                placed = onto(area, params.crs, asset.crs, asset.transform, asset.shape)
+            except ComputeError as error:
+                raise type(error)(f"Item {item.id}, asset {asset.key}: {error.message}", pointer=error.pointer, **error.data)
+            window = window_of(placed, asset.transform, asset.shape) if params.crop else asset.window
+            found.append(
+                Target(
+                    item=item,
+                    asset=asset,
+                    indexes=tuple(band.index for band in bands),
+                    window=window,
+                    area=placed,
+                    spec=_spec(params, asset, bands, window),
+                )
+            )
+    return found
+
+
+def _chosen(params: ClipParams, item: InputItem, number: int) -> list[tuple[RasterAsset, list[Band]]]:
+    """The assets to clip with the bands to keep."""
+    rasters = item.rasters
+    if params.assets:
+        missing = set(params.assets) - {asset.key for asset in rasters}
+        if missing:
+            keys = ", ".join(asset.key for asset in rasters) or "none"
+            raise InvalidParameter(
+                f"Item {item.id} has no raster asset {', '.join(sorted(missing))}. It has: {keys}.", pointer="/assets"
+            )
+        rasters = tuple(asset for asset in rasters if asset.key in params.assets)
+    if not rasters:
+        raise InvalidParameter(f"Item {item.id} has no raster to clip.", pointer=f"/inputs/{number}")
+    if not params.bands:
+        return [(asset, list(asset.bands)) for asset in rasters]
+    narrowed = msgspec.structs.replace(item, assets=rasters)
+    kept: dict[str, tuple[RasterAsset, list[Band]]] = {}
+    for place, name in enumerate(params.bands):
+        try:
+            asset, band = narrowed.band(name)
+        except BandNotFound as error:
+            raise BandNotFound(error.message, pointer=f"/bands/{place}", **error.data) from None
+        kept.setdefault(asset.key, (asset, []))[1].append(band)
+    return list(kept.values())
+
+
+def _spec(params: ClipParams, asset: RasterAsset, bands: Sequence[Band], window: Window) -> CogSpec:
+    dtypes = {band.dtype for band in bands}
+    if len(dtypes) > 1:
+        raise InvalidParameter(
+            f"The bands of asset {asset.key} have different types ({', '.join(sorted(dtypes))}) and cannot share a file. "
+            "Choose them one by one with `bands`.",
+            pointer="/bands",
+        )
+    dtype = bands[0].dtype
+    declared = {raster.storable(band.nodata, dtype) for band in bands}
+    values = {repr(value) for value in declared}
+    nodata = next(iter(declared)) if len(values) == 1 else None
+    if nodata is None and dtype.startswith("float"):
+        nodata = float("nan")
+    if params.mask == "nodata" and nodata is None:
+        raise InvalidParameter(
+            f"Asset {asset.key} of {dtype} has no common nodata value to mark pixels outside the area with. "
+            'Use "mask": "band".',
+            pointer="/mask",
+        )
+    has_mask = params.mask == "band" or nodata is None
+    return CogSpec(
+        shape=(window.height, window.width),
+        transform=shifted(asset.transform, window),
+        crs=asset.crs,
+        dtype=dtype,
+        bands=tuple(bands),
+        nodata=None if has_mask else nodata,
+        has_mask=has_mask,
+        overview_resampling=params.overview_resampling,
+    )
+
+
+def plan(params: ClipParams, inputs: Sequence[InputItem]) -> Plan:
+    """Cut every target into shards."""
+    if not inputs:
+        raise InvalidParameter("clip needs at least one input item.", pointer="/inputs")
+    shards = []
+    merges = []
+    for number, target in enumerate(targets(params, inputs)):
+        _check_some_pixel(params, target)
+        size = np.dtype(target.spec.dtype).itemsize
+        for shard in product.plan_product(
+            target.spec,
+            bytes_read_per_pixel=_bytes_read_per_pixel(target),
+            memory_bytes_per_pixel=2 * len(target.indexes) * (size + 1) + 2,
+            seconds_per_pixel=8e-9 * len(target.indexes) * size + 2e-9,
+        ):
+            body = msgspec.msgpack.encode(ClipShard(number, shard.body))
+            shards.append(msgspec.structs.replace(shard, body=body))
+        merges.append(product.merge_bound(target.spec))
+    return Plan(shards=tuple(shards), merge_bound=total(merges) if merges else Bound())
+
+
+def _check_some_pixel(params: ClipParams, target: Target) -> None:
+    """An area between pixel centres would give an empty raster without a word."""
+    if params.pixel_rule != "center" or target.window.pixels > 1 << 16:
+        return
+    where = window_of(target.area, target.asset.transform, target.asset.shape)
+    if where.pixels <= 1 << 16 and not _coverage(params, target).covered(_moved(where, target.window)).any():
+        raise InvalidParameter(
+            f"The area of interest covers no pixel centre of item {target.item.id}, asset {target.asset.key}. "
+            'Use "pixel_rule": "all_touched".',
+            pointer="/pixel_rule",
+        )
+
+
+def _bytes_read_per_pixel(target: Target) -> float:
+    """Whole blocks are read, and with them every band of a pixel-interleaved file."""
+    rows, cols = target.asset.block_shape
+    side = 2048
+    height, width = min(side, target.window.height), min(side, target.window.width)
+    blocks = min(height + 2 * rows, target.asset.shape[0]) * min(width + 2 * cols, target.asset.shape[1])
+    return blocks / (height * width) * sum(np.dtype(band.dtype).itemsize for band in target.asset.bands)
+
+
+def _coverage(params: ClipParams, target: Target) -> Coverage:
+    return Coverage(target.area, target.spec.transform, target.spec.shape, params.pixel_rule)
+
+
+def _moved(window: Window, origin: Window) -> Window:
+    return Window(window.row - origin.row, window.col - origin.col, window.height, window.width)
+
+
+def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
+    """Read, mask and encode one shard."""
+    shard = msgspec.msgpack.decode(body, type=ClipShard)
+    target = targets(params, inputs)[shard.target]
+    coverage = _coverage(params, target)
+    report = ReadReport()
+
+    def compute(window: Window) -> Pixels:
+        nonlocal report
+        inside = coverage.covered(window)
+        if not inside.any():
+            return np.zeros((len(target.indexes), window.height, window.width), target.spec.dtype), inside
+        source = Window(window.row + target.window.row, window.col + target.window.col, window.height, window.width)
+        block = raster.read_block(target.asset, target.indexes, source)
+        valid = inside if block.valid is None else block.valid & inside
+        counted = valid if valid.ndim == 2 else valid.any(axis=0)
+        report += ReadReport(reads=1, pixels=int(inside.sum()), valid_pixels=int(counted.sum()))
+        return block.pixels, None if valid.all() else valid
+
+    part = product.run_product(target.spec, shard.body, attempt, compute, lambda: report)
+    return msgspec.structs.replace(part, body=msgspec.msgpack.encode(ClipShard(shard.target, part.body)))
+
+
+def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
+    """Put every COG together and make the items."""
+    every = targets(params, inputs)
+    by_target: dict[int, list[Part]] = {}
+    report = ReadReport()
+    for part in parts:
+        shard = msgspec.msgpack.decode(part.body, type=ClipShard)
+        by_target.setdefault(shard.target, []).append(msgspec.structs.replace(part, body=shard.body))
+        report += part.report
+    items = []
+    for number, item in enumerate(inputs):
+        name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', item.id)[:80]}_clip" + (f"_{number}" if len(inputs) > 1 else "")
+        assets = [
+            product.merge_asset(
+                target.spec, by_target[place], attempt, name=name, asset_key=target.asset.key, title=f"{item.id}, clipped"
+            )
+            for place, target in enumerate(every)
+            if target.item is item
+        ]
+        items.append(
+            product.item(
+                assets,
+                attempt,
+                name=name,
+                at=item.at,
+                title=f"{item.id}, clipped",
+                properties={"derived_from": item.id, "pixel_rule": params.pixel_rule},
+                style="class" if params.overview_resampling == "mode" else None,
+            )
+        )
+    summary = {
+        "items": len(items),
+        "pixels": report.pixels,
+        "valid_fraction": report.valid_pixels / report.pixels if report.pixels else None,
+    }
+    return Result(items=tuple(items), summary=summary, report=report)
+
+
+METHOD = Method(
+    id="clip",
+    title="Clip to an area",
+    makes=Kind.RASTER,
+    params=ClipParams,
+    plan=plan,
+    run=run,
+    merge=merge,
+    item_limit=50,
+    examples=(
+        {"method": "clip", "aoi": [11.1, 46.2, 11.4, 46.4]},
+        {
+            "method": "clip",
+            "aoi": {
+                "type": "Polygon",
+                "coordinates": [[[600000, 5100000], [610000, 5100000], [610000, 5110000], [600000, 5100000]]],
+            },
+            "crs": "EPSG:32632",
+            "bands": ["red", "nir"],
+            "pixel_rule": "all_touched",
+            "mask": "band",
+        },
+    ),
+)

@@ -1,0 +1,499 @@
+"""Statistics of the cells under each polygon, every cell weighted by its covered fraction.
+
+An accumulator is one row of `STATE` numbers per (zone, canonical block, band), filled by `update` from the spans of
+`coverage`, folded by `merge` and turned into statistics by `finish`. Blocks are canonical, see `coverage`, and a merge
+folds the rows of a zone in the order of their blocks: so neither the cut into shards nor the order in which they end
+can change a bit of the result.
+
+Quantiles are exact and need the values themselves. `collect` keeps, per block, how often each value occurs in wholly
+covered cells, and every partly covered cell with its weight; `quantiles` sorts what all blocks gave.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eorouter_kernels._jit import kernel
+from eorouter_kernels.coverage import Spans
+
+WEIGHT, MASKED, SUM, MEAN, M2, MIN, MAX, AREA = range(8)
+STATE = 8
+"""Numbers of an accumulator: summed fraction of valid and of masked cells, weighted sum, mean, sum of squared deviations
+from the mean, extremes, and the area of the valid fraction in the unit of `row_areas`."""
+
+SLIVER = 1e-9
+"""A cell covered by less than this is left out of everything. Coordinates near 5·10⁶ m on a 10 m grid are only good
+to 10⁻¹⁰ of a cell: an edge that lies on a cell border by intention must not let the neighbour's value into a minimum."""
+
+MOMENTS = ("count", "sum", "mean", "min", "max", "variance", "stdev", "valid_fraction", "area")
+"""What `finish` gives, in this order. Variance is that of the population: divided by the summed weight."""
+
+
+class Runs(NamedTuple):
+    """Values kept for quantiles; `pair` says whose. Cells wholly covered are counted by value, others stand alone.
+
+    Shapes: full_pair, full_value, full_count (full); part_pair, part_value, part_weight (part).
+    """
+
+    full_pair: NDArray[np.int64]
+    full_value: NDArray[np.float64]
+    full_count: NDArray[np.int64]
+    part_pair: NDArray[np.int64]
+    part_value: NDArray[np.float64]
+    part_weight: NDArray[np.float64]
+
+
+def empty(shape: Sequence[int]) -> NDArray[np.float64]:
+    """Accumulators that have seen nothing: (…, STATE)."""
+    state = np.zeros((*shape, STATE), np.float64)
+    state[..., MIN], state[..., MAX] = np.inf, -np.inf
+    return state
+
+
+def update(
+    batch: Spans,
+    pixels: NDArray[np.generic],
+    valid: NDArray[np.bool_] | None,
+    corner: tuple[int, int],
+    row_areas: NDArray[np.float64],
+    state: NDArray[np.float64],
+) -> None:
+    """Fill the accumulators of the pairs of `batch`, one band after the other.
+
+    Args:
+        batch: covered cells, all inside the pixels.
+        pixels: (band, y, x) in the file's dtype.
+        valid: (band, y, x), None where every pixel is valid.
+        corner: row and column of pixels[:, 0, 0] in the raster.
+        row_areas: (y) area of a cell of each row of `pixels`.
+        state: (pair, band, STATE) of all pairs; those of the batch are written.
+    """
+    has_mask = valid is not None
+    mask = valid if valid is not None else np.ones((1, 1, 1), np.bool_)
+    is_narrow = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
+    moments = moments_int if is_narrow else moments_float
+    rows = state[batch.start : batch.start + len(batch.first) - 1]
+    moments(
+        batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, row_areas, rows
+    )
+
+
+@kernel
+def _close(shifted, squares, pivot, state):  # noqa: ANN001, ANN202
+    """Sums about a pivot become sum, mean and M2."""
+    weight = state[WEIGHT]
+    if weight > 0.0:
+        shift = shifted / weight
+        state[SUM] = pivot * weight + shifted
+        state[MEAN] = pivot + shift
+        state[M2] = max(squares - shifted * shift, 0.0)
+
+
+@kernel
+def moments_int(  # noqa: ANN201
+    first, row, col, length, weight, pixels, valid, has_mask, row0, col0, row_areas, state  # noqa: ANN001
+):  # fmt: skip
+    """Weighted sums, squares and extremes under spans, for integers of at most 16 bits.
+
+    Sums run over value − pivot, the pivot being the pair's first valid value: exact in int64 within a span, and free of
+    the cancellation that Σw·v² − (Σw·v)²/Σw suffers when the mean is large against the spread.
+
+    Shapes: spans as in `Spans`; pixels, valid (band, y, x), valid (1, 1, 1) where has_mask is false; row_areas (y);
+        state (pair, band, STATE), rows of `empty`.
+    Units: those of the pixels; area in those of row_areas.
+    Nodata: cells that are not valid add to MASKED and to nothing else; slivers add to nothing.
+    Reference: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", Am. Stat. 37(3), eq. 1.5–2.1.
+    """
+    for band in range(pixels.shape[0]):
+        for pair in range(len(first) - 1):
+            out = state[pair, band]
+            pivot = np.int64(0)
+            has_pivot = False
+            shifted = squares = total = masked = area = 0.0
+            lowest, highest = np.int64(1 << 20), np.int64(-(1 << 20))
+            for span in range(first[pair], first[pair + 1]):
+                w = weight[span]
+                if w < SLIVER:
+                    continue
+                r, c, n = row[span] - row0, col[span] - col0, length[span]
+                line = pixels[band, r, c : c + n]
+                seen = np.int64(n)
+                if not has_pivot:
+                    for i in range(n):
+                        if not has_mask or valid[band, r, c + i]:
+                            pivot, has_pivot = np.int64(line[i]), True
+                            break
+                if n == 1:
+                    if has_mask and not valid[band, r, c]:
+                        masked += w
+                        continue
+                    v = np.int64(line[0])
+                    d = float(v - pivot)
+                    shifted += w * d
+                    squares += w * d * d
+                    lowest, highest = min(lowest, v), max(highest, v)
+                else:
+                    s = q = np.int64(0)
+                    if has_mask:
+                        seen = np.int64(0)
+                        flags = valid[band, r, c : c + n]
+                        for i in range(n):
+                            if flags[i]:
+                                v = np.int64(line[i])
+                                d = v - pivot
+                                seen += 1
+                                s += d
+                                q += d * d
+                                lowest, highest = min(lowest, v), max(highest, v)
+                        masked += w * (n - seen)
+                    else:
+                        low, high = line[0], line[0]
+                        for i in range(n):
+                            d = np.int64(line[i]) - pivot
+                            s += d
+                            q += d * d
+                            low, high = min(low, line[i]), max(high, line[i])
+                        lowest, highest = min(lowest, np.int64(low)), max(highest, np.int64(high))
+                    shifted += w * s
+                    squares += w * q
+                total += w * seen
+                area += w * seen * row_areas[r]
+            out[WEIGHT], out[MASKED], out[AREA] = total, masked, area
+            if total > 0.0:
+                out[MIN], out[MAX] = float(lowest), float(highest)
+            _close(shifted, squares, float(pivot), out)
+
+
+@kernel
+def moments_float(  # noqa: ANN201
+    first, row, col, length, weight, pixels, valid, has_mask, row0, col0, row_areas, state  # noqa: ANN001
+):  # fmt: skip
+    """Weighted sums, squares and extremes under spans, in float64, for floats and wide integers.
+
+    Four partial sums run side by side along a span: a fixed order that the processor can keep in one vector. A plain
+    loop may not be vectorised, as float addition does not associate; fastmath would, in an order of its own choosing.
+
+    Shapes: as `moments_int`.
+    Units: as `moments_int`.
+    Nodata: as `moments_int`; NaN must have been marked as not valid.
+    Reference: as `moments_int`.
+    """
+    for band in range(pixels.shape[0]):
+        for pair in range(len(first) - 1):
+            out = state[pair, band]
+            pivot = 0.0
+            has_pivot = False
+            shifted = squares = total = masked = area = 0.0
+            lowest, highest = np.inf, -np.inf
+            for span in range(first[pair], first[pair + 1]):
+                w = weight[span]
+                if w < SLIVER:
+                    continue
+                r, c, n = row[span] - row0, col[span] - col0, length[span]
+                line = pixels[band, r, c : c + n]
+                seen = np.int64(n)
+                if not has_pivot:
+                    for i in range(n):
+                        if not has_mask or valid[band, r, c + i]:
+                            pivot, has_pivot = np.float64(line[i]), True
+                            break
+                s = q = 0.0
+                if has_mask:
+                    seen = np.int64(0)
+                    for i in range(n):
+                        if valid[band, r, c + i]:
+                            v = np.float64(line[i])
+                            d = v - pivot
+                            seen += 1
+                            s += d
+                            q += d * d
+                            lowest, highest = min(lowest, v), max(highest, v)
+                    masked += w * (n - seen)
+                else:
+                    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = 0.0
+                    l0 = l1 = l2 = l3 = np.inf
+                    h0 = h1 = h2 = h3 = -np.inf
+                    whole = n - n % 4
+                    for i in range(0, whole, 4):
+                        v0, v1 = np.float64(line[i]), np.float64(line[i + 1])
+                        v2, v3 = np.float64(line[i + 2]), np.float64(line[i + 3])
+                        d0, d1, d2, d3 = v0 - pivot, v1 - pivot, v2 - pivot, v3 - pivot
+                        s0, s1, s2, s3 = s0 + d0, s1 + d1, s2 + d2, s3 + d3
+                        q0, q1, q2, q3 = q0 + d0 * d0, q1 + d1 * d1, q2 + d2 * d2, q3 + d3 * d3
+                        l0, l1, l2, l3 = min(l0, v0), min(l1, v1), min(l2, v2), min(l3, v3)
+                        h0, h1, h2, h3 = max(h0, v0), max(h1, v1), max(h2, v2), max(h3, v3)
+                    s, q = (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
+                    lowest = min(lowest, l0, l1, l2, l3)
+                    highest = max(highest, h0, h1, h2, h3)
+                    for i in range(whole, n):
+                        v = np.float64(line[i])
+                        d = v - pivot
+                        s += d
+                        q += d * d
+                        lowest, highest = min(lowest, v), max(highest, v)
+                shifted += w * s
+                squares += w * q
+                total += w * seen
+                area += w * seen * row_areas[r]
+            out[WEIGHT], out[MASKED], out[AREA] = total, masked, area
+            if total > 0.0:
+                out[MIN], out[MAX] = lowest, highest
+            _close(shifted, squares, pivot, out)
+
+
+@kernel
+def merge(zone, partial, state):  # noqa: ANN001, ANN201
+    """Fold partial accumulators into those of their zones, in the order given.
+
+    Associative up to rounding; give partials sorted by zone and block and the result is one to the last bit.
+
+    Shapes: zone (partial); partial (partial, band, STATE); state (zone, band, STATE), changed in place.
+    Units: as the accumulators.
+    Nodata: an accumulator of weight 0 changes MASKED only.
+    Reference: Chan, Golub, LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances",
+        STAN-CS-79-773, eq. 2.1, with weights for counts.
+    """
+    for i in range(len(zone)):
+        for band in range(partial.shape[1]):
+            into, add = state[zone[i], band], partial[i, band]
+            into[MASKED] += add[MASKED]
+            if add[WEIGHT] <= 0.0:
+                continue
+            if into[WEIGHT] <= 0.0:
+                masked = into[MASKED]
+                into[:] = add
+                into[MASKED] = masked
+                continue
+            weight = into[WEIGHT] + add[WEIGHT]
+            delta = add[MEAN] - into[MEAN]
+            into[M2] += add[M2] + delta * delta * (into[WEIGHT] * add[WEIGHT] / weight)
+            into[MEAN] += delta * (add[WEIGHT] / weight)
+            into[WEIGHT] = weight
+            into[SUM] += add[SUM]
+            into[AREA] += add[AREA]
+            into[MIN], into[MAX] = min(into[MIN], add[MIN]), max(into[MAX], add[MAX])
+
+
+def finish(
+    state: NDArray[np.float64],
+    outside: NDArray[np.float64],
+    scale: NDArray[np.float64] | None = None,
+    offset: NDArray[np.float64] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Statistics of each zone and band, (zone, band) per name of `MOMENTS`; NaN where nothing was valid.
+
+    Args:
+        state: (zone, band, STATE).
+        outside: (zone) fraction of cells of the zone that lies beyond the raster.
+        scale: (band) physical value = stored value × scale + offset; 1 by default.
+        offset: (band) 0 by default.
+    """
+    bands = state.shape[1]
+    scale = np.ones(bands) if scale is None else scale
+    offset = np.zeros(bands) if offset is None else offset
+    weight, masked = state[..., WEIGHT], state[..., MASKED]
+    nothing = weight <= 0.0
+    divisor = np.where(nothing, 1.0, weight)
+    whole = weight + masked + outside[:, None]
+    low, high = state[..., MIN] * scale + offset, state[..., MAX] * scale + offset
+    variance = state[..., M2] / divisor * scale * scale
+    results = {
+        "sum": state[..., SUM] * scale + offset * weight,
+        "mean": state[..., SUM] / divisor * scale + offset,
+        "min": np.minimum(low, high),
+        "max": np.maximum(low, high),
+        "variance": variance,
+        "stdev": np.sqrt(variance),
+    }
+    results = {name: np.where(nothing, np.nan, values) for name, values in results.items()}
+    fraction = np.where(whole > 0.0, weight / np.where(whole > 0.0, whole, 1.0), np.nan)
+    results |= {"count": weight, "valid_fraction": fraction, "area": state[..., AREA]}
+    return {name: results[name] for name in MOMENTS}
+
+
+def collect(
+    batch: Spans, pixels: NDArray[np.generic], valid: NDArray[np.bool_] | None, corner: tuple[int, int], band: int
+) -> Runs:
+    """Values of one band under the spans of a batch, for `quantiles`; pairs are counted from the first of all."""
+    has_mask = valid is not None
+    mask = valid if valid is not None else np.ones((1, 1, 1), np.bool_)
+    kept = batch.weight >= SLIVER
+    whole = int(batch.length[kept & (batch.weight == 1.0)].sum(dtype=np.int64))
+    part = int(batch.length[kept & (batch.weight != 1.0)].sum(dtype=np.int64))
+    full_pair, full_value, full_count = (
+        np.empty(whole, np.int64),
+        np.empty(whole, pixels.dtype),
+        np.empty(whole, np.int64),
+    )
+    part_pair, part_value, part_weight = (
+        np.empty(part, np.int64),
+        np.empty(part, pixels.dtype),
+        np.empty(part, np.float64),
+    )
+    made, parts = gather(
+        batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, band,
+        full_pair, full_value, full_count, part_pair, part_value, part_weight,
+    )  # fmt: skip
+    return Runs(
+        full_pair[:made] + batch.start,
+        full_value[:made].astype(np.float64),
+        full_count[:made],
+        part_pair[:parts] + batch.start,
+        part_value[:parts].astype(np.float64),
+        part_weight[:parts],
+    )
+
+
+@kernel
+def gather(  # noqa: ANN201
+    first, row, col, length, weight, pixels, valid, has_mask, row0, col0, band,  # noqa: ANN001
+    full_pair, full_value, full_count, part_pair, part_value, part_weight,  # noqa: ANN001
+):  # fmt: skip
+    """Sorted distinct values with their counts in wholly covered cells, and values with weights in the others.
+
+    Shapes: spans as in `Spans`; pixels, valid (band, y, x); outputs hold at least as many cells as the spans cover.
+    Units: those of the pixels; weights are fractions of a cell.
+    Nodata: cells that are not valid, and slivers, are left out.
+    Reference: none; plain run-length coding.
+    """
+    made = parts = 0
+    for pair in range(len(first) - 1):
+        begin = made
+        for span in range(first[pair], first[pair + 1]):
+            w = weight[span]
+            if w < SLIVER:
+                continue
+            r, c = row[span] - row0, col[span] - col0
+            for i in range(c, c + length[span]):
+                if has_mask and not valid[band, r, i]:
+                    continue
+                if w == 1.0:
+                    full_value[made] = pixels[band, r, i]
+                    made += 1
+                else:
+                    part_pair[parts], part_value[parts], part_weight[parts] = pair, pixels[band, r, i], w
+                    parts += 1
+        if made > begin:
+            full_value[begin:made].sort()
+            at = begin
+            full_pair[at], full_count[at] = pair, 1
+            for i in range(begin + 1, made):
+                if full_value[i] == full_value[at]:
+                    full_count[at] += 1
+                else:
+                    at += 1
+                    full_pair[at], full_value[at], full_count[at] = pair, full_value[i], 1
+            made = at + 1
+    return made, parts
+
+
+def quantiles(runs: Runs, zones: int, levels: Sequence[float]) -> NDArray[np.float64]:
+    """Weighted quantiles of each zone, (zone, level); NaN for a zone without values. `pair` of the runs is the zone.
+
+    Each *distinct value* x_k, k = 0 … n − 1 in rising order, has the summed fraction w_k of the cells that hold it. It
+    stands at s_k = k·w_k + (n − 1)·Σ_{i<k} w_i, the quantile q at q·(n − 1)·Σw, and between values we interpolate.
+    This is exactextract's definition, so that numbers can be compared; exactextract then cuts the quantiles of integer
+    rasters to integers, which we do not. For values that all differ and weigh alike it is the usual linear quantile.
+    """
+    zone = np.concatenate([runs.full_pair, runs.part_pair])
+    value = np.concatenate([runs.full_value, runs.part_value])
+    weight = np.concatenate([np.ones(len(runs.full_pair)), runs.part_weight])
+    count = np.concatenate([runs.full_count, np.ones(len(runs.part_pair), np.int64)])
+    order = np.argsort(zone, kind="stable")
+    first = np.searchsorted(zone[order], np.arange(zones + 1))
+    value, weight, count = value[order], weight[order], count[order]
+    sort_runs(first, value, weight, count)
+    out = np.full((zones, len(levels)), np.nan)
+    weighted_quantiles(first, value, weight, count, np.asarray(levels, np.float64), out)
+    return out
+
+
+@kernel
+def sort_runs(first, value, weight, count):  # noqa: ANN001, ANN201
+    """Sort the observations of each zone by value, and equal values by weight, in place.
+
+    Shapes: first (zone + 1); value, weight, count (run).
+    Units: any.
+    Nodata: none.
+    Reference: none. `np.lexsort` over all zones took five times as long at 10 million cells.
+    """
+    for zone in range(len(first) - 1):
+        begin, end = first[zone], first[zone + 1]
+        order = np.argsort(value[begin:end]) + begin
+        i = 0
+        while i < len(order):
+            stop = i + 1
+            while stop < len(order) and value[order[stop]] == value[order[i]]:
+                stop += 1
+            if stop > i + 1:
+                order[i:stop] = order[i:stop][np.argsort(weight[order[i:stop]])]
+            i = stop
+        value[begin:end] = value[order]
+        weight[begin:end] = weight[order]
+        count[begin:end] = count[order]
+
+
+@kernel
+def weighted_quantiles(first, value, weight, count, levels, out):  # noqa: ANN001, ANN201
+    """Quantiles of values with weights, linear between distinct values.
+
+    Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone, `count` cells of
+        that value and weight; overwritten; levels (level), 0 … 1; out (zone, level).
+    Units: those of the values.
+    Nodata: a zone without observations is left as it is.
+    Reference: the definition at https://stats.stackexchange.com/a/13223 over distinct values, as in exactextract 0.3.
+    """
+    for zone in range(len(first) - 1):
+        begin, end = first[zone], first[zone + 1]
+        # Cells of equal value and weight are counted before they are weighed: the sum sees one order, whatever blocks
+        # they came from.
+        distinct = begin
+        i = begin
+        while i < end:
+            x = value[i]
+            mass = 0.0
+            while i < end and value[i] == x:
+                w = weight[i]
+                cells = np.int64(0)
+                while i < end and value[i] == x and weight[i] == w:
+                    cells += count[i]
+                    i += 1
+                mass += w * cells
+            value[distinct], weight[distinct] = x, mass
+            distinct += 1
+        if distinct == begin:
+            continue
+        gaps = float(distinct - begin - 1)
+        total = 0.0
+        for i in range(begin, distinct):
+            total += weight[i]
+        for level in range(len(levels)):
+            wanted = levels[level] * (total * gaps)
+            before = stood = 0.0
+            found = value[distinct - 1]
+            for k in range(distinct - begin):
+                i = begin + k
+                stands = k * weight[i] + gaps * before
+                if stands > wanted:
+                    found = value[i - 1] + (wanted - stood) * (value[i] - value[i - 1]) / (stands - stood)
+                    break
+                before += weight[i]
+                stood = stands
+            out[zone, level] = found
+
+
+def warm_up() -> None:
+    """Compile the kernels of this module for the dtypes of rasters, or load them from the cache."""
+    first = np.array([0, 2])
+    place = np.array([0, 1], np.int32)
+    weight = np.array([1.0, 0.5])
+    batch = Spans(0, first, place, place, np.ones(2, np.int32), weight)
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64):
+        pixels = np.ones((1, 2, 2), dtype)
+        state = empty((1, 1))
+        update(batch, pixels, None, (0, 0), np.ones(2), state)
+        runs = collect(batch, pixels, None, (0, 0), 0)
+        quantiles(runs, 1, (0.5,))
+        merge(np.zeros(1, np.int64), state, empty((1, 1)))

@@ -1,0 +1,296 @@
+"""The `eorouter` command."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from eorouter.settings import Settings
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class Refused(Exception):
+    """A command cannot be done; the message is all the person sees. Exit code 2."""
+
+
+def serve(
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    data_dir: Path | None = None,
+    workers: int | None = None,
+    cluster: bool = True,
+    migrate: bool = False,
+) -> None:
+    """Run the whole service here: the API, and beside it the workers that do its jobs.
+
+    Without any setting this keeps everything (SQLite, objects, secrets) in the folder `eorouter-data` and listens on
+    http://127.0.0.1:8000. Ctrl-C or SIGTERM stops it cleanly; jobs under way are taken up again at the next start.
+
+    Args:
+        host: Address to listen on; 0.0.0.0 for all of this machine.
+        port: Port to listen on; 0 takes a free one.
+        data_dir: Folder for everything that is kept; made when absent.
+        workers: Worker processes; 0 means one per core.
+        cluster: Run jobs here. With --no-cluster, `eorouter dispatcher` runs them, here or elsewhere.
+        migrate: Bring the schema of a PostgreSQL database up to date first. An embedded SQLite always is.
+    """
+    from eorouter import app
+
+    settings = app.prepared(host=host, port=port, data_dir=data_dir, worker_count=workers)
+    app.run(app.serve(settings, has_cluster=cluster, migrates_postgresql=migrate, announce=_announce))
+
+
+def _announce(settings: "Settings") -> None:
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104
+    url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    kept = (settings.database_url and "PostgreSQL") or settings.data_dir
+    _say(f"eorouter answers at {url}   documents {url}/docs   data in {kept}   stop with Ctrl-C")
+
+
+def dispatcher(*, data_dir: Path | None = None, workers: int | None = None) -> None:
+    """Run jobs without the API: take them from the database, hand them to workers, publish what they make.
+
+    One runs inside `eorouter serve`. Run more of them, on any machine that reaches the same database and object store,
+    to do more jobs at once; each brings its own workers.
+
+    Args:
+        data_dir: Folder of an embedded database and objects; the one of `eorouter serve`.
+        workers: Worker processes; 0 means one per core.
+    """
+    from eorouter import app
+    from eorouter.jobs import dispatcher as jobs
+
+    settings = app.prepared(data_dir=data_dir, worker_count=workers)
+    jobs.run(settings, supervised=False)
+
+
+def migrate(*, data_dir: Path | None = None) -> None:
+    """Bring the database's schema to the version of this build. Does nothing where it is there already.
+
+    Args:
+        data_dir: Folder of an embedded database.
+    """
+    from eorouter import app
+
+    reached = app.run(app.migrate(app.prepared(data_dir=data_dir)))
+    _say(f"The schema is version {reached}.")
+
+
+def op(
+    operation_id: str | None = None,
+    /,
+    *,
+    json: str = "{}",
+    url: str | None = None,
+    key: str | None = None,
+    idempotency_key: str | None = None,
+) -> int:
+    """Call an operation of a running service and print its answer; without an id, list the operations.
+
+    For example: eorouter op items.search --json '{"limit": 3}'
+
+    Args:
+        operation_id: What to call, as `eorouter operations` lists it.
+        json: The request; `-` reads it from standard input.
+        url: Address of the service; by default EOROUTER_URL, else http://127.0.0.1:8000.
+        key: API key or access token; by default EOROUTER_API_KEY.
+        idempotency_key: For operations that spend: repeating the call with the same key spends once.
+    """
+    from eorouter import app
+    from eorouter.surface.faults import did_you_mean
+
+    if operation_id is None:
+        list_operations()
+        return 0
+    found = app.registry().get(operation_id)
+    if found is None:
+        hint = did_you_mean(operation_id, [each.id for each in app.registry()])
+        raise Refused(f"There is no operation {operation_id!r}.{hint} `eorouter operations` lists them.")
+    if found.receives_bytes:
+        raise Refused(f"{found.id} takes raw bytes; send them with {found.routes[0].method} {found.routes[0].path}.")
+    return _call(
+        found.id,
+        sys.stdin.read() if json == "-" else json,
+        url=(url or os.environ.get("EOROUTER_URL") or DEFAULT_URL).rstrip("/"),
+        key=key or os.environ.get("EOROUTER_API_KEY"),
+        idempotency_key=idempotency_key,
+    )
+
+
+def _call(operation_id: str, body: str, *, url: str, key: str | None, idempotency_key: str | None) -> int:
+    import httpx2
+    import msgspec
+
+    headers = {"content-type": "application/json"}
+    headers |= {"authorization": f"Bearer {key}"} if key else {}
+    headers |= {"idempotency-key": idempotency_key} if idempotency_key else {}
+    try:
+        answer = httpx2.post(f"{url}/v1/op/{operation_id}", content=body.encode(), headers=headers, timeout=300)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise Refused(
+            f"No service answers at {url}: {error}. Start one with `eorouter serve`, or give --url."
+        ) from error
+    kind = answer.headers.get("content-type", "")
+    if answer.is_success and not kind.endswith("json"):
+        sys.stdout.buffer.write(answer.content)
+        return 0
+    if kind.endswith("json"):
+        text = msgspec.json.format(answer.content, indent=2).decode()
+    else:
+        text = f"{answer.status_code} {answer.text[:500]}"
+    print(text, file=sys.stdout if answer.is_success else sys.stderr)
+    return 0 if answer.is_success else 1
+
+
+def list_operations() -> None:
+    """List every operation: its id, what it can do, the scope it needs, and what it is for."""
+    from eorouter import app
+
+    _table(("operation", "tier", "scope", ""), [(op.id, op.tier.value, op.scope, op.summary) for op in app.registry()])
+
+
+def list_settings() -> None:
+    """List every setting: its environment variable, its default, and what it is for."""
+    from eorouter.surface.docs import setting_rows
+
+    _table(("variable", "default", ""), [(row.variable, row.default, row.description) for row in setting_rows()])
+
+
+def list_methods() -> None:
+    """List the installed compute methods, those of third-party packages included."""
+    from eorouter_compute.method import methods
+
+    _table(
+        ("method", "makes", ""),
+        [(each.id, each.makes.value, each.title) for each in methods().values() if not each.is_internal],
+    )
+
+
+def derive(*, write: bool = False, root: Path | None = None) -> int:
+    """Compare everything that is made from the code with what is checked in: the contract and the reference pages.
+
+    Args:
+        write: Write what differs.
+        root: The repository; by default the one this code lies in.
+    """
+    from eorouter import app
+
+    root = root or Path(__file__).resolve().parents[2]
+    if not (root / "pyproject.toml").is_file():
+        raise Refused(f"{root} is not the repository of eorouter; name it with --root.")
+    paths = app.write_derived(root) if write else app.differing(root, app.derived())
+    for path in paths:
+        _say(f"{'wrote' if write else 'differs:'} {path}")
+    if paths and not write:
+        _say("Run `eorouter derive --write` and look at the difference.")
+    return 1 if paths and not write else 0
+
+
+def demo(*, out: Path | None = None, keep_serving: bool = False, port: int | None = None) -> int:
+    """Show the main job from imagery to pictures: take scenes in, clip, NDVI, zonal statistics, and a report.
+
+    Args:
+        out: Folder for the results.
+        keep_serving: Leave the service running afterwards, and print its address and an API key.
+        port: Port to listen on; 0 takes a free one.
+    """
+    from eorouter.demo import run
+
+    return run.main(out=out, keep_serving=keep_serving, port=port) or 0
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command that the arguments name, and exit."""
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    from eorouter.settings import BadSetting
+
+    try:
+        application = _application()
+        faults: tuple[type[Exception], ...] = (Refused, BadSetting, *_start_faults(arguments))
+        try:
+            return application(arguments, result_action="return_value", exit_on_error=True) or 0
+        except faults as error:
+            return _fail(str(error))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("eorouter"):
+            raise  # a fault of ours, not an extra that was left out
+        return _fail(
+            f"This command needs the service's own packages ({missing} is not installed). "
+            'Install them with: pip install "eorouter[server]"'
+        )
+    except KeyboardInterrupt:
+        return 130
+
+
+def _start_faults(arguments: list[str]) -> tuple[type[Exception], ...]:
+    """What may go wrong when a service starts; loaded only for the commands that start one."""
+    if not arguments or arguments[0] not in {"serve", "migrate", "dispatcher", "demo"}:
+        return ()
+    from eorouter import app
+
+    return (app.BadStart,)
+
+
+def _application() -> Any:
+    import cyclopts
+
+    application = cyclopts.App(
+        name="eorouter",
+        help="Earth-observation gateway and raster compute service. Start with `eorouter demo` or `eorouter serve`.",
+        version=_version,
+        help_format="markdown",
+    )
+    for command, name in (
+        (serve, "serve"),
+        (demo, "demo"),
+        (op, "op"),
+        (list_operations, "operations"),
+        (list_methods, "methods"),
+        (list_settings, "settings"),
+        (migrate, "migrate"),
+        (dispatcher, "dispatcher"),
+        (derive, "derive"),
+    ):
+        application.command(command, name=name)
+    return application
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("eorouter")
+    except PackageNotFoundError:
+        return "not installed, run from its source"
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def _fail(text: str) -> int:
+    print(f"eorouter: {text}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Where everything meets: settings, stores, operations, surface, and the processes of one installation.
+
+settings ─► stores ─► Registry.of(eorouter.operations.*) ─► surface.http ─► uvicorn
+                                                                └─ supervisor ─► dispatcher (child) ─► workers
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from eorouter.operation import Registry
+from eorouter.settings import PREFIX, Settings
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+
+    from eorouter.storage import Stores
+
+GRACE_S = 10
+"""Longest that a stopping server waits for answers under way."""
+
+CONTRACTS = "tests/contract"
+REFERENCE = "docs/reference"
+
+
+class BadStart(Exception):
+    """The service cannot start; the message says why and how to mend it."""
+
+
+@cache
+def registry() -> Registry:
+    """Every operation of this build."""
+    package = import_module("eorouter.operations")
+    names = sorted(found.name for found in iter_modules(package.__path__))
+    return Registry.of([import_module(f"{package.__name__}.{name}") for name in names])
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of this build."""
+    from eorouter.surface import openapi
+
+    return openapi.document(registry())
+
+
+def derived() -> dict[str, str]:
+    """Everything that is checked in and made from the code, by path below the repository."""
+    from eorouter.surface import docs
+
+    every = registry()
+    pages = {f"{REFERENCE}/{path}": text for path, text in docs.reference_pages(every).items()}
+    contract = msgspec.json.format(msgspec.json.encode(document()), indent=1).decode() + "\n"
+    return {
+        f"{CONTRACTS}/openapi.json": contract,
+        f"{CONTRACTS}/operations.md": docs.operations_table(every),
+        **pages,
+    }
+
+
+def open_stores(settings: Settings) -> "Stores":
+    """Database and objects of an installation.
+
+    Raises:
+        BadStart: an address is not one of a database or an object store we can use.
+    """
+    from obstore.exceptions import BaseError
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    from eorouter.storage import Stores
+    from eorouter.storage.database import Database, database_url
+    from eorouter.storage.objects import Objects
+
+    try:
+        db = Database(database_url(settings.database_url, settings.data_dir))
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise BadStart(f"{PREFIX}DATABASE_URL is not an address of PostgreSQL: {error}") from error
+    try:
+        objects = Objects(settings.objects_url, settings.data_dir)
+    except (BaseError, ValueError, OSError) as error:
+        raise BadStart(f"{PREFIX}OBJECTS_URL cannot be used: {error}") from error
+    return Stores(db=db, objects=objects)
+
+
+async def migrate(settings: Settings) -> str:
+    """Bring the schema to this build's version; returns that version."""
+    from eorouter.storage import migrate as migration
+
+    stores = open_stores(settings)
+    try:
+        await _reached(migration.upgrade(stores.db))
+    except migration.SchemaMismatch as error:
+        raise BadStart(str(error)) from error
+    finally:
+        await stores.db.close()
+    return migration.head()
+
+
+async def _check_schema(settings: Settings) -> None:
+    from eorouter.storage import migrate as migration
+
+    stores = open_stores(settings)
+    try:
+        await _reached(migration.check(stores.db))
+    except migration.SchemaMismatch as error:
+        raise BadStart(str(error)) from error
+    finally:
+        await stores.db.close()
+
+
+async def _reached(step: Any) -> None:
+    """Await a step of the database; one that does not answer is said in a sentence."""
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        await step
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise BadStart(f"The database does not answer: {reason}. Check {PREFIX}DATABASE_URL.") from error
+
+
+def create(settings: Settings) -> "Litestar":
+    """The API of an installation; its lifespan refuses a schema of another version and closes what was opened."""
+    from litestar import Litestar
+
+    from eorouter import identity
+    from eorouter.storage import migrate as migration
+    from eorouter.surface import http, pages
+
+    stores = open_stores(settings)
+
+    @asynccontextmanager
+    async def opened(_: Litestar) -> AsyncIterator[None]:
+        try:
+            await migration.check(stores.db)
+            yield
+        finally:
+            await stores.db.close()
+
+    return http.create(
+        registry(),
+        stores,
+        settings,
+        authenticate=identity.authenticate,
+        schema_check=migration.check,
+        pages=pages.handlers(registry(), document()),
+        lifespan=[opened],
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket, taken before anything else is started.
+
+    Raises:
+        BadStart: the port is taken, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise BadStart(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror or error}. "
+            f"Choose another port with --port or {PREFIX}PORT (0 takes a free one)."
+        ) from error
+    return listener
+
+
+async def serve(
+    settings: Settings, *, has_cluster: bool, migrates_postgresql: bool, announce: Callable[[Settings], None]
+) -> None:
+    """Run the API, and beside it the embedded dispatcher, until a signal says to stop; then stop both in order.
+
+    Args:
+        settings: prepared ones.
+        has_cluster: jobs run here; otherwise dispatchers elsewhere take them.
+        migrates_postgresql: bring a PostgreSQL schema up to date; an embedded SQLite always is.
+        announce: called with the addresses as they turned out, once requests are answered.
+
+    Raises:
+        BadStart: port, database or schema do not let it start.
+    """
+    listener = bind(settings)
+    with listener:
+        settings = _addressed(settings, listener)
+        if not settings.database_url or migrates_postgresql:
+            await migrate(settings)
+        else:
+            await _check_schema(settings)
+        async with AsyncExitStack() as running:
+            server = _server(create(settings), lambda: announce(settings))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+            if has_cluster:
+                from eorouter.jobs.supervisor import Supervisor
+
+                supervisor = Supervisor(settings)
+                running.push_async_callback(supervisor.stop)
+                await supervisor.start()
+            await server.serve(sockets=[listener])
+
+
+def _addressed(settings: Settings, listener: socket.socket) -> Settings:
+    """The settings with the port that was really taken."""
+    return msgspec.structs.replace(settings, port=listener.getsockname()[1])
+
+
+def _server(api: Any, on_started: Callable[[], None]) -> Any:
+    """uvicorn, which restores the signal handlers of before and raises again what it caught: those are ours."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            on_started()
+
+    return Server(
+        uvicorn.Config(
+            api,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+
+
+def prepared(environment: Any = None, **overrides: Any) -> Settings:
+    """Settings read, the data folder made, logs set up: how every command starts."""
+    from eorouter.settings import load, prepare
+    from eorouter.surface import logs
+
+    settings = prepare(load(environment, **overrides))
+    logs.configure(settings)
+    return settings
+
+
+def run(coroutine: Any) -> Any:
+    """Run a command's coroutine."""
+    return asyncio.run(coroutine)
+
+
+def write_derived(root: Path) -> list[str]:
+    """Write what is derived below a repository, remove pages that are no more; returns the paths that changed."""
+    changed: list[str] = []
+    every = derived()
+    for path in differing(root, every):
+        changed.append(path)
+        target = root / path
+        if path in every:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(every[path])
+        else:
+            target.unlink()
+    return changed
+
+
+def differing(root: Path, every: dict[str, str]) -> list[str]:
+    """Paths whose file is not what is derived, absent, or left over."""
+    stale = [path for path, text in every.items() if not (root / path).is_file() or (root / path).read_text() != text]
+    kept = {root / path for path in every}
+    left = [page.relative_to(root).as_posix() for page in (root / REFERENCE).glob("*.md") if page not in kept]
+    return sorted([*stale, *left])

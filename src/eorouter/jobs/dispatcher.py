@@ -1,0 +1,536 @@
+"""The process between the database and Dask.
+
+One loop takes turns. A turn is one write transaction: it records what landed since the last, and claims what fits into
+the window. Then it submits. While a turn writes, more lands, so turns grow with the load and the load does not grow
+with turns. Around it: a heartbeat, a pulse to the workers while anything runs, renewal and reaping of leases, the
+outbox. Nothing here blocks the event loop, which it shares with Dask's scheduler.
+
+Any number of dispatchers may serve one PostgreSQL database. What one of them knows only in memory (accounts of
+fairness, which job is dry) another may not know; what matters is in the rows.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import psutil
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from eorouter.jobs import leases
+from eorouter.jobs.fairness import FairShare, Lane
+from eorouter.jobs.leases import Claim, Landed, OpenJob
+from eorouter.jobs.publish import fail as fail_publishing
+from eorouter.jobs.publish import publish
+from eorouter.jobs.states import TERMINAL, JobState, ShardState
+from eorouter.jobs.wakeup import watch
+from eorouter.settings import Settings, load, prepare
+from eorouter.storage import Stores
+from eorouter.storage.database import Database, database_url
+from eorouter.storage.objects import Objects
+from eorouter.storage.tables import job_shards, jobs, outbox, processes
+from eorouter.types import new_id, utc_now
+from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder
+from eorouter_compute.method import InputItem
+
+Run = tuple[str, int, int]
+
+ROLE = "dispatcher"
+HEARTBEAT_S = 2.0
+_ALIVE = timedelta(seconds=15)  # without a heartbeat for this long a dispatcher is taken for dead
+
+_PULSE_S = 0.25
+_RENEW_S = leases.LEASE_S / 5
+_TEND_S = 1.0
+_OUTBOX_S = 1.0
+_IDLE_POLL_S = 1.0
+_CANCEL_GRACE_S = 20.0
+_CLUSTER_GRACE_S = 30.0
+_PUBLISH_LIMIT = 8
+_SHARED_BYTES = 1 << 17  # parameters and inputs above this travel as an object, once, instead of with every shard
+_CARDS_MAX = 256
+_RETRY_S = 0.25
+
+log = structlog.get_logger(__name__)
+
+
+class _Card(msgspec.Struct, frozen=True, kw_only=True):
+    """What every order of a job has in common."""
+
+    method: str
+    attempts: str
+    task: bytes = b""
+    inputs: bytes = b""
+    shared: str | None = None
+
+
+class _Flight:
+    """A claim whose order is with the cluster."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.pixels = 0
+        self.pixels_counted = 0
+        self.outcome: Outcome | None = None
+        self.grounded_at: float | None = None
+
+
+class Dispatcher:
+    """Claims, runs, records and publishes, until told to stop."""
+
+    def __init__(self, settings: Settings, stores: Stores) -> None:
+        self.id = new_id("dsp")
+        self._stores = stores
+        self._cluster = Cluster(
+            worker_count=settings.worker_count or os.cpu_count() or 1,
+            worker_threads=settings.worker_threads,
+            worker_memory_bytes=settings.worker_memory_mb << 20,
+            dashboard_port=settings.dashboard_port,
+            scratch=settings.data_dir / "scratch",
+        )
+        self._share = FairShare()
+        self._wakeup = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._writing = asyncio.Lock()  # turns and renewals both speak about flights
+        self._flights: dict[Run, _Flight] = {}
+        self._cards: dict[str, _Card] = {}
+        self._card_locks: dict[str, asyncio.Lock] = {}
+        self._dry: dict[str, float] = {}
+        self._open: list[OpenJob] = []
+        self._open_until = 0.0
+        self._publishing: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started_at = utc_now()
+        self._was_woken = True
+        self._cluster_lost_at: float | None = None
+
+    def stop(self) -> None:
+        """Ask the dispatcher to finish: it claims no more, gives its leases back and closes the cluster."""
+        self._stop.set()
+        self._wakeup.set()
+
+    def wake(self) -> None:
+        """Something was committed; look at once."""
+        self._was_woken = True
+        self._wakeup.set()
+
+    async def run(self) -> None:
+        """Serve until `stop` is called."""
+        await self._bury_neighbours()
+        await self._beat()
+        await self._cluster.start()
+        await self._beat()
+        log.info("dispatcher.started", id=self.id, threads=self._cluster.threads, dashboard=self._cluster.dashboard_url)
+        background = [
+            asyncio.create_task(watch(self._stores.db.url, self.wake)),
+            asyncio.create_task(_every(HEARTBEAT_S, self._beat)),
+            asyncio.create_task(_every(_PULSE_S, self._pulse)),
+            asyncio.create_task(_every(_RENEW_S, self._renew_all)),
+            asyncio.create_task(_every(_TEND_S, self._tend)),
+            asyncio.create_task(_every(_OUTBOX_S, self._sweep_outbox)),
+            asyncio.create_task(_every(_TEND_S, self._tend_cluster)),
+        ]
+        try:
+            while not self._stop.is_set():
+                await self._turn_or_wait()
+        finally:
+            await self._shut_down(background)
+
+    # Turns
+
+    async def _turn_or_wait(self) -> None:
+        self._wakeup.clear()
+        try:
+            if await self._turn():
+                return
+        except (DBAPIError, OSError) as error:
+            log.warning("dispatcher.turn.failed", error=str(error), retry_s=_RETRY_S)
+            await asyncio.sleep(_RETRY_S)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wakeup.wait(), self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Until the next look: sooner while the list of open jobs is older than a wake-up, or a dry job may have more."""
+        now = time.monotonic()
+        moments = [self._open_until if self._flights else now + _IDLE_POLL_S, *self._dry.values()]
+        return min(max(min(moments) - now, 0.002), _IDLE_POLL_S)
+
+    async def _turn(self) -> bool:
+        """Record and claim in one transaction; returns False when there was nothing to do."""
+        slots = 2 * self._cluster.threads - sum(flight.outcome is None for flight in self._flights.values())
+        waiting = await self._waiting() if slots > 0 and self._cluster.is_healthy else []
+        async with self._writing:
+            landed = [
+                Landed(claim=flight.claim, outcome=flight.outcome, pixels=flight.pixels_counted)
+                for flight in self._flights.values()
+                if flight.outcome is not None
+            ]
+            if not landed and not waiting:
+                return False
+            now = utc_now()
+            async with self._stores.db.write() as tx:
+                publishing = await leases.record(tx, landed, now=now)
+                waiting += [OpenJob(id=job_id, lane=lane) for job_id, lane in self._woken_by(landed, waiting)]
+                claims, dry = await leases.claim(tx, waiting, share=self._share, slots=slots, owner=self.id, now=now)
+        for each in landed:
+            del self._flights[each.claim.run]
+            self._dry.pop(each.claim.job_id, None)
+        self._dry |= dict.fromkeys(dry, time.monotonic() + _IDLE_POLL_S)
+        for claim in claims:
+            flight = self._flights[claim.run] = _Flight(claim)
+            self._spawn(self._fly(flight))
+        for job_id in publishing:
+            self._publish_soon(job_id)
+        return bool(landed or claims)
+
+    async def _waiting(self) -> list[OpenJob]:
+        """Jobs that may have ready shards. Under load the list is read for a tenth of the time at most."""
+        started = time.monotonic()
+        if started >= self._open_until or not self._flights:
+            async with self._stores.db.read() as tx:
+                self._open = await leases.open_jobs(tx)
+            ended = time.monotonic()
+            self._open_until = ended + 10 * (ended - started)
+            self._share.settle({job.lane[0] for job in self._open})
+            ids = {job.id for job in self._open}
+            self._dry = {job_id: until for job_id, until in self._dry.items() if until > ended and job_id in ids}
+        return [job for job in self._open if self._dry.get(job.id, 0.0) <= started]
+
+    def _woken_by(self, landed: list[Landed], waiting: list[OpenJob]) -> list[tuple[str, Lane]]:
+        """Jobs taken for dry that what just landed may have given a merge or another try."""
+        known = {job.id for job in waiting}
+        again = {each.claim.job_id for each in landed} - known
+        return [(job.id, job.lane) for job in self._open if job.id in again]
+
+    # Flights
+
+    async def _fly(self, flight: _Flight) -> None:
+        try:
+            order = await self._order(flight.claim)
+            flight.outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
+        except Exception as error:
+            log.warning("dispatcher.flight.failed", run=flight.claim.run, exc_info=True)
+            message = f"The shard could not be sent to a worker ({type(error).__name__})."
+            flight.outcome = Outcome(failure=Failure(kind="machine", code="not_sent", message=message))
+        self._wakeup.set()
+
+    async def _order(self, claim: Claim) -> ShardOrder:
+        card = await self._card(claim.job_id)
+        parts: tuple[bytes, ...] = ()
+        if claim.number == MERGE:
+            query = sa.select(job_shards.c.part).where(job_shards.c.job_id == claim.job_id)
+            async with self._stores.db.read() as tx:
+                rows = await tx.execute(query.where(job_shards.c.number != MERGE).order_by(job_shards.c.number))
+                parts = tuple(rows.scalars())
+        return ShardOrder(
+            job_id=claim.job_id,
+            number=claim.number,
+            token=claim.token,
+            label=card.method,
+            prefix=self._stores.objects.href(f"{card.attempts}{claim.number}/{claim.token}/"),
+            task=card.task,
+            inputs=card.inputs,
+            shared=card.shared,
+            body=claim.body,
+            parts=parts,
+            memory_bytes=claim.bound.memory_bytes,
+        )
+
+    async def _card(self, job_id: str) -> _Card:
+        """What the orders of a job share, read once."""
+        lock = self._card_locks.setdefault(job_id, asyncio.Lock())
+        async with lock:
+            if job_id not in self._cards:
+                self._cards[job_id] = await self._make_card(job_id)
+                while len(self._cards) > _CARDS_MAX:
+                    oldest = next(iter(self._cards))
+                    del self._cards[oldest]
+                    self._card_locks.pop(oldest, None)
+        return self._cards[job_id]
+
+    async def _make_card(self, job_id: str) -> _Card:
+        async with self._stores.db.read() as tx:
+            job = (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one()
+        task = msgspec.json.encode(job.task)
+        # strict=False: nodata values that JSON cannot hold were written as strings
+        inputs = msgspec.msgpack.encode(msgspec.convert(job.inputs, tuple[InputItem, ...], strict=False))
+        attempts = leases.attempts_key(job.org_id, job.project_id, job.id)
+        if len(task) + len(inputs) <= _SHARED_BYTES:
+            return _Card(method=job.method, attempts=attempts, task=task, inputs=inputs)
+        key = f"{attempts}shared.msgpack"
+        await self._stores.objects.put(key, msgspec.msgpack.encode((task, inputs)))
+        return _Card(method=job.method, attempts=attempts, shared=self._stores.objects.href(key))
+
+    async def _pulse(self) -> None:
+        """Carry cancellations to the workers and progress back."""
+        if not self._flights and not self._was_woken:
+            return
+        self._was_woken = False
+        grounded = await self._grounded()
+        if self._flights and self._cluster.is_healthy:
+            for running in await self._cluster.pulse(grounded):
+                flight = self._flights.get((running.job_id, running.number, running.token))
+                if flight is not None:
+                    flight.pixels = min(running.pixels, flight.claim.bound.pixels)
+            await self._renew([each for each in self._flights.values() if each.pixels != each.pixels_counted])
+        await self._ground(grounded)
+
+    async def _grounded(self) -> set[str]:
+        """Jobs in flight that are to stop; jobs of which nothing is in flight any more are moved to their end."""
+        aloft = {run[0] for run in self._flights}
+        async with self._stores.db.read() as tx:
+            cancelling = sa.select(jobs.c.id).where(
+                jobs.c.state == JobState.RUNNING.value, jobs.c.is_cancelling.is_(True)
+            )
+            stopping = set((await tx.execute(cancelling)).scalars())
+            ended = sa.select(jobs.c.id).where(jobs.c.id.in_(sorted(aloft)), jobs.c.state.in_(sorted(TERMINAL)))
+            ended_ids = set((await tx.execute(ended)).scalars()) if aloft else set()
+        if stopping:
+            async with self._stores.db.write() as tx:
+                await leases.end_cancelled(tx, now=utc_now())
+        return (stopping | ended_ids) & aloft
+
+    async def _ground(self, job_ids: set[str]) -> None:
+        """End the workers of shards that do not notice that they are cancelled."""
+        now = time.monotonic()
+        deaf = set()
+        for run, flight in self._flights.items():
+            if run[0] in job_ids and flight.outcome is None:
+                flight.grounded_at = flight.grounded_at or now
+                if now - flight.grounded_at > _CANCEL_GRACE_S:
+                    flight.grounded_at = now
+                    deaf.add(run[0])
+        if deaf:
+            await self._cluster.restart_workers_of(deaf)
+
+    async def _renew_all(self) -> None:
+        await self._renew(list(self._flights.values()))
+
+    async def _renew(self, flights: list[_Flight]) -> None:
+        if not flights:
+            return
+        async with self._writing:
+            current = [each for each in flights if each.claim.run in self._flights]
+            known = [(each.claim, each.pixels_counted, each.pixels) for each in current]
+            async with self._stores.db.write() as tx:
+                lost = await leases.renew(tx, known, now=utc_now())
+            for each, (_, _, pixels) in zip(current, known, strict=True):
+                if each.claim.run not in lost:
+                    each.pixels_counted = pixels
+
+    # Publishing
+
+    def _publish_soon(self, job_id: str) -> None:
+        if job_id not in self._publishing:
+            self._publishing.add(job_id)
+            self._spawn(self._publish(job_id))
+
+    async def _publish(self, job_id: str) -> None:
+        try:
+            for attempt in range(1, _PUBLISH_LIMIT + 1):
+                try:
+                    await publish(self._stores, job_id, now=utc_now())
+                except Exception:
+                    log.warning("dispatcher.publish.failed", job=job_id, attempt=attempt, exc_info=True)
+                    await asyncio.sleep(leases.backoff(attempt).total_seconds())
+                else:
+                    return
+            message = "The results could not be stored. Try again later; the request id finds the reason in the logs."
+            await fail_publishing(self._stores, job_id, "publish_failed", message, now=utc_now())
+        finally:
+            self._publishing.discard(job_id)
+
+    # Housekeeping
+
+    async def _beat(self) -> None:
+        """Say that we are alive, and what the cluster looks like."""
+        detail = {
+            "workers": self._cluster.alive_count,
+            "threads": self._cluster.threads,
+            "in_flight": len(self._flights),
+            "dashboard_url": self._cluster.dashboard_url,
+            "version": version("eorouter"),
+            "pid": os.getpid(),
+            "pid_started": psutil.Process().create_time(),
+        }
+        now = utc_now()
+        values = {"seen_at": now, "detail": detail}
+        new = {"id": self.id, "role": ROLE, "host": socket.gethostname(), "started_at": self._started_at}
+        upsert = self._stores.db.insert(processes).values(new | values)
+        async with self._stores.db.write() as tx:
+            await tx.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=values))
+            stale = processes.c.seen_at < now - timedelta(hours=1)
+            await tx.execute(sa.delete(processes).where(processes.c.role == ROLE, stale))
+
+    async def _bury_neighbours(self) -> None:
+        """Forget dispatchers of this host whose process is gone, so that their shards are taken back at once."""
+        async with self._stores.db.write() as tx:
+            mine = processes.c.role == ROLE, processes.c.host == socket.gethostname()
+            for row in (await tx.execute(sa.select(processes).where(*mine))).all():
+                if not _is_alive(row.detail):
+                    await tx.execute(sa.delete(processes).where(processes.c.id == row.id))
+
+    async def _tend(self) -> None:
+        """Take back shards of the dead, and finish what they were publishing."""
+        now = utc_now()
+        async with self._stores.db.read() as tx:
+            seen = sa.select(processes.c.id).where(processes.c.role == ROLE, processes.c.seen_at > now - _ALIVE)
+            alive = {*(await tx.execute(seen)).scalars(), self.id}
+            leased = job_shards.c.state == ShardState.LEASED.value
+            owners = set((await tx.execute(sa.select(job_shards.c.owner).where(leased).distinct())).scalars())
+            late = sa.select(sa.exists().where(leased, job_shards.c.lease_until < now))
+            is_late = (await tx.execute(late)).scalar_one()
+            publishing = (
+                sa.select(jobs.c.id, job_shards.c.owner)
+                .join(job_shards, (job_shards.c.job_id == jobs.c.id) & (job_shards.c.number == MERGE))
+                .where(jobs.c.state == JobState.PUBLISHING.value)
+            )
+            orphans = [row.id for row in await tx.execute(publishing) if row.owner not in alive - {self.id}]
+        if is_late or owners - alive:
+            async with self._stores.db.write() as tx:
+                count = await leases.reap(tx, now=now, dead_owners=owners - alive)
+            log.warning("dispatcher.reaped", shards=count)
+            self._dry.clear()
+            self._wakeup.set()
+        for job_id in orphans:
+            self._publish_soon(job_id)
+
+    async def _tend_cluster(self) -> None:
+        """Start the cluster anew when its scheduler, or for a while every worker, is gone."""
+        if self._cluster.is_healthy and self._cluster.alive_count:
+            self._cluster_lost_at = None
+            return
+        self._cluster_lost_at = self._cluster_lost_at or time.monotonic()
+        grace_s = _CLUSTER_GRACE_S if self._cluster.is_healthy else 0
+        if time.monotonic() - self._cluster_lost_at >= grace_s:
+            log.error("dispatcher.cluster.restarted", workers=self._cluster.alive_count)
+            await self._cluster.close()
+            await self._cluster.start()
+            self._cluster_lost_at = None
+            self._wakeup.set()
+
+    async def _sweep_outbox(self) -> None:
+        """Delete the objects that transactions left for deletion; again after a crash, which does no harm."""
+        mine = outbox.c.topic == "objects.delete", outbox.c.handled_at.is_(None)
+        async with self._stores.db.read() as tx:
+            rows = (await tx.execute(sa.select(outbox).where(*mine).order_by(outbox.c.id).limit(100))).all()
+        if not rows:
+            return
+        objects = self._stores.objects
+        for row in rows:
+            await objects.delete(row.payload.get("keys", []))
+            for prefix in row.payload.get("prefixes", []):
+                await _delete_prefix(objects, prefix)
+        now = utc_now()
+        async with self._stores.db.write() as tx:
+            done = outbox.c.id.in_([row.id for row in rows])
+            await tx.execute(sa.update(outbox).where(done).values(handled_at=now))
+            old = outbox.c.handled_at < now - timedelta(days=1)
+            await tx.execute(sa.delete(outbox).where(outbox.c.topic == "objects.delete", old))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _shut_down(self, background: list[asyncio.Task[None]]) -> None:
+        log.info("dispatcher.stopping", id=self.id, in_flight=len(self._flights))
+        for task in [*background, *self._tasks]:
+            task.cancel()
+        await asyncio.gather(*background, *self._tasks, return_exceptions=True)
+        now = utc_now()
+        done = [
+            Landed(claim=flight.claim, outcome=flight.outcome, pixels=flight.pixels_counted)
+            for flight in self._flights.values()
+            if flight.outcome is not None
+        ]
+        rest = [flight for flight in self._flights.values() if flight.outcome is None]
+        async with self._stores.db.write() as tx:
+            await leases.record(tx, done, now=now)
+            await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
+            await tx.execute(sa.delete(processes).where(processes.c.id == self.id))
+        await self._cluster.close()
+
+
+async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Do `work` again and again; an error is logged, and the next round tries again."""
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await work()
+        except Exception:
+            log.exception("dispatcher.housekeeping.failed", work=getattr(work, "__name__", ""))
+
+
+def _is_alive(detail: dict[str, Any]) -> bool:
+    """The process of a heartbeat exists, and is not another that was given its number."""
+    try:
+        return abs(psutil.Process(detail["pid"]).create_time() - detail["pid_started"]) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def _delete_prefix(objects: Objects, prefix: str) -> None:
+    folder = objects.local_path(prefix)
+    if folder is not None:  # with its empty folders, and the unfinished files of killed workers
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        return
+    await objects.delete([key async for key, _ in objects.list(prefix)])
+
+
+async def serve(settings: Settings, *, is_supervised: bool = False) -> None:
+    """Run a dispatcher until SIGTERM or SIGINT, or, supervised, until the parent is gone."""
+    db = Database(database_url(settings.database_url, settings.data_dir))
+    dispatcher = Dispatcher(settings, Stores(db=db, objects=Objects(settings.objects_url, settings.data_dir)))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, dispatcher.stop)
+    if is_supervised:
+
+        def on_stdin() -> None:
+            if not os.read(0, 4096):  # the parent's end is closed
+                loop.remove_reader(0)
+                dispatcher.stop()
+
+        loop.add_reader(0, on_stdin)
+    try:
+        await dispatcher.run()
+    finally:
+        await db.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m eorouter.jobs [--supervised]`; settings come from the environment."""
+    parser = argparse.ArgumentParser(prog="eorouter dispatcher", description="Run the jobs of an installation.")
+    parser.add_argument("--supervised", action="store_true", help="exit when standard input is closed")
+    options = parser.parse_args(arguments)
+    settings = prepare(load())
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer()
+            if settings.log_format == "json"
+            else structlog.dev.ConsoleRenderer(colors=False),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.run(serve(settings, is_supervised=options.supervised))
+    return 0

@@ -1,0 +1,421 @@
+"""What a dispatcher writes: shards claimed under a lease and a fencing token, and what became of them.
+
+A shard's output counts only if, in the transaction that records it, the shard is still leased under the same token.
+Claiming raises the token, so of two dispatchers, or of a dispatcher and its own ghost, only the later one's try counts.
+Transactions lock job rows before shard rows and in order of id, so that two dispatchers do not wait for each other.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eorouter.jobs.fairness import FairShare, Lane
+from eorouter.jobs.queue import append, move
+from eorouter.jobs.states import JobEvent, JobState, ShardState
+from eorouter.storage import uploads
+from eorouter.storage.tables import job_shards, jobs, outbox
+from eorouter_compute.cluster import MERGE, Failure, Outcome
+from eorouter_compute.method import Bound
+
+LEASE_S = 30.0
+ATTEMPT_LIMIT = 4
+"""Tries of one shard before its job fails: what fails four times on good machines is the shard."""
+
+_MEMORY_ATTEMPT_LIMIT = 2  # a shard that shared its worker may have been the victim: it gets one more try
+_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 30.0
+_OPEN_PER_ORG = 64
+
+log = structlog.get_logger(__name__)
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """A shard this dispatcher answers for."""
+
+    job_id: str
+    number: int
+    token: int
+    attempt: int
+    body: bytes
+    bound: Bound
+    is_interactive: bool
+
+    @property
+    def run(self) -> tuple[str, int, int]:
+        """Identity of this try."""
+        return self.job_id, self.number, self.token
+
+
+class Landed(Struct, frozen=True, kw_only=True):
+    """A claim whose order came back; `pixels` of it were already counted as progress."""
+
+    claim: Claim
+    outcome: Outcome
+    pixels: int = 0
+
+
+class OpenJob(Struct, frozen=True, kw_only=True):
+    """A job that may have shards to run."""
+
+    id: str
+    lane: Lane
+
+
+def attempts_key(org_id: str, project_id: str, job_id: str) -> str:
+    """Prefix of the keys of everything a job's attempts write."""
+    return f"{org_id}/{project_id}/jobs/{job_id}/attempts/"
+
+
+def backoff(attempt: int) -> timedelta:
+    """How long to wait after the given number of failed tries."""
+    return timedelta(seconds=min(_BACKOFF_FIRST_S * 2 ** (attempt - 1), _BACKOFF_MAX_S))
+
+
+async def open_jobs(tx: AsyncConnection) -> list[OpenJob]:
+    """Jobs that may have shards to run: per organisation and class the oldest, so that nobody's flood hides another."""
+    place = sa.func.row_number().over(partition_by=(jobs.c.org_id, jobs.c.is_interactive), order_by=jobs.c.id)
+    found = (
+        sa.select(jobs.c.id, jobs.c.org_id, jobs.c.is_interactive, place.label("place"))
+        .where(jobs.c.state.in_([JobState.QUEUED.value, JobState.RUNNING.value]), jobs.c.is_cancelling.is_(False))
+        .subquery()
+    )
+    rows = await tx.execute(sa.select(found).where(found.c.place <= _OPEN_PER_ORG).order_by(found.c.id))
+    return [OpenJob(id=row.id, lane=(row.org_id, bool(row.is_interactive))) for row in rows]
+
+
+async def claim(
+    tx: AsyncConnection, waiting: Sequence[OpenJob], *, share: FairShare, slots: int, owner: str, now: datetime
+) -> tuple[list[Claim], set[str]]:
+    """Lease up to `slots` ready shards, fairly; also returns the ids of jobs found to have none ready."""
+    lanes: dict[Lane, list[OpenJob]] = {}
+    for job in waiting:
+        lanes.setdefault(job.lane, []).append(job)
+    chosen: dict[str, list[int]] = {}
+    jobs_of = {job.id: job for job in waiting}
+    ready: dict[str, list[tuple[int, float]]] = {}
+    asked: dict[str, int] = {}
+    while lanes and slots:
+        lane = share.next_lane(lanes)
+        job = lanes[lane][0]
+        if job.id not in ready:
+            asked[job.id] = slots
+            ready[job.id] = await _ready(tx, job.id, slots, now)
+            if len(ready[job.id]) == slots:
+                asked.pop(job.id)
+        if not ready[job.id]:
+            lanes[lane].pop(0)
+            if not lanes[lane]:
+                del lanes[lane]
+            continue
+        number, cost_s = ready[job.id].pop(0)
+        share.charge(lane, cost_s)
+        chosen.setdefault(job.id, []).append(number)
+        slots -= 1
+    claims = [
+        each
+        for job_id in sorted(chosen)
+        for each in await _lease(tx, jobs_of[job_id], chosen[job_id], owner=owner, now=now)
+    ]
+    return claims, {job_id for job_id in asked if not ready[job_id]}
+
+
+async def _ready(tx: AsyncConnection, job_id: str, limit: int, now: datetime) -> list[tuple[int, float]]:
+    """Numbers and estimated seconds of a job's first ready shards."""
+    rows = await tx.execute(
+        sa.select(job_shards.c.number, job_shards.c.bound)
+        .where(job_shards.c.job_id == job_id, job_shards.c.state == ShardState.READY.value)
+        .where(job_shards.c.ready_at <= now)
+        .order_by(job_shards.c.number)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [(row.number, float(row.bound.get("seconds", 0.0))) for row in rows]
+
+
+async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner: str, now: datetime) -> list[Claim]:
+    rows = await tx.execute(
+        sa.update(job_shards)
+        .where(job_shards.c.job_id == job.id, job_shards.c.number.in_(numbers))
+        .where(job_shards.c.state == ShardState.READY.value)
+        .values(
+            state=ShardState.LEASED.value,
+            owner=owner,
+            token=job_shards.c.token + 1,
+            attempt=job_shards.c.attempt + 1,
+            lease_until=now + timedelta(seconds=LEASE_S),
+            timing=None,
+        )
+        .returning(job_shards.c.number, job_shards.c.token, job_shards.c.attempt, job_shards.c.body, job_shards.c.bound)
+    )
+    claims = [
+        Claim(
+            job_id=job.id,
+            number=row.number,
+            token=row.token,
+            attempt=row.attempt,
+            body=row.body,
+            bound=msgspec.convert(row.bound, Bound),
+            is_interactive=job.lane[1],
+        )
+        for row in rows
+    ]
+    state = await _locked_state(tx, job.id)
+    if state is JobState.QUEUED and claims:
+        await move(tx, job.id, JobState.QUEUED, JobEvent.START, now, started_at=now)
+    return claims
+
+
+async def _locked_state(tx: AsyncConnection, job_id: str) -> JobState:
+    query = sa.select(jobs.c.state).where(jobs.c.id == job_id).with_for_update()
+    return JobState((await tx.execute(query)).scalar_one())
+
+
+async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime) -> list[str]:
+    """Write down what became of orders; returns the jobs that are now publishing."""
+    publishing: list[str] = []
+    ordered = sorted(landed, key=lambda each: each.claim.run)
+    for job_id, group in groupby(ordered, key=lambda each: each.claim.job_id):
+        query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
+        job = (await tx.execute(query)).one_or_none()
+        if job is None:
+            continue  # deleted with its project
+        if await _record_job(tx, job, list(group), now):
+            publishing.append(job_id)
+    return publishing
+
+
+async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> bool:
+    done: list[Landed] = []
+    failed: list[Landed] = []
+    for each in landed:
+        if each.outcome.failure is not None:
+            failed.append(each)
+        elif await _finish(tx, each):
+            done.append(each)
+        else:
+            await _discard(tx, job, each.claim, now)
+    gained = sum(each.claim.bound.pixels - each.pixels for each in done)
+    shards = [each.claim.number for each in done if each.claim.number != MERGE]
+    shards_done = job.shards_done + len(shards)
+    if done:
+        await tx.execute(
+            sa.update(jobs)
+            .where(jobs.c.id == job.id)
+            .values(shards_done=shards_done, pixels_done=jobs.c.pixels_done + gained)
+        )
+    if shards:
+        progress = {"shards": shards, "shards_done": shards_done, "shards_total": job.shards_total}
+        await append(tx, job.id, "shard.completed", progress | {"pixels_done": job.pixels_done + gained}, now)
+        if shards_done == job.shards_total:
+            await _ready_merge(tx, job.id, now)
+    for each in failed:
+        if await fail_shard(tx, job, each, now):
+            return False
+    if len(shards) < len(done):
+        await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now)
+        return True
+    return False
+
+
+async def _finish(tx: AsyncConnection, landed: Landed) -> bool:
+    """Mark a shard done, if its token is still current."""
+    outcome = landed.outcome
+    timing = {
+        "seconds": round(outcome.seconds, 6),
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "worker": outcome.worker,
+    }
+    changed = await tx.execute(
+        sa.update(job_shards)
+        .where(*_current(landed.claim))
+        .values(state=ShardState.DONE.value, part=outcome.part, timing=timing, lease_until=None)
+    )
+    return changed.rowcount == 1
+
+
+def _current(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
+    """The shard's row, only while this try is the one that counts."""
+    return (
+        job_shards.c.job_id == claim.job_id,
+        job_shards.c.number == claim.number,
+        job_shards.c.token == claim.token,
+        job_shards.c.state == ShardState.LEASED.value,
+    )
+
+
+async def _ready_merge(tx: AsyncConnection, job_id: str, now: datetime) -> None:
+    await tx.execute(
+        sa.update(job_shards)
+        .where(job_shards.c.job_id == job_id, job_shards.c.number == MERGE)
+        .where(job_shards.c.state == ShardState.WAITING.value)
+        .values(state=ShardState.READY.value, ready_at=now)
+    )
+
+
+async def _discard(tx: AsyncConnection, job: sa.Row[Any], claim: Claim, now: datetime) -> None:
+    """Have a stale try's objects deleted: nobody will ever read them."""
+    log.info("jobs.shard.stale", job=claim.job_id, shard=claim.number, token=claim.token)
+    prefix = f"{attempts_key(job.org_id, job.project_id, job.id)}{claim.number}/{claim.token}/"
+    await delete_later(tx, job.org_id, now=now, prefixes=[prefix])
+
+
+async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now: datetime) -> bool:
+    """Retry a shard later, or fail its job by name; returns True when the job failed."""
+    claim, outcome = landed.claim, landed.outcome
+    failure = outcome.failure
+    if failure is None:
+        raise ValueError("Only a failed order can be a failed shard.")
+    tries = claim.attempt - outcome.is_bystander
+    limit = {"request": 0, "source": 0, "memory": _MEMORY_ATTEMPT_LIMIT}.get(failure.kind, ATTEMPT_LIMIT)
+    gives_up = tries >= limit and failure.kind != "cancelled"
+    changed = await tx.execute(
+        sa.update(job_shards)
+        .where(*_current(claim))
+        .values(
+            state=ShardState.FAILED.value if gives_up else ShardState.READY.value,
+            attempt=tries,
+            owner=None,
+            lease_until=None,
+            timing=None,
+            ready_at=now + backoff(max(claim.attempt, 1)),
+        )
+    )
+    if changed.rowcount == 0:
+        await _discard(tx, job, claim, now)
+        return False
+    if landed.pixels:
+        await _count(tx, job.id, -landed.pixels)
+    log.log(
+        20 if failure.kind in {"request", "source", "cancelled"} else 30,
+        "jobs.shard.failed", job=job.id, shard=claim.number, attempt=claim.attempt, code=failure.code,
+        message=failure.message, traceback=failure.traceback, request_id=job.request_id,
+    )  # fmt: skip
+    if job.is_cancelling:
+        return False
+    if gives_up:
+        await fail_job(tx, job, JobState(job.state), problem(failure, shard=claim.number), now)
+        return True
+    data = {"shard": claim.number, "attempt": claim.attempt, "code": failure.code, "message": failure.message}
+    await append(tx, job.id, "shard.retried", data, now)
+    return False
+
+
+def problem(failure: Failure, *, shard: int) -> dict[str, Any]:
+    """What the job's owner is told."""
+    found: dict[str, Any] = {"code": failure.code, "message": failure.message, "shard": shard}
+    return found | ({"pointer": failure.pointer} if failure.pointer else {})
+
+
+async def fail_job(
+    tx: AsyncConnection, job: sa.Row[Any], state: JobState, found: Mapping[str, Any], now: datetime
+) -> None:
+    """End a job with a problem, and all that hangs on it."""
+    await move(tx, job.id, state, JobEvent.FAIL, now, found, problem=dict(found), finished_at=now)
+    await uploads.settle(tx, job.id, item_id=None, problem=dict(found), now=now)
+    await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
+
+
+async def _count(tx: AsyncConnection, job_id: str, pixels: int) -> None:
+    await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(pixels_done=jobs.c.pixels_done + pixels))
+
+
+async def delete_later(
+    tx: AsyncConnection, org_id: str, *, now: datetime, prefixes: Collection[str] = (), keys: Collection[str] = ()
+) -> None:
+    """Leave objects to be deleted after this transaction commits."""
+    payload = {"keys": list(keys), "prefixes": list(prefixes)}
+    await tx.execute(sa.insert(outbox).values(org_id=org_id, topic="objects.delete", payload=payload, created_at=now))
+
+
+async def renew(
+    tx: AsyncConnection, claims: Iterable[tuple[Claim, int, int]], *, now: datetime
+) -> set[tuple[str, int, int]]:
+    """Extend leases and count progress; returns the tries that lost theirs.
+
+    Args:
+        tx: a write transaction.
+        claims: what this dispatcher has in flight, with the pixels counted before and the pixels done now.
+        now: the time.
+    """
+    lost: set[tuple[str, int, int]] = set()
+    gained: dict[str, int] = {}
+    for each, before, pixels in claims:
+        changed = await tx.execute(
+            sa.update(job_shards)
+            .where(*_current(each))
+            .values(lease_until=now + timedelta(seconds=LEASE_S), timing={"pixels": pixels})
+        )
+        if changed.rowcount == 0:
+            lost.add(each.run)
+        else:
+            gained[each.job_id] = gained.get(each.job_id, 0) + pixels - before
+    for job_id, pixels in sorted(gained.items()):
+        if pixels:
+            await _count(tx, job_id, pixels)
+            row = (await tx.execute(sa.select(jobs.c.pixels_done).where(jobs.c.id == job_id))).one()
+            await append(tx, job_id, "job.progressed", {"pixels_done": row.pixels_done}, now)
+    return lost
+
+
+async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[str] = ()) -> int:
+    """Take back shards whose lease ran out or whose owner is known to be dead; returns how many."""
+    expired = job_shards.c.lease_until < now
+    if dead_owners:
+        expired |= job_shards.c.owner.in_(list(dead_owners))
+    rows = (
+        await tx.execute(
+            sa.select(job_shards.c.job_id, job_shards.c.number, job_shards.c.token, job_shards.c.attempt)
+            .add_columns(job_shards.c.timing)
+            .where(job_shards.c.state == ShardState.LEASED.value, expired)
+            .order_by(job_shards.c.job_id, job_shards.c.number)
+        )
+    ).all()
+    failure = Failure(kind="machine", code="worker_lost", message="The process that ran the shard is gone.")
+    for row in rows:
+        job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
+        ghost = Claim(
+            job_id=row.job_id, number=row.number, token=row.token, attempt=row.attempt,
+            body=b"", bound=Bound(), is_interactive=job.is_interactive,
+        )  # fmt: skip
+        pixels = int((row.timing or {}).get("pixels", 0))
+        if JobState(job.state) is JobState.RUNNING:
+            await fail_shard(tx, job, Landed(claim=ghost, outcome=Outcome(failure=failure), pixels=pixels), now)
+    return len(rows)
+
+
+async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, now: datetime) -> None:
+    """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong."""
+    for each, pixels in sorted(claims, key=lambda one: one[0].run):
+        changed = await tx.execute(
+            sa.update(job_shards)
+            .where(*_current(each))
+            .values(
+                state=ShardState.READY.value,
+                attempt=each.attempt - 1,
+                owner=None,
+                lease_until=None,
+                timing=None,
+                ready_at=now,
+            )
+        )
+        if changed.rowcount and pixels:
+            await _count(tx, each.job_id, -pixels)
+
+
+async def end_cancelled(tx: AsyncConnection, *, now: datetime) -> list[str]:
+    """Move jobs that are being cancelled to `cancelled` once none of their shards is leased; returns their ids."""
+    leased = sa.exists().where(job_shards.c.job_id == jobs.c.id, job_shards.c.state == ShardState.LEASED.value)
+    query = sa.select(jobs).where(jobs.c.state == JobState.RUNNING.value, jobs.c.is_cancelling.is_(True), ~leased)
+    rows = (await tx.execute(query.order_by(jobs.c.id).with_for_update())).all()
+    for job in rows:
+        await move(tx, job.id, JobState.RUNNING, JobEvent.CANCEL, now, finished_at=now)
+        told = {"code": "cancelled", "message": "The job was cancelled."}
+        await uploads.settle(tx, job.id, item_id=None, problem=told, now=now)
+        await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
+    return [job.id for job in rows]

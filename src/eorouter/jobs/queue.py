@@ -1,0 +1,237 @@
+"""What the API asks of jobs; every function works in the caller's transaction, so a request is one transaction.
+
+A job's rows change state only through `move`, which checks the transition and appends the event beside it.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from eorouter.errors import Conflict, NotFound
+from eorouter.jobs.states import TERMINAL, JobEvent, JobState, ShardState, advance
+from eorouter.jobs.wakeup import notify
+from eorouter.storage.database import Database
+from eorouter.storage.tables import job_events, job_shards, jobs, owned
+from eorouter.types import Principal, new_id
+from eorouter_compute import method
+from eorouter_compute.cluster import MERGE
+from eorouter_compute.method import InputItem, Params, Plan
+
+__all__ = ["TERMINAL", "append", "cancel", "create", "dispatch", "find", "move", "prepare", "wait"]
+
+_WAIT_FIRST_S, _WAIT_MAX_S = 0.005, 0.25
+
+
+async def prepare(task: Params, inputs: Sequence[InputItem]) -> Plan:
+    """Plan a task off the event loop and outside any transaction: geometry can take a while.
+
+    Raises:
+        RequestFault: the request cannot be done as asked.
+    """
+    return await asyncio.to_thread(method.plan, task, inputs)
+
+
+async def create(
+    tx: AsyncConnection,
+    db: Database,
+    *,
+    principal: Principal,
+    project_id: str,
+    task: Params,
+    inputs: Sequence[InputItem],
+    name: str,
+    is_interactive: bool,
+    request_id: str,
+    now: datetime,
+    dispatches: bool,
+    plan: Plan | None = None,
+) -> str:
+    """Write a job with all its shards; returns its id.
+
+    Args:
+        tx: the caller's write transaction.
+        db: its database.
+        principal: who asks.
+        project_id: where the results go; the caller has checked that it is the principal's.
+        task: parameters of a method.
+        inputs: the items it reads, with readable hrefs.
+        name: what a person calls it; empty takes the method's id.
+        is_interactive: somebody waits for it; its shards go before batch work.
+        request_id: for logs.
+        now: the time.
+        dispatches: queue it at once.
+        plan: from `prepare`; planned here when absent.
+
+    Raises:
+        RequestFault: the request cannot be done as asked.
+    """
+    del db
+    plan = plan or await prepare(task, inputs)
+    job_id = new_id("job")
+    method_id = str(task.__struct_config__.tag)
+    await tx.execute(
+        sa.insert(jobs).values(
+            id=job_id,
+            org_id=principal.org_id,
+            project_id=project_id,
+            mode=principal.mode.value,
+            name=name or method_id,
+            method=method_id,
+            task=_json(msgspec.to_builtins(task)),
+            inputs=_json(msgspec.to_builtins(list(inputs))),
+            state=JobState.CREATED.value,
+            bound=msgspec.to_builtins(plan.bound),
+            is_interactive=is_interactive,
+            pixels_done=0,
+            shards_total=len(plan.shards),
+            shards_done=0,
+            is_cancelling=False,
+            created_by=principal.id,
+            request_id=request_id,
+            created_at=now,
+        )
+    )
+    rows = [(number, shard.body, shard.bound) for number, shard in enumerate(plan.shards)]
+    await tx.execute(
+        sa.insert(job_shards),
+        [
+            {
+                "job_id": job_id,
+                "number": number,
+                "state": ShardState.WAITING.value,
+                "body": body,
+                "bound": msgspec.to_builtins(bound),
+                "attempt": 0,
+                "token": 0,
+                "ready_at": now,
+            }
+            for number, body, bound in [*rows, (MERGE, b"", plan.merge_bound)]
+        ],
+    )
+    summary = {"method": method_id, "shards_total": len(plan.shards), "pixels_total": plan.bound.pixels}
+    await append(tx, job_id, "job.created", summary | ({"notes": plan.notes} if plan.notes else {}), now)
+    if dispatches:
+        await _queue(tx, job_id, now)
+    return job_id
+
+
+def _json(value: Any) -> Any:
+    """`value` for a JSON column: JSON has no NaN and no infinity, which are nodata values, so they become strings.
+
+    `msgspec.convert(…, strict=False)` reads them back as floats.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _json(each) for key, each in value.items()}
+    return [_json(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+async def find(tx: AsyncConnection, principal: Principal, job_id: str, *, locks: bool = False) -> Row[Any]:
+    """The job's row; with `locks` nobody else changes it until the transaction ends.
+
+    Raises:
+        NotFound: there is no such job, or it is somebody else's.
+    """
+    query = sa.select(jobs).where(jobs.c.id == job_id, owned(jobs, principal))
+    row = (await tx.execute(query.with_for_update() if locks else query)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return row
+
+
+async def dispatch(tx: AsyncConnection, job_id: str, principal: Principal, now: datetime) -> None:
+    """Queue a job that was only created.
+
+    Raises:
+        NotFound: there is no such job, or it is somebody else's.
+        Conflict: it was dispatched before, or has ended.
+    """
+    row = await find(tx, principal, job_id, locks=True)
+    if row.state != JobState.CREATED:
+        raise Conflict(f"Job {job_id} is {row.state}; only a job that is created can be dispatched.")
+    await _queue(tx, job_id, now)
+
+
+async def _queue(tx: AsyncConnection, job_id: str, now: datetime) -> None:
+    await move(tx, job_id, JobState.CREATED, JobEvent.DISPATCH, now, queued_at=now)
+    mine = job_shards.c.job_id == job_id
+    ready = {"state": ShardState.READY.value, "ready_at": now}
+    changed = await tx.execute(sa.update(job_shards).where(mine, job_shards.c.number != MERGE).values(ready))
+    if changed.rowcount == 0:  # nothing to run: the merge says so in a result
+        await tx.execute(sa.update(job_shards).where(mine).values(ready))
+    await notify(tx)
+
+
+async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: datetime) -> None:
+    """Cancel a job: at once when nothing runs yet, else as soon as its running shards noticed.
+
+    Raises:
+        NotFound: there is no such job, or it is somebody else's.
+        Conflict: it has ended, or is publishing.
+    """
+    row = await find(tx, principal, job_id, locks=True)
+    state = JobState(row.state)
+    if state in TERMINAL or state is JobState.PUBLISHING:
+        raise Conflict(f"Job {job_id} is {row.state}; it can no longer be cancelled.")
+    if state is JobState.RUNNING:
+        await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(is_cancelling=True))
+    else:
+        await move(tx, job_id, state, JobEvent.CANCEL, now, finished_at=now)
+    await notify(tx)
+
+
+async def wait(db: Database, job_id: str, timeout_s: float) -> Row[Any]:
+    """The job's row once it has ended, or as it is after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    pause_s = _WAIT_FIRST_S
+    while True:
+        async with db.read() as tx:
+            state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one()
+            if state in TERMINAL or time.monotonic() >= deadline:
+                return (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one()
+        await asyncio.sleep(min(pause_s, max(deadline - time.monotonic(), 0)))
+        pause_s = min(pause_s * 1.1, _WAIT_MAX_S)
+
+
+async def move(
+    tx: AsyncConnection,
+    job_id: str,
+    state: JobState,
+    event: JobEvent,
+    now: datetime,
+    data: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> None:
+    """Take a job out of `state` by `event`, set further columns, and append the event.
+
+    Raises:
+        InvalidTransition: the event cannot happen in that state.
+        Conflict: the job is not in that state any more.
+    """
+    after = advance(state, event)
+    changed = await tx.execute(
+        sa.update(jobs).where(jobs.c.id == job_id, jobs.c.state == state.value).values(state=after.value, **values)
+    )
+    if changed.rowcount != 1:
+        raise Conflict(f"Job {job_id} is no longer {state.value}.")
+    if after in TERMINAL:
+        await tx.execute(
+            sa.update(job_shards)
+            .where(job_shards.c.job_id == job_id, job_shards.c.state != ShardState.DONE.value)
+            .values(state=ShardState.FAILED.value, lease_until=None)
+        )
+    await append(tx, job_id, event.value, data or {}, now)
+
+
+async def append(tx: AsyncConnection, job_id: str, kind: str, data: Mapping[str, Any], now: datetime) -> None:
+    """Append an event."""
+    await tx.execute(sa.insert(job_events).values(job_id=job_id, type=kind, data=dict(data), at=now))

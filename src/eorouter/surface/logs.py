@@ -1,0 +1,58 @@
+"""How logs look: lines for people, or JSON for machines, with the request id on every line of a request.
+
+The framework's and the server's own messages go through the same handler, to standard error.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+from eorouter.settings import Settings
+
+_QUIET = ("aiosqlite", "alembic", "asyncio", "httpcore2", "httpx2", "numba", "rasterio")
+
+
+def configure(settings: Settings) -> None:
+    """Set logging up for this process."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    is_json = settings.log_format == "json"
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if is_json
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    )
+    last = [structlog.processors.format_exc_info] if is_json else []
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    logging.getLogger("uvicorn.error").setLevel(max(level, logging.WARNING))

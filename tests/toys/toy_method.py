@@ -1,0 +1,104 @@
+"""A third-party method, installed like one: it sums numbers, and misbehaves on request.
+
+Each shard writes an object with its numbers; the merge reads all of them, so a result depends on every shard's bytes.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from eorouter_compute.attempt import read_object
+from eorouter_compute.errors import InvalidParameter, ShardFault, SourceTruncated
+from eorouter_compute.method import Bound, Kind, Method, OutputAsset, OutputItem, Params, Part, Plan, Result, Shard
+
+PIXELS = 1000
+
+
+class ToyParams(Params, tag="toy"):
+    """Sum the numbers of every shard.
+
+    shards: how many; blocks, block_s: steps a shard takes and their length in seconds; ills: what goes wrong, by shard
+    number; marker: folder where a shard leaves a file when it starts; padding: ballast in the request.
+    """
+
+    shards: Annotated[int, Meta(ge=0, le=5000)] = 1
+    blocks: Annotated[int, Meta(ge=1)] = 1
+    block_s: float = 0.0
+    ills: dict[str, Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]] = {}
+    marker: str | None = None
+    makes_item: bool = True
+    memory_bytes: int = 0
+    padding: str = ""
+
+
+def plan(params, inputs):
+    if params.shards == 4999:
+        raise InvalidParameter("4999 is not a number of shards.", pointer="/shards")
+    bound = Bound(pixels=PIXELS, memory_bytes=params.memory_bytes, seconds=params.blocks * params.block_s)
+    shards = tuple(Shard(body=msgspec.msgpack.encode(number), bound=bound) for number in range(params.shards))
+    return Plan(shards=shards, merge_bound=Bound(pixels=10))
+
+
+def run(params, inputs, body, attempt):
+    number = msgspec.msgpack.decode(body, type=int)
+    if params.marker:
+        (Path(params.marker) / f"{number}-{os.getpid()}").touch()
+    misbehave(params, number)
+    for _ in range(params.blocks):
+        time.sleep(params.block_s)
+        attempt.advance(PIXELS // params.blocks)
+    ref = attempt.write("numbers.bin", bytes([number % 251]) * PIXELS)
+    return Part(body=msgspec.msgpack.encode(number), objects={"numbers": ref})
+
+
+def misbehave(params, number):
+    ill = params.ills.get(str(number))
+    if ill == "request":
+        raise InvalidParameter(f"Number {number} is not liked.", pointer="/ills")
+    if ill == "source":
+        raise SourceTruncated("The file ends early.", source="scene")
+    if ill == "fault":
+        raise ShardFault("The machine is tired.")
+    if ill == "defect":
+        raise KeyError("a bug")
+    if ill == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ill == "die_once":
+        try:
+            (Path(params.marker) / f"died-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ill == "deaf":
+        time.sleep(600)
+    if ill == "memory":
+        hoard = []
+        while True:
+            hoard.append(os.urandom(8 << 20))
+            time.sleep(0.01)
+
+
+def merge(params, inputs, parts, attempt):
+    numbers = [msgspec.msgpack.decode(part.body, type=int) for part in parts]
+    summary = {"sum": sum(numbers), "numbers": len(numbers)}
+    if not params.makes_item:
+        return Result(summary=summary)
+    data = b"".join(read_object(part.objects["numbers"].href) for part in parts)
+    asset = OutputAsset(
+        key="sums", object=attempt.write("sums.bin", data), media_type="application/octet-stream",
+        roles=("data",), filename="sums.bin",
+    )  # fmt: skip
+    footprint = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
+    item = OutputItem(name="sums", assets=(asset,), footprint=footprint, bbox=(0, 0, 1, 1))
+    return Result(items=(item,), summary=summary)
+
+
+METHOD = Method(
+    id="toy", title="Toy sum", makes=Kind.TABLE, params=ToyParams, plan=plan, run=run, merge=merge, item_limit=3,
+    examples=({"method": "toy", "shards": 2},),
+)  # fmt: skip
