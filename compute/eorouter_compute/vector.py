@@ -178,7 +178,7 @@ def read_zones(
         InvalidParameter: a field or CRS that does not exist; names those that do.
         NotAVector: inline data is not GeoJSON, or the file is broken.
     """
-    wanted = tuple(dict.fromkeys([*([id_field] if id_field else []), *fields]))
+    wanted: tuple[str, ...] = tuple(dict.fromkeys((id_field, *fields) if id_field else fields))
     if isinstance(source, VectorAsset):
         kind, layer = _recognise(source.href, source.layer)
         found = _read(source.href, kind, layer, wanted)
@@ -378,14 +378,18 @@ def _read_parquet(href: str, fields: Sequence[str] | None) -> _Layer:
 
 def _from_wkb(column: pa.ChunkedArray, href: str) -> NDArray[np.object_]:
     try:
-        return shapely.force_2d(shapely.from_wkb(column.to_numpy()))
+        return _flat(shapely.from_wkb(column.to_numpy()))
     except (ShapelyError, TypeError) as error:
         raise InvalidGeometry(f"{href} holds a geometry that cannot be decoded: {error}") from error
 
 
+def _flat(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
+    return shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries
+
+
 class _Feature(msgspec.Struct):
     type: str
-    geometry: msgspec.Raw | None = None
+    geometry: msgspec.Raw = msgspec.Raw(b"null")
     properties: dict[str, Any] | None = None
     id: Any = None
 
@@ -415,7 +419,7 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
             )
     except msgspec.DecodeError as error:
         raise NotAVector(f"{where}: this is not GeoJSON: {error}", pointer="/zones") from error
-    texts = np.array([None if f.geometry is None else bytes(f.geometry).decode() for f in features], object)
+    texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
     texts[texts == "null"] = None
     geometries = shapely.from_geojson(texts, on_invalid="ignore")
     for bad in np.flatnonzero((geometries == None) & (texts != None)):  # noqa: E711 elementwise
@@ -431,7 +435,7 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
     ids = [feature.id for feature in features]
     return _Layer(
         as_crs(crs) if crs else _geojson_crs(head.crs, where),
-        shapely.force_2d(geometries),
+        _flat(geometries),
         pa.table(columns, names=names) if names else pa.table({"": pa.nulls(len(features))}).select([]),
         ids if features and all(value is not None for value in ids) else None,
     )
@@ -532,7 +536,8 @@ def _transformer(source: pyproj.CRS, target: pyproj.CRS) -> pyproj.Transformer |
 
 def _project(shapes: NDArray[np.object_], source: pyproj.CRS, target: pyproj.CRS, tolerance: float | None) -> Rings:
     none = shapely.is_missing(shapes)
-    filled = np.where(none, shapely.MultiPolygon(), shapes) if none.any() else shapes
+    filled = shapes.copy()
+    filled[none] = shapely.MultiPolygon()
     if not len(filled):
         return Rings(np.empty((0, 2)), *(np.zeros(1, np.int64) for _ in range(3)))
     kind, vertices, offsets = shapely.to_ragged_array(filled, include_z=False)

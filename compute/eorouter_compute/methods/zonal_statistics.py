@@ -10,13 +10,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import shapely
-from eorouter_kernels import coverage, zonal
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 from pyarrow import csv
@@ -43,6 +43,7 @@ from eorouter_compute.method import (
     Shard,
     VectorAsset,
 )
+from eorouter_kernels import coverage, zonal
 
 SHARD_PIXELS = 16 << 20
 """Pixels times bands of one shard, at most, but never less than one canonical block."""
@@ -221,7 +222,7 @@ def _vector_asset(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) ->
                 return found[0]
             keys = ", ".join(asset.key for asset in item.vectors) or "none"
             raise InvalidParameter(
-                f"Item {wanted} has {len(found)} vector assets to choose from; name one in zones.asset. It has: {keys}.",
+                f"Item {wanted} has {len(found)} vector assets to choose from; name one in zones.asset. Its own: {keys}.",
                 pointer="/zones/asset",
             )
     given = ", ".join(item.id for item in inputs)
@@ -403,7 +404,7 @@ def _touched(shapes: coverage.Outlines, grid: _Grid, bands: int) -> Iterator[Win
 
 
 def _overlap(box: NDArray[np.float64], grid: _Grid, bands: int) -> Iterator[Window]:
-    """Windows of whole canonical blocks around a box, with a block to spare: the box of a layer is projected roughly."""
+    """Windows of whole canonical blocks around a box, a little widened: the box of a layer is projected roughly."""
     whole = grid.asset.window
     if not np.isfinite(box).all():
         box = np.array([0.0, 0.0, whole.width, whole.height])
@@ -530,7 +531,7 @@ def _strips(work: coverage.Pairs) -> Iterator[tuple[int, int]]:
     row, col = work.block[:, 0], work.block[:, 1]
     cuts = np.flatnonzero((np.diff(row) != 0) | (np.diff(col) > 1)) + 1
     edges = [0, *cuts.tolist(), len(row)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)
 
 
 def _strip_window(work: coverage.Pairs, begin: int, end: int) -> Window:
@@ -587,7 +588,7 @@ def _merge(
         state = _fold(mine, len(zones), len(grid.columns))
         touched |= (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
         valid |= (state[..., zonal.WEIGHT] > 0.0).any(axis=1)
-        columns |= _columns(params, grid, mine, state, shapes, usable)
+        columns |= _columns(params, grid, mine, shapes, state)
     if usable.any() and not touched.any():
         _, shapes = _load(params, asset, grids[0])
         raise AoiOutside(_how_far(_box(shapes), grids[0]), pointer="/zones")
@@ -626,9 +627,8 @@ def _columns(
     params: ZonalStatisticsParams,
     grid: _Grid,
     partials: Sequence[_Partials],
-    state: NDArray[np.float64],
     shapes: coverage.Outlines,
-    usable: NDArray[np.bool_],
+    state: NDArray[np.float64],
 ) -> dict[str, pa.Array]:
     """The columns of the bands of a grid; null where a zone has no such number."""
     height, width = grid.asset.shape
@@ -651,7 +651,7 @@ def _columns(
             found |= {name: stored[:, at] * scale[number] + offset[number] for at, name in enumerate(levels)}
         for suffix in _suffixes(params):
             values = found[suffix]
-            columns[_name(column, suffix)] = pa.array(values, mask=np.isnan(values) | ~usable)
+            columns[_name(column, suffix)] = pa.array(values, mask=np.isnan(values) | ~(shapes.areas > 0.0))
     return columns
 
 
