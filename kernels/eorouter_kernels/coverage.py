@@ -5,7 +5,7 @@ Signed-area accumulation: every edge adds, to each cell it crosses, its height (
 inside the cell; one running sum along a row then gives the covered fraction of each cell. Between two crossed cells the
 fraction is constant, so the interior of a polygon is a handful of spans per row and no array of fractions is made.
 
-Coordinates are *pixel coordinates*: x counts columns and y counts rows from the upper-left corner of the raster, so that
+Coordinates are *pixel coordinates*: x counts columns and y counts rows from the raster's upper-left corner, so that
 cell (row, col) is the unit square [col, col + 1] × [row, row + 1]. Polygons must be valid in the OGC sense and holes
 wound against their shell; whether shells run clockwise does not matter. A polygon outside the window costs nothing, one
 to the left of it counts, as it must.

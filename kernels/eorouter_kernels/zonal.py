@@ -73,10 +73,12 @@ def update(
         valid: (band, y, x), None where every pixel is valid.
         corner: row and column of pixels[:, 0, 0] in the raster.
         row_areas: (y) area of a cell of each row of `pixels`.
-        state: (pair, band, STATE) of all pairs; those of the batch are written.
+        state: (pair, band, STATE) of all pairs, contiguous; those of the batch are written.
     """
     has_mask = valid is not None
-    mask = valid if valid is not None else np.ones((1, 1, 1), np.bool_)
+    # One memory layout, so that one compiled version serves all callers.
+    pixels = np.ascontiguousarray(pixels)
+    mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
     is_narrow = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
     moments = _moments_int if is_narrow else _moments_float
     rows = state[batch.start : batch.start + len(batch.first) - 1]
@@ -354,7 +356,9 @@ def collect(
 ) -> Runs:
     """Values of one band under the spans of a batch, for `quantiles`; pairs are counted from the first of all."""
     has_mask = valid is not None
-    mask = valid if valid is not None else np.ones((1, 1, 1), np.bool_)
+    # One memory layout, so that one compiled version serves all callers.
+    pixels = np.ascontiguousarray(pixels)
+    mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
     kept = batch.weight >= SLIVER
     whole = int(batch.length[kept & (batch.weight == 1.0)].sum(dtype=np.int64))
     part = int(batch.length[kept & (batch.weight != 1.0)].sum(dtype=np.int64))
