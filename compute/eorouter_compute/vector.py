@@ -244,7 +244,7 @@ def write_geoparquet(target: BinaryIO, table: pa.Table, geometries: NDArray[np.o
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     full = table.append_column("geometry", pa.array(shapely.to_wkb(geometries), pa.binary()))
     full = full.replace_schema_metadata({"geo": msgspec.json.encode(geo)})
-    parquet.write_table(full, target, compression="zstd", store_schema=False)
+    parquet.write_table(full, target, compression="zstd")
 
 
 def write_geojson(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_]) -> None:
@@ -321,7 +321,7 @@ def _read(href: str, kind: _Kind, layer: str | None, fields: Sequence[str] | Non
         if info["crs"] is None:
             raise NoCrs(f"{href} does not say in which CRS its coordinates are.")
         meta, table = pyogrio.read_arrow(source, layer=layer, columns=None if fields is None else list(fields))
-    except (DataSourceError, DataLayerError) as error:
+    except (DataSourceError, DataLayerError, IndexError) as error:  # IndexError: pyogrio on a file without a layer
         raise NotAVector(f"{href} cannot be read as {kind}: {error}") from error
     name = meta["geometry_name"] or "wkb_geometry"
     return _Layer(as_crs(info["crs"]), _from_wkb(table[name], href), table.drop_columns([name]), None)
@@ -378,7 +378,8 @@ def _read_parquet(href: str, fields: Sequence[str] | None) -> _Layer:
 
 def _from_wkb(column: pa.ChunkedArray, href: str) -> NDArray[np.object_]:
     try:
-        return _flat(shapely.from_wkb(column.to_numpy()))
+        with np.errstate(invalid="ignore"):  # coordinates that are NaN are refused by `_repair`
+            return _flat(shapely.from_wkb(column.to_numpy()))
     except (ShapelyError, TypeError) as error:
         raise InvalidGeometry(f"{href} holds a geometry that cannot be decoded: {error}") from error
 
@@ -421,7 +422,8 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
         raise NotAVector(f"{where}: this is not GeoJSON: {error}", pointer="/zones") from error
     texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
     texts[texts == "null"] = None
-    geometries = shapely.from_geojson(texts, on_invalid="ignore")
+    with np.errstate(over="ignore"):  # 1e400 is infinite, and refused by `_repair`
+        geometries = shapely.from_geojson(texts, on_invalid="ignore")
     for bad in np.flatnonzero((geometries == None) & (texts != None)):  # noqa: E711 elementwise
         raise InvalidGeometry(
             f"{where}: feature {bad} has a geometry that cannot be read: {texts[bad][:100]}. Check that its type is one"

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import shapely
-from eorouter_kernels import coverage, reference
 from exactextract import exact_extract
 from exactextract.raster import NumPyRasterSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from eorouter_kernels import coverage, reference
 
 SEEDED = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -68,7 +69,9 @@ def test_coverage_of_drawn_shapes_is_exact(shape: shapely.Geometry, expected: li
 
 
 def test_coverage_of_many_zones_keeps_them_apart():
-    found = coverage.coverage(outlines_of(shapely.box(0, 0, 1, 2), shapely.MultiPolygon(), shapely.box(1, 0, 2, 2)), (0, 0, 2, 2))
+    found = coverage.coverage(
+        outlines_of(shapely.box(0, 0, 1, 2), shapely.MultiPolygon(), shapely.box(1, 0, 2, 2)), (0, 0, 2, 2)
+    )
     np.testing.assert_array_equal(found, [[[1, 0], [1, 0]], [[0, 0], [0, 0]], [[0, 1], [0, 1]]])
 
 
@@ -177,7 +180,7 @@ def test_polygons_that_touch_themselves_are_covered_once():
 
 
 def test_slanted_edges_shared_by_neighbours_leave_neither_gap_nor_overlap():
-    line = [(0.1 * i, 3 + 2.9 * np.sin(i)) for i in range(0, 121)]
+    line = [(0.1 * i, 3 + 2.9 * np.sin(i)) for i in range(121)]
     upper = shapely.Polygon([*line, (12, -1), (0, -1)])
     lower = shapely.Polygon([*line, (12, 9), (0, 9)])
     total = coverage.coverage(outlines_of(upper, lower), (0, 0, 8, 12)).sum(axis=0)
@@ -195,7 +198,7 @@ def test_pairs_are_sorted_by_block_and_cut_at_the_raster():
 
 
 def test_spans_come_in_bounded_batches_of_whole_pairs():
-    comb = shapely.union_all([shapely.box(x + 0.25, -1, x + 0.75, 2000) for x in range(0, 512)])
+    comb = shapely.union_all([shapely.box(x + 0.25, -1, x + 0.75, 2000) for x in range(512)])
     shapes = outlines_of(comb)
     batches = [
         (batch.start, len(batch.first) - 1, len(batch.row))

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import shapely
-from eorouter_kernels import coverage, reference, zonal
 from exactextract import exact_extract
 from exactextract.raster import NumPyRasterSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from eorouter_kernels import coverage, reference, zonal
 
 SEEDED = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -109,7 +110,10 @@ def test_scale_and_offset_give_physical_values_and_a_falling_scale_swaps_the_ext
 
 @SEEDED
 @given(
-    seed=st.integers(0, 10_000), size=st.floats(0.1, 12), dtype=st.sampled_from(DTYPES), masked=st.floats(0, 1) | st.none()
+    seed=st.integers(0, 10_000),
+    size=st.floats(0.1, 12),
+    dtype=st.sampled_from(DTYPES),
+    masked=st.floats(0, 1) | st.none(),
 )
 def test_statistics_equal_twin(seed: int, size: float, dtype: type, masked: float | None):
     pixels = random_pixels(seed, dtype, (2, 16, 17))
