@@ -422,7 +422,7 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
         raise NotAVector(f"{where}: this is not GeoJSON: {error}", pointer="/zones") from error
     texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
     texts[texts == "null"] = None
-    with np.errstate(over="ignore"):  # 1e400 is infinite, and refused by `_repair`
+    with np.errstate(over="ignore"):  # 1e400 is no number, and refused below
         geometries = shapely.from_geojson(texts, on_invalid="ignore")
     for bad in np.flatnonzero((geometries == None) & (texts != None)):  # noqa: E711 elementwise
         raise InvalidGeometry(
@@ -596,16 +596,13 @@ def _within(zones: Zones, bounds: Bounds) -> Zones:
         (boxes[:, 0] > bounds[2]) | (boxes[:, 2] < bounds[0]) | (boxes[:, 1] > bounds[3]) | (boxes[:, 3] < bounds[1])
     )
     keep = np.flatnonzero(~apart)
-    kind, vertices, offsets = shapely.to_ragged_array(zones.projected()[keep])
-    if kind != shapely.GeometryType.MULTIPOLYGON:
-        raise AssertionError("projected zones are multipolygons")
     return Zones(
         index=zones.index[keep],
         ids=zones.ids.take(pa.array(keep)),
         attributes=zones.attributes.take(pa.array(keep)),
         geometries=zones.geometries[keep],
         crs=zones.crs,
-        rings=Rings(vertices, *(np.asarray(offset, np.int64) for offset in offsets)),
+        rings=_project(zones.projected()[keep], as_crs(WGS84), as_crs(WGS84), None),
         status=tuple(zones.status[i] for i in keep),
         detail=tuple(zones.detail[i] for i in keep),
     )

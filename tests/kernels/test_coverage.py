@@ -15,7 +15,7 @@ SEEDED = settings(deadline=None, derandomize=True, max_examples=60)
 
 def outlines_of(*shapes: shapely.Geometry) -> coverage.Outlines:
     """Zones from shapely polygons whose coordinates are pixel coordinates."""
-    parts = shapely.orient_polygons(np.array([shapely.MultiPolygon([p for p in shapely.get_parts(s)]) for s in shapes]))
+    parts = shapely.orient_polygons(np.array([shapely.MultiPolygon(list(shapely.get_parts(s))) for s in shapes]))
     _, vertices, (rings, polygons, zones) = shapely.to_ragged_array(parts)
     return coverage.outlines(vertices, rings.astype(np.int64), polygons[zones].astype(np.int64))
 
@@ -80,7 +80,7 @@ def test_coverage_of_many_zones_keeps_them_apart():
 def test_coverage_equals_twin_and_exactextract(seed: int, size: float, x: float, y: float):
     shape = star(seed, size, (x, y))
     ours = covered(shape, 7, 6)
-    parts = [part for part in shapely.get_parts(shape)]
+    parts = list(shapely.get_parts(shape))
     twin = sum((reference.coverage(rings_of(part), (7, 6)) for part in parts), np.zeros((7, 6)))
     np.testing.assert_allclose(ours, twin, atol=1e-12)
     # Rows of exactextract run from the top, where y is largest.
@@ -120,7 +120,7 @@ def test_coverage_of_any_window_is_that_part_of_the_whole(seed: int, row: int, c
 @given(seed=st.integers(0, 10_000), dx=st.integers(-3, 600), dy=st.integers(-3, 600))
 def test_coverage_moves_with_the_polygon(seed: int, dx: int, dy: int):
     shape = star(seed, 6, (6.5, 6.25))
-    moved = shapely.transform(shape, lambda points: points + [dx, dy])
+    moved = shapely.transform(shape, lambda points: points + np.array([dx, dy]))
     here = coverage.coverage(outlines_of(shape), (3, 3, 12, 12))[0]
     there = coverage.coverage(outlines_of(moved), (3 + dy, 3 + dx, 12 + dy, 12 + dx))[0]
     np.testing.assert_allclose(here, there, atol=1e-11)

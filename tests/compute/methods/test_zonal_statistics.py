@@ -1,4 +1,4 @@
-"""The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut otherwise."""
+"""The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut anew."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
