@@ -180,7 +180,8 @@ def test_measure_gives_the_statistics_of_the_writer(tmp_path):
     spec = spec_for(pixels, nodata=0.0, block_size=64)
     _, info = written(tmp_path, spec, pixels, valid)
     measured = cog.measure(
-        spec, lambda w: (pixels[:, w.row : w.row_stop, w.col : w.col_stop], valid[w.row : w.row_stop, w.col : w.col_stop])
+        spec,
+        lambda w: (pixels[:, w.row : w.row_stop, w.col : w.col_stop], valid[w.row : w.row_stop, w.col : w.col_stop]),
     )
     assert measured == info.statistics
 
@@ -267,7 +268,9 @@ def test_gaps_and_foreign_pieces_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"pieces|segments"):
             cog.assemble(spec, wrong, io.BytesIO())
     with pytest.raises(ValueError, match="expected uint8"):
-        cog.encode(spec, spec.window, lambda w: (np.zeros((1, 3, 3), np.uint8), None), io.BytesIO(), href="x", piece_side=32)
+        cog.encode(
+            spec, spec.window, lambda w: (np.zeros((1, 3, 3), np.uint8), None), io.BytesIO(), href="x", piece_side=32
+        )
 
 
 def test_missing_integers_need_a_place_to_say_so():
@@ -278,7 +281,8 @@ def test_missing_integers_need_a_place_to_say_so():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dtype": "complex64"}, {"block_size": 500}, {"nodata": -1.0}, {"nodata": 0.5}, {"shape": (0, 5)}, {"bands": ()}]
+    "wrong",
+    [{"dtype": "complex64"}, {"block_size": 500}, {"nodata": -1.0}, {"nodata": 0.5}, {"shape": (0, 5)}, {"bands": ()}],
 )
 def test_impossible_specs_are_refused(wrong):
     with pytest.raises(ValueError, match="must be|cannot hold|nothing to write|holds one of"):

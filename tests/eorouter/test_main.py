@@ -118,7 +118,9 @@ def service():
 
 def test_op_calls_the_service_and_prints_its_answer(capfd, service, monkeypatch):
     monkeypatch.setenv("EOROUTER_API_KEY", "k")
-    code, out, _ = run(capfd, "op", "projects.list", "--json", '{"limit": 3}', "--url", service, "--idempotency-key", "i")
+    code, out, _ = run(
+        capfd, "op", "projects.list", "--json", '{"limit": 3}', "--url", service, "--idempotency-key", "i"
+    )
     assert code == 0
     assert json.loads(out) == {"path": "/v1/op/projects.list", "body": {"limit": 3}, "key": "i"}
 
@@ -219,7 +221,9 @@ def test_service_answers_and_a_signal_stops_it_cleanly(tmp_path: Path):
         assert state.status_code == 503
         assert state.json()["parts"]["schema"]["state"] == "ready"
         assert httpx2.post(f"{url}/v1/op/auth.me", json={}).status_code == 401
-        huge = httpx2.post(f"{url}/v1/op/auth.login", content=b" " * (33 << 20), headers={"content-type": "application/json"})
+        huge = httpx2.post(
+            f"{url}/v1/op/auth.login", content=b" " * (33 << 20), headers={"content-type": "application/json"}
+        )
         assert huge.status_code == 413
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)

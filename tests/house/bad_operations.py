@@ -113,7 +113,9 @@ def bad(*arguments: Any, **keywords: Any) -> Callable[[], Any]:
 
 def twin(asks: type[Input]) -> type[Input]:
     """Another struct of the same name."""
-    return type(asks.__name__, (Input,), {"__doc__": asks.__doc__, "__annotations__": {"thing_id": str}, "thing_id": "b"})
+    return type(
+        asks.__name__, (Input,), {"__doc__": asks.__doc__, "__annotations__": {"thing_id": str}, "thing_id": "b"}
+    )
 
 
 GET = Route("GET", "/v1/things")

@@ -107,7 +107,9 @@ def test_pointer_finds_its_value_whatever_the_keys(document, data):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 12) | st.floats(allow_nan=False) | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["method", "band", "bands", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["method", "band", "bands", "x"]), inner)
+    ),
     max_leaves=8,
 )
 

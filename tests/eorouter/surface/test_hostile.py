@@ -65,7 +65,12 @@ def documents(draw: Any, op: Operation) -> Any:
     document: Any = draw(st.sampled_from(op.examples)).request
     names = [field.encode_name for field in msgspec.structs.fields(op.input)]
     for _ in range(draw(st.integers(1, 3))):
-        new = draw(st.sampled_from(HOSTILE) | st.text(max_size=20) | st.integers() | st.floats(allow_nan=False, allow_infinity=False))
+        new = draw(
+            st.sampled_from(HOSTILE)
+            | st.text(max_size=20)
+            | st.integers()
+            | st.floats(allow_nan=False, allow_infinity=False)
+        )
         if names and isinstance(document, dict) and draw(st.booleans()):
             document = {**document, draw(st.sampled_from(names)): new}
         else:
