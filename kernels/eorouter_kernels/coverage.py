@@ -459,7 +459,7 @@ def _cover(
         row0, col0 = window[0] // BLOCK * BLOCK, window[1] // BLOCK * BLOCK
         inside = (window[0] - row0, window[1] - col0, window[2] - row0, window[3] - col0)
         _trace(shapes, zone, row0, col0, inside, cells, bits, left)
-        sign = shapes.signs[zone]
+        sign = float(shapes.signs[zone])
         made = _sum_rows(window, sign, cells, bits, left, made, span_row, span_col, span_length, span_weight)
         pair += 1
         first[pair - start] = made
