@@ -17,7 +17,9 @@ bad = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(bad)
 
 
-@pytest.mark.parametrize(("define", "words"), [case[1:] for case in bad.BAD_OPERATIONS], ids=[c[0] for c in bad.BAD_OPERATIONS])
+@pytest.mark.parametrize(
+    ("define", "words"), [case[1:] for case in bad.BAD_OPERATIONS], ids=[c[0] for c in bad.BAD_OPERATIONS]
+)
 def test_bad_definition_is_refused_and_says_why(define, words):
     with pytest.raises(BadOperation) as raised:
         define()

@@ -26,7 +26,10 @@ def test_pages_link_only_to_what_there_is(toys):
             for target, fragment in re.findall(r"\]\(([a-z_A-Z]+\.md)(?:#([\w-]+))?\)", text):
                 assert target in pages, (name, target)
                 if fragment:
-                    heads = {h.lower().replace(".", "").replace(" ", "-") for h in re.findall(r"^#+ (.+)$", pages[target], re.M)}
+                    heads = {
+                        h.lower().replace(".", "").replace(" ", "-")
+                        for h in re.findall(r"^#+ (.+)$", pages[target], re.MULTILINE)
+                    }
                     assert fragment in heads | set(re.findall(r'id="([^"]+)"', pages[target])), (name, target, fragment)
 
 

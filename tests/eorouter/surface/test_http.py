@@ -133,7 +133,9 @@ class TestBinding:
             body = problem(await client.post("/v1/toys", content=text, headers=JSON), 400, "malformed_body")
         assert place in body.message
 
-    @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/json;charset=x"])
+    @pytest.mark.parametrize(
+        "kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/json;charset=x"]
+    )
     async def test_other_media_type_is_415(self, client_of, kind):
         async with client_of() as client:
             answer = await client.post("/v1/toys", content=b'{"name": "a"}', headers={"content-type": kind})
