@@ -7,7 +7,6 @@
     │   └── ServiceFault 5xx ── Unavailable 502, 503, 504
     ├── ConnectionFailed           no answer at all, after every try that was safe
     ├── TransferFailed             a file did not arrive whole ── ChecksumMismatch
-    ├── UploadFailed               the file arrived but could not be taken in
     ├── JobFailed · JobCancelled   the job ended without its outputs
     └── WaitTimeout                it goes on, but not within the time given
 
@@ -133,18 +132,6 @@ class TransferFailed(EoRouterError):
 
 class ChecksumMismatch(TransferFailed):
     """A downloaded file is not the one that the service published; it was removed."""
-
-
-class UploadFailed(EoRouterError):
-    """The service could not take the file in.
-
-    Attributes:
-        upload: the upload as the service describes it; `problem` in it says why.
-    """
-
-    def __init__(self, message: str, upload: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.upload = upload
 
 
 class JobFailed(EoRouterError):
