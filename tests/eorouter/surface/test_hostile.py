@@ -199,7 +199,7 @@ def test_hostile_queries_are_refused(caller: Caller, query: str):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"authorization": b"Bearer \xff\xfe"}, {"authorization": b"Bearer " + b"x" * 5000}, 
+        {"authorization": b"Bearer \xff\xfe"}, {"authorization": b"Bearer " + b"x" * 5000},
         {"authorization": b"Basic eDp5"},
         {"authorization": b"Bearer eor_live_sk_\xc3\xa9"}, {"authorization": b"Bearer a.b.c"}, {"authorization": b""},
         {"x-request-id": b"\xff"}, {"host": b"\xff"}, {"content-length": b"-1"},
