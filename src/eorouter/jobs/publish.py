@@ -137,7 +137,7 @@ async def _commit(
 
 def _provenance(job: sa.Row[Any]) -> dict[str, Any]:
     """What made the item: enough to run it again and compare checksums."""
-    task = {name: value for name, value in job.task.items() if name != "href"}  # where an upload lay is our own affair
+    task = _without_hrefs(job.task)  # where an upload lay is our own affair
     encoded = msgspec.json.encode(task, order="deterministic")
     return {
         "job_id": job.id,
@@ -153,3 +153,9 @@ def _provenance(job: sa.Row[Any]) -> dict[str, Any]:
         ],
         "software": f"eorouter {version('eorouter')}",
     }
+
+
+def _without_hrefs(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_hrefs(each) for name, each in value.items() if name != "href"}
+    return [_without_hrefs(each) for each in value] if isinstance(value, list) else value
