@@ -129,9 +129,7 @@ def test_download_redirected_elsewhere_does_not_take_the_key_along(serve: Serve,
 
 def uploading(*states: dict[str, Any], put: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     return {
-        OP + "uploads.initiate": {
-            "json": {"id": "upl_1", "state": "initiated", "upload_url": "/v1/uploads/upl_1/content"}
-        },
+        OP + "uploads.initiate": {"json": {"id": "upl_1", "state": "initiated", "upload_url": "/v1/uploads/upl_1/content"}},
         "PUT /v1/uploads/upl_1/content": put or [{"json": {}}],
         OP + "uploads.complete": states[0],
         OP + "uploads.get": list(states[1:]) or [{"status": 500, "json": {}}],
@@ -145,9 +143,7 @@ def upload_state(state: str, **more: Any) -> dict[str, Any]:
 def test_upload_streams_and_waits_for_the_item(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "scene.tif"
     path.write_text(CONTENT)
-    service = serve(
-        uploading(upload_state("ingesting"), upload_state("ingesting"), upload_state("completed", item_id="itm_1"))
-    )
+    service = serve(uploading(upload_state("ingesting"), upload_state("ingesting"), upload_state("completed", item_id="itm_1")))
     seen: list[tuple[int, int]] = []
     with service.client() as client:
         done = client.uploads.upload(path, project_id="prj_1", title="A scene", on_progress=lambda *at: seen.append(at))
@@ -173,11 +169,7 @@ def test_upload_is_sent_again_from_its_beginning_when_the_line_breaks(serve: Ser
 def test_upload_that_is_refused_while_it_is_sent_is_not_sent_again(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "scene.tif"
     path.write_text(CONTENT)
-    refusal = {
-        "status": 413,
-        "json": {"code": "quota_exceeded", "message": "10 bytes are left."},
-        "headers": {"connection": "close"},
-    }
+    refusal = {"status": 413, "json": {"code": "quota_exceeded", "message": "10 bytes are left."}, "headers": {"connection": "close"}}
     service = serve(uploading(upload_state("completed"), put=[refusal]))
     with service.client() as client, pytest.raises(TooLarge, match="10 bytes are left"):
         client.uploads.upload(path, project_id="prj_1")
@@ -215,9 +207,7 @@ def test_job_is_asked_until_it_completed(serve: Serve) -> None:
     )
     seen: list[str] = []
     with service.client() as client:
-        done = client.execute("itm_1", method="clip", aoi={"type": "Polygon"}).wait(
-            on_progress=lambda j: seen.append(j.state)
-        )
+        done = client.execute("itm_1", method="clip", aoi={"type": "Polygon"}).wait(on_progress=lambda j: seen.append(j.state))
     assert seen == ["queued", "running", "running", "completed"]
     assert done.item_ids == ["itm_2"]
 
