@@ -1,4 +1,4 @@
-"""What every method that makes rasters shares: cut the output into shards, stream each, put one COG and its item together.
+"""What every method that makes rasters shares: shards of the output, each streamed, then one COG and its item.
 
 A method brings a `CogSpec` and a function from a window of the output grid to pixels; the rest is here.
 
@@ -108,9 +108,7 @@ def run_product(
             piece_side=shard.piece_side,
             advance=attempt.advance,
         )
-    return Part(
-        body=msgspec.msgpack.encode(segment), objects={"segment": attempt.refs["segment.bin"]}, report=report()
-    )
+    return Part(body=msgspec.msgpack.encode(segment), objects={"segment": attempt.refs["segment.bin"]}, report=report())
 
 
 def merge_product(
@@ -242,7 +240,7 @@ def _stacked(blocks: Sequence[raster.Block]) -> raster.Block:
 
 def _footprint_of(rasters: Sequence[RasterAsset]) -> tuple[dict[str, Any], tuple[float, float, float, float]]:
     """Footprint of the raster that covers most ground; assets of one item show one place."""
-    widest = max(rasters, key=lambda each: _extent(each))
+    widest = max(rasters, key=_extent)
     return footprint(widest.crs, widest.shape, widest.transform)
 
 

@@ -1,7 +1,8 @@
 """The TIFF container, classic and Big: directories out of bytes, and bytes out of directories. No pixels, no codecs.
 
 Written files are little-endian and laid out as GDAL's cloud-optimised layout asks: header, ghost area, all directories
-with their values, all tile arrays, then data. Reading takes any byte order and only ever follows offsets it has checked.
+with their values, all tile arrays, then data. Reading takes any byte order and only ever follows offsets it has
+checked.
 """
 
 import struct
@@ -67,7 +68,7 @@ class Tag(NamedTuple):
     data: bytes
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """Number of values."""
         return len(self.data) // np.dtype(_TYPES[self.type]).itemsize
 
@@ -91,7 +92,7 @@ class Directory(NamedTuple):
     def value(self, code: int, default: int = 0) -> int:
         """First value of an integer tag."""
         tag = self.tags.get(code)
-        return int(tag.values[0]) if tag is not None and tag.count else default
+        return int(tag.values[0]) if tag is not None and tag.length else default
 
     @property
     def tile_spans(self) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +158,7 @@ def header(directories: Sequence[Sequence[Tag]], ghost: bytes, *, is_big: bool) 
         struct.pack_into("<Q" if is_big else "<H", out, at, len(tags))
         at += 8 if is_big else 2
         for tag in tags:
-            struct.pack_into(entry, out, at, tag.code, tag.type, tag.count)
+            struct.pack_into(entry, out, at, tag.code, tag.type, tag.length)
             at += struct.calcsize(entry)
             if (place := values.get((number, tag.code))) is None:
                 out[at : at + len(tag.data)] = tag.data
@@ -250,7 +251,8 @@ def ends_early(found: Sequence[Directory], size: int) -> str:
 def layout_faults(found: Sequence[Directory], start: bytes) -> list[str]:
     """Why a file is not a cloud-optimised GeoTIFF of the kind written here; empty when it is one.
 
-    `start` holds its first 300 bytes or more. The rules are those of the COG standard (OGC 21-026) and of GDAL's validator,
+    `start` holds its first 300 bytes or more. The rules are those of the COG standard (OGC 21-026) and of GDAL's
+    validator,
     plus: no further pages, tiles of at most 1024 pixels, and a last overview that fits two tiles.
     """
     faults: list[str] = []
@@ -271,8 +273,17 @@ def layout_faults(found: Sequence[Directory], start: bytes) -> list[str]:
         faults.append("it has no overviews")
     elif sides[-1] > 2 * max(side, 256):
         faults.append(f"its smallest overview is {sides[-1]} pixels wide")
-    if main.offset > 300:
-        faults.append(f"its first directory is at byte {main.offset}")
+    faults += _order_faults(found, images)
+    if b"KNOWN_INCOMPATIBLE_EDITION=YES" in start:
+        faults.append("it was edited after it was laid out")
+    return faults
+
+
+def _order_faults(found: Sequence[Directory], images: Sequence[Directory]) -> list[str]:
+    """Why directories and pixels do not follow each other as they should."""
+    faults: list[str] = []
+    if found[0].offset > 300:
+        faults.append(f"its first directory is at byte {found[0].offset}")
     if any(a.offset >= b.offset for a, b in pairwise(images)):
         faults.append("its directories are out of order")
     firsts = []
@@ -284,6 +295,4 @@ def layout_faults(found: Sequence[Directory], start: bytes) -> list[str]:
         faults.append("its overviews do not come before the full resolution")
     if given and min(given) < max(directory.offset for directory in found):
         faults.append("pixels come before directories")
-    if b"KNOWN_INCOMPATIBLE_EDITION=YES" in start:
-        faults.append("it was edited after it was laid out")
     return faults

@@ -22,6 +22,7 @@ from eorouter_compute.errors import (
     NotAVector,
     SourceTruncated,
     SourceUnreadable,
+    UnsupportedFormat,
 )
 from eorouter_compute.grid import Transform, Window, footprint
 from eorouter_compute.method import (
@@ -83,11 +84,11 @@ class IngestFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bands: Annotated[tuple[BandHint, ...], Meta(max_length=raster.BANDS_MAX)] = ()
 
 
-class IngestParams(Params, tag="ingest"):
+class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
     """Check an uploaded file and make an item of it.
 
-    A raster becomes a COG, or stays byte for byte what it is when it is one already; a vector file stays as it is. Every
-    pixel is read once, so a file that is damaged inside is found here and not in somebody's job.
+    A raster becomes a COG, or stays byte for byte what it is when it is one already; a vector file stays as it is.
+    Every pixel is read once, so a file that is damaged inside is found here and not in somebody's job.
 
     Attributes:
         href: where the uploaded object is.
@@ -115,7 +116,7 @@ class IngestParams(Params, tag="ingest"):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What `run` found out, for `merge`: exactly one of `spec` (with `segment` or `statistics`) and `vector` is given."""
+    """What `run` found out, for `merge`: `spec` with `segment` or `statistics`, or else `vector`."""
 
     asset: RasterAsset | None = None
     spec: CogSpec | None = None
@@ -162,13 +163,13 @@ def _file(params: IngestParams, number: int) -> IngestParams:
     return msgspec.structs.replace(params, **msgspec.structs.asdict(params.others[number - 1]), others=())
 
 
-def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:  # noqa: ARG001
+def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     """Open the file, judge it, read every pixel and encode what must be written anew."""
     params = _file(params, int(body or b"0"))
     _check_bytes(params)
     try:
         found = raster.inspect(params.href)
-    except NotARaster as error:
+    except (NotARaster, UnsupportedFormat) as error:
         return Part(body=msgspec.msgpack.encode(Verdict(vector=_vector(params, error))))
     _check_expansion(params, found)
     if found.asset is None:
@@ -206,7 +207,7 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
     return Part(body=msgspec.msgpack.encode(verdict), objects={"segment": attempt.refs["segment.bin"]}, report=report)
 
 
-def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:  # noqa: ARG001
+def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """Write the item's files."""
     verdicts = [msgspec.msgpack.decode(part.body, type=Verdict) for part in parts]
     report = sum((part.report for part in parts), start=ReadReport())
@@ -279,7 +280,7 @@ def _check_bytes(params: IngestParams) -> None:
         )
     if size > params.declared_bytes:
         raise SourceUnreadable(
-            f"{params.filename} was announced with {params.declared_bytes} bytes and has {size}. Announce its real size.",
+            f"{params.filename} was announced with {params.declared_bytes} bytes and has {size}. Announce that.",
             source=params.href,
         )
     if params.sha256 is not None:
@@ -288,7 +289,8 @@ def _check_bytes(params: IngestParams) -> None:
             digest.update(chunk)
         if digest.hexdigest() != params.sha256:
             raise SourceUnreadable(
-                f"{params.filename} has the SHA-256 {digest.hexdigest()}, {params.sha256} was announced. Upload it again.",
+                f"{params.filename}: its SHA-256 is {digest.hexdigest()}, announced was "
+                f"{params.sha256}. Upload it again.",
                 source=params.href,
             )
 
@@ -298,15 +300,15 @@ def _check_expansion(params: IngestParams, found: raster.Inspection) -> None:
     pixels = found.shape[0] * found.shape[1]
     if pixels > params.pixels_max:
         raise DecompressionBomb(
-            f"{params.filename} declares {found.shape[1]} × {found.shape[0]} = {pixels} pixels; at most {params.pixels_max} "
-            "are accepted.",
+            f"{params.filename} declares {found.shape[1]} × {found.shape[0]} = {pixels} pixels; at most "
+            f"{params.pixels_max} are accepted.",
             source=params.href,
         )
     unpacked = pixels * sum(np.dtype(dtype).itemsize for dtype in found.dtypes)
     if unpacked > RATIO_FROM_BYTES and unpacked > RATIO_MAX * params.declared_bytes:
         raise DecompressionBomb(
-            f"{params.filename} has {params.declared_bytes} bytes and unpacks to {unpacked}, more than {RATIO_MAX} times as "
-            "much.",
+            f"{params.filename} has {params.declared_bytes} bytes and unpacks to {unpacked}, more than "
+            f"{RATIO_MAX} times as much.",
             source=params.href,
         )
 
@@ -379,12 +381,14 @@ def _samples(asset: RasterAsset) -> list[Window]:
 # Files that stay as they are ------------------------------------------------------------------------------------------
 
 
-def _vector(params: IngestParams, not_a_raster: NotARaster) -> VectorAsset:
+def _vector(params: IngestParams, not_a_raster: NotARaster | UnsupportedFormat) -> VectorAsset:
     from eorouter_compute import vector
 
     try:
         return vector.describe(params.href)
     except NotAVector:
+        if isinstance(not_a_raster, UnsupportedFormat):
+            raise type(not_a_raster)(_named(params, not_a_raster.message), **not_a_raster.data) from None
         raise NotARaster(
             f"{params.filename} is neither a raster ({', '.join(raster.DRIVERS)}) nor a vector file that is read "
             "(GeoPackage, GeoParquet, GeoJSON).",
