@@ -230,7 +230,7 @@ def test_job_is_asked_until_it_completed(serve: Serve) -> None:
     service = serve(
         {
             OP + "analytics.execute": job("queued"),
-            OP + "processing.jobs.get": [job("running"), job("running", pixels_done=5), job("completed", item_ids=["itm_2"])],
+            OP + "processing.jobs.get": [job("running"), job("running", pixels_done=5), job("completed", result={"items": {"clip": "itm_2"}})],
         }
     )
     seen: list[str] = []
