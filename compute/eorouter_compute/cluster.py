@@ -9,14 +9,13 @@ asks a flag between its blocks; all tasks of a dead worker fail with `KilledWork
 worker whose scheduler is gone exits after about two seconds.
 """
 
+import logging
 import os
 import resource
 import time
 import traceback
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from distributed.client import FutureCancelledError
 from msgspec import Struct
 
 import eorouter_kernels
-from eorouter_compute import method
+from eorouter_compute import method, raster
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.errors import ComputeError, RequestFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
@@ -39,30 +38,16 @@ MERGE = -1
 
 log = structlog.get_logger(__name__)
 
-# Set before the worker's first import: GDAL reads them once. Sources: GDAL's configuration options and the practice of
-# odc-stac and titiler. CPL_VSIL_CURL_NON_CACHED is left to the raster module, which knows what is overwritten.
+# Set before the worker's first import. GDAL's own options are `raster`'s affair and set there.
 _WORKER_ENVIRONMENT = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_CACHEMAX": "256",
-    "VSI_CACHE": "TRUE",
-    "VSI_CACHE_SIZE": "5000000",
-    "CPL_VSIL_CURL_CACHE_SIZE": "134217728",
-    "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MULTIPLEX": "YES",
-    "GDAL_HTTP_VERSION": "2",
-    "GDAL_HTTP_MAX_RETRY": "4",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_NUM_THREADS": "1",
-    "GDAL_SKIP": "VRT",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": "65536",
+    "DASK_LOGGING__DISTRIBUTED": "warning",  # a line per pulse otherwise
 }
 
 _DASK_CONFIG: Mapping[str, Any] = {
-    "logging": {"distributed": "warning", "bokeh": "error", "tornado": "error"},
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.events-cleanup-delay": "10m",
@@ -177,7 +162,7 @@ def run_order(data: bytes) -> bytes:
         failure = Failure(
             kind="defect",
             code="internal_fault",
-            message=f"{order.label} failed unexpectedly ({type(error).__name__}). The request id finds it in the logs.",
+            message=f"{order.label} failed unexpectedly ({type(error).__name__}); the logs have it by the request id.",
             traceback=traceback.format_exc(limit=-12),
         )
     finally:
@@ -273,8 +258,7 @@ def dask_setup(worker: Worker) -> None:
     """
     with locket.lock_file(str(Path(worker.local_directory).parent / "warm-up.lock"), timeout=600):
         method.methods()
-        if find_spec("eorouter_compute.raster") is not None:
-            import_module("eorouter_compute.raster").warm_up()
+        raster.warm_up()
         eorouter_kernels.warm_up()
 
 
@@ -336,6 +320,8 @@ class Cluster:
             RuntimeError: client, scheduler and workers do not run the same versions.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
+        for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         dask_config.set(_DASK_CONFIG)
         self._cluster = await LocalCluster(
             n_workers=self.worker_count,

@@ -1,10 +1,11 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """What fraction of every cell a polygon covers, exactly, as run-length spans.
 
 Signed-area accumulation: every edge adds, to each cell it crosses, its height (*cover*) and the area to its right
 inside the cell; one running sum along a row then gives the covered fraction of each cell. Between two crossed cells the
-fraction is constant, so the interior of a polygon is a handful of spans per row and no array of fractions is ever made.
+fraction is constant, so the interior of a polygon is a handful of spans per row and no array of fractions is made.
 
-Coordinates are *pixel coordinates*: x counts columns and y counts rows from the upper-left corner of the raster, so that
+Coordinates are *pixel coordinates*: x counts columns and y counts rows from the raster's upper-left corner, so that
 cell (row, col) is the unit square [col, col + 1] × [row, row + 1]. Polygons must be valid in the OGC sense and holes
 wound against their shell; whether shells run clockwise does not matter. A polygon outside the window costs nothing, one
 to the left of it counts, as it must.
@@ -25,6 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eorouter_kernels._jit import kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
 
 BLOCK = 512
 """Side of a canonical block, cells; part of the definition of a result's bytes."""
@@ -122,8 +127,11 @@ def outlines(vertices: NDArray[np.float64], ring_offsets: NDArray[np.int64], zon
 
 
 def pairs(shapes: Outlines, window: tuple[int, int, int, int]) -> Pairs:
-    """Zones against the canonical blocks of `window`: (row, col, row_stop, col_stop) in cells, whole blocks or cut by
-    the raster's edge.
+    """Zones against the canonical blocks of a window.
+
+    Args:
+        shapes: the zones.
+        window: (row, col, row_stop, col_stop) in cells; whole blocks, or blocks cut by the edge of the raster.
     """
     row, col, row_stop, col_stop = window
     boxes = np.nan_to_num(shapes.boxes, nan=-1.0, posinf=-1.0, neginf=-1.0)
@@ -165,7 +173,7 @@ def spans(shapes: Outlines, work: Pairs) -> Iterator[Spans]:
     first = np.empty(len(work.zone) + 1, np.int64)
     start = 0
     while start < len(work.zone):
-        stop = cover(
+        stop = _cover(
             shapes.vertices, shapes.chunks, shapes.chunk_boxes, shapes.zone_chunks, shapes.signs,
             work.zone, work.window, start, cells, bits, left, first, row, col, length, weight,
         )  # fmt: skip
@@ -192,7 +200,13 @@ def coverage(shapes: Outlines, window: tuple[int, int, int, int]) -> NDArray[np.
 
 
 @kernel
-def _chunk(vertices, ring_offsets, ring_chunks, chunks, boxes):  # noqa: ANN001, ANN202
+def _chunk(
+    vertices: Floats,
+    ring_offsets: Ints,
+    ring_chunks: Ints,
+    chunks: Ints,
+    boxes: Floats,
+) -> None:
     for ring in range(len(ring_offsets) - 1):
         at = ring_offsets[ring]
         for chunk in range(ring_chunks[ring], ring_chunks[ring + 1]):
@@ -208,7 +222,14 @@ def _chunk(vertices, ring_offsets, ring_chunks, chunks, boxes):  # noqa: ANN001,
 
 
 @kernel
-def _measure(vertices, chunks, boxes, zone_chunks, zone_boxes, signed):  # noqa: ANN001, ANN202
+def _measure(
+    vertices: Floats,
+    chunks: Ints,
+    boxes: Floats,
+    zone_chunks: Ints,
+    zone_boxes: Floats,
+    signed: Floats,
+) -> None:
     for zone in range(len(zone_chunks) - 1):
         zone_boxes[zone] = np.nan
         signed[zone] = 0.0
@@ -230,14 +251,35 @@ def _measure(vertices, chunks, boxes, zone_chunks, zone_boxes, signed):  # noqa:
 
 
 @kernel
-def _add(at, word, bit, height, x_mid, col, cells, bits):  # noqa: ANN001, ANN202
+def _add(
+    at: int,
+    word: int,
+    bit: int,
+    height: float,
+    x_mid: float,
+    col: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+) -> None:
     cells[at, 0] += height
     cells[at, 1] += height * (1.0 - (x_mid - col))
     bits[word] |= np.uint64(1) << np.uint64(bit)
 
 
 @kernel
-def _add_row(row, x0, y0, x1, y1, sign, col, col_stop, cells, bits, left):  # noqa: ANN001, ANN202
+def _add_row(
+    row: int,
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    sign: float,
+    col: int,
+    col_stop: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+    left: Floats,
+) -> None:
     """One edge inside one row of the window; columns and rows are relative to the window, x and y to the block."""
     width = col_stop - col
     words = (width + 63) >> 6
@@ -271,7 +313,14 @@ def _add_row(row, x0, y0, x1, y1, sign, col, col_stop, cells, bits, left):  # no
 
 
 @kernel
-def _add_left(y0, y1, sign, row, row_stop, left):  # noqa: ANN001, ANN202
+def _add_left(
+    y0: float,
+    y1: float,
+    sign: float,
+    row: int,
+    row_stop: int,
+    left: Floats,
+) -> None:
     """An edge left of the window, y0 < y1: all cells to its right gain its height in their row."""
     y0, y1 = max(y0, float(row)), min(y1, float(row_stop))
     r = int(np.floor(y0))
@@ -283,7 +332,19 @@ def _add_left(y0, y1, sign, row, row_stop, left):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _add_edge(x0, y0, x1, y1, row, col, row_stop, col_stop, cells, bits, left):  # noqa: ANN001, ANN202
+def _add_edge(
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    row: int,
+    col: int,
+    row_stop: int,
+    col_stop: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+    left: Floats,
+) -> None:
     # Both directions of an edge are computed upward from the same end, so that neighbours that share it share its bits.
     if y0 == y1:
         return
@@ -311,10 +372,24 @@ def _add_edge(x0, y0, x1, y1, row, col, row_stop, col_stop, cells, bits, left): 
 
 
 @kernel
-def cover(  # noqa: ANN201
-    vertices, chunks, chunk_boxes, zone_chunks, signs, pair_zone, pair_window, start,  # noqa: ANN001
-    cells, bits, left, first, span_row, span_col, span_length, span_weight,  # noqa: ANN001
-):  # fmt: skip
+def _cover(
+    vertices: Floats,
+    chunks: Ints,
+    chunk_boxes: Floats,
+    zone_chunks: Ints,
+    signs: Floats,
+    pair_zone: Ints,
+    pair_window: Ints,
+    start: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+    left: Floats,
+    first: Ints,
+    span_row: Ints32,
+    span_col: Ints32,
+    span_length: Ints32,
+    span_weight: Floats,
+) -> int:
     """Signed-area accumulation of pairs `start …` until the spans are full; returns the first pair not done.
 
     Shapes: `Outlines` and `Pairs` as they stand; cells (BLOCK², 2), bits (BLOCK²/64), left (BLOCK) are scratch that is
@@ -390,7 +465,17 @@ def cover(  # noqa: ANN201
 
 
 @kernel
-def _paint(first, row, col, length, weight, zone, row0, col0, out):  # noqa: ANN001, ANN202
+def _paint(
+    first: Ints,
+    row: Ints32,
+    col: Ints32,
+    length: Ints32,
+    weight: Floats,
+    zone: Ints,
+    row0: int,
+    col0: int,
+    out: Floats,
+) -> None:
     for pair in range(len(first) - 1):
         for span in range(first[pair], first[pair + 1]):
             for c in range(col[span], col[span] + length[span]):

@@ -6,6 +6,7 @@ Each shard writes an object with its numbers; the merge reads all of them, so a 
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,9 @@ class ToyParams(Params, tag="toy"):
     shards: Annotated[int, Meta(ge=0, le=5000)] = 1
     blocks: Annotated[int, Meta(ge=1)] = 1
     block_s: float = 0.0
-    ills: dict[str, Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]] = {}
+    ills: Mapping[str, Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]] = (
+        msgspec.field(default_factory=dict)
+    )
     marker: str | None = None
     makes_item: bool = True
     memory_bytes: int = 0

@@ -193,7 +193,11 @@ def problem_of(status: int, body: bytes, headers: Mapping[str, str]) -> ApiProbl
     return kind(
         status=status,
         code=str(document.get("code") or f"http_{status}"),
-        message=str(document.get("message") or document.get("detail") or f"The service answered {status} {_PHRASES.get(status, '')}".rstrip() + "."),
+        message=str(
+            document.get("message")
+            or document.get("detail")
+            or f"The service answered {status} {_PHRASES.get(status, '')}".rstrip() + "."
+        ),
         errors=_faults(document.get("errors")),
         request_id=str(document.get("request_id") or headers.get("x-request-id", "")),
         retry_after_s=retry_after_s(headers),

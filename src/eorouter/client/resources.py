@@ -267,9 +267,7 @@ class Job:
         self.document = self._session.call("processing.jobs.cancel", {"job_id": self.id})
         return self
 
-    def wait(
-        self, *, timeout_s: float | None = None, on_progress: Callable[["Job"], object] | None = None
-    ) -> "Job":
+    def wait(self, *, timeout_s: float | None = None, on_progress: Callable[["Job"], object] | None = None) -> "Job":
         """Wait for it to complete.
 
         Args:
@@ -345,5 +343,7 @@ class Jobs:
             return restricted
         there_are = [project["project_id"] for project in entries(self._session, "projects.list", {})]
         if len(there_are) != 1:
-            raise EoRouterError(f"Say which project gets the results: project_id=… of {', '.join(there_are) or 'none yet'}.")
+            raise EoRouterError(
+                f"Say which project gets the results: project_id=… of {', '.join(there_are) or 'none yet'}."
+            )
         return there_are[0]

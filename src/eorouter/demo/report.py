@@ -73,7 +73,9 @@ def _maps(story: Story) -> str:
         return _zone_label(zone, readings.get(zone.id))
 
     longitude, latitude = view.centre_lon_lat
-    where = f"{abs(latitude):.4f}° {'N' if latitude >= 0 else 'S'}, {abs(longitude):.4f}° {'E' if longitude >= 0 else 'W'}"
+    where = (
+        f"{abs(latitude):.4f}° {'N' if latitude >= 0 else 'S'}, {abs(longitude):.4f}° {'E' if longitude >= 0 else 'W'}"
+    )
     caption = f"{view.at:%d %B %Y}. Coordinates: {view.crs}, km; centre {where}."
     colour = cartography.draw(
         "colour", view, cartography.picture(view.true_colour), zones, value_of=value_of, label_of=label_of, is_coloured=True,

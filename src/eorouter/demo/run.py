@@ -158,7 +158,9 @@ def _opened(
             scenery = making.result()
             teller.say(scenery.place)
             with EoRouterClient(service.address) as client:
-                client.signup(f"demo-{secrets.token_hex(4)}@example.org", secrets.token_urlsafe(18), name="Demonstration")
+                client.signup(
+                    f"demo-{secrets.token_hex(4)}@example.org", secrets.token_urlsafe(18), name="Demonstration"
+                )
                 project = client.projects.create(scenery.title[:200], description=scenery.place[:2000])
                 key = client.api_keys.create("Demonstration", project_id=project["project_id"])
                 client.use_key(key["secret"])
@@ -208,7 +210,10 @@ def _upload(run: _Run, bars: Bars, path: Path, about: Mapping[str, Any]) -> str:
 def _clip(run: _Run, items: Sequence[tuple[Scene, str]], scenery: World) -> Path | None:
     """Cut the clearest scene of the season's height to an area of interest."""
     dated = [pair for pair in items if pair[0].at is not None] or list(items)
-    scene, item_id = min(dated, key=lambda pair: (pair[0].cloud_fraction or 0.0, -(pair[0].at or datetime.min.replace(tzinfo=UTC)).timestamp()))
+    scene, item_id = min(
+        dated,
+        key=lambda pair: (pair[0].cloud_fraction or 0.0, -(pair[0].at or datetime.min.replace(tzinfo=UTC)).timestamp()),
+    )
     area = area_of_interest(run.client.items.get(item_id)["bbox"])
     run.teller.chapter(f"Clipping {scene.title} to an area of interest")
     done = _follow(run, {"Clip": run.client.execute(item_id, method="clip", aoi=area, name="Clip")})
@@ -226,7 +231,10 @@ def area_of_interest(bbox: Sequence[float]) -> dict[str, Any]:
         angle = 2 * math.pi * step / 72
         reach = 0.4 * (1 + 0.08 * math.sin(3 * angle + 0.6) + 0.05 * math.cos(5 * angle))
         ring.append(
-            [round(x + reach * (east - west) * math.cos(angle), 6), round(y + reach * (north - south) * math.sin(angle), 6)]
+            [
+                round(x + reach * (east - west) * math.cos(angle), 6),
+                round(y + reach * (north - south) * math.sin(angle), 6),
+            ]
         )
     return {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
 
@@ -301,7 +309,12 @@ def _follow(run: _Run, jobs: Mapping[str, Job]) -> dict[str, Job]:
                 job.refresh()
                 done, total = job.pixels
                 if not job.is_over:
-                    bars.show(label, min(done, total * 0.999), total, f"{job.state}, {done / 1e6:.1f} of {total / 1e6:.1f} Mpixel")
+                    bars.show(
+                        label,
+                        min(done, total * 0.999),
+                        total,
+                        f"{job.state}, {done / 1e6:.1f} of {total / 1e6:.1f} Mpixel",
+                    )
                     continue
                 try:
                     job.wait()
@@ -310,7 +323,13 @@ def _follow(run: _Run, jobs: Mapping[str, Job]) -> dict[str, Job]:
                 seconds = job.seconds if job.seconds is not None else time.monotonic() - start
                 bars.show(label, 1, 1, f"{total / 1e6:.1f} Mpixel in {seconds:.2f} s")
                 run.steps.append(
+<<<<<<< HEAD
                     Step(title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards[1])
+=======
+                    Step(
+                        title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards
+                    )
+>>>>>>> main
                 )
                 del waiting[label]
             run.service.check()
@@ -342,7 +361,9 @@ def _download(run: _Run, item_id: str, asset: str, path: Path, title: str) -> Pa
 def _show(run: _Run, story: Story) -> None:
     """The results as a table, and where the files are."""
     if story.readings:
-        table = Table(title="Mean NDVI (no unit) per crop: measured" + (", difference to what was put in" if story.truth else ""))
+        table = Table(
+            title="Mean NDVI (no unit) per crop: measured" + (", difference to what was put in" if story.truth else "")
+        )
         for name in ("crop", "fields", "area (ha)"):
             table.add_column(name, justify="left" if name == "crop" else "right")
         for day in story.days:

@@ -154,7 +154,9 @@ def _field_names(path: Path) -> tuple[str, str]:
 
     names = {str(name).lower(): str(name) for name in pyogrio.read_info(path)["fields"]}
     zone = next((names[name] for name in ("id", "field_id", "fid", "zone_id", "name") if name in names), "")
-    crop = next((names[name] for name in ("crop", "crop_type", "class", "label", "landuse", "type") if name in names), "")
+    crop = next(
+        (names[name] for name in ("crop", "crop_type", "class", "label", "landuse", "type") if name in names), ""
+    )
     return zone, crop
 
 
@@ -176,9 +178,7 @@ def _mask(bands: Path, classes: Path, target: Path) -> None:
             copy.write(pixels)
 
 
-def _curves(
-    features: Sequence[Mapping[str, Any]], days: Sequence[datetime]
-) -> dict[str, list[tuple[datetime, float]]]:
+def _curves(features: Sequence[Mapping[str, Any]], days: Sequence[datetime]) -> dict[str, list[tuple[datetime, float]]]:
     """Mean NDVI put into each crop, every third day from the first to the last acquisition, weighted by area."""
     from eorouter_compute import countryside
 

@@ -31,14 +31,14 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from eorouter.jobs import leases
-from eorouter.jobs.fairness import FairShare, Lane
+from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Claim, Landed, OpenJob
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
 from eorouter.jobs.wakeup import watch
 from eorouter.settings import Settings, load, prepare
-from eorouter.storage import Stores
+from eorouter.storage import Stores, uploads
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs, outbox, processes
@@ -56,12 +56,16 @@ _PULSE_S = 0.25
 _RENEW_S = leases.LEASE_S / 5
 _TEND_S = 1.0
 _OUTBOX_S = 1.0
+_EXPIRE_S = 60.0
 _IDLE_POLL_S = 1.0
 _CANCEL_GRACE_S = 20.0
 _CLUSTER_GRACE_S = 30.0
 _PUBLISH_LIMIT = 8
 _SHARED_BYTES = 1 << 17  # parameters and inputs above this travel as an object, once, instead of with every shard
 _CARDS_MAX = 256
+_WINDOW_PER_THREAD = 2.0  # shards with the cluster: one that computes and one that waits at the worker
+_FULL_LOAD_S = 0.1  # shards that take longer than this fill a place each,
+_LEAST_LOAD = 1 / 16  # shorter ones share it: else the way there and back would take longer than the work
 _RETRY_S = 0.25
 
 log = structlog.get_logger(__name__)
@@ -77,11 +81,30 @@ class _Card(msgspec.Struct, frozen=True, kw_only=True):
     shared: str | None = None
 
 
+class _Pace:
+    """What was learnt of a job's shards: how long one takes (a running mean), and up to where they were claimed."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.start = MERGE
+
+    @property
+    def load(self) -> float:
+        """Part of the window that a shard takes: the window is meant in time, not in number."""
+        return 1.0 if self.seconds is None else min(max(self.seconds / _FULL_LOAD_S, _LEAST_LOAD), 1.0)
+
+    def learn(self, seconds: float) -> None:
+        """Take one more shard into the mean."""
+        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
+
+
 class _Flight:
     """A claim whose order is with the cluster."""
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, load: float) -> None:
         self.claim = claim
+        self.load = load
+        self.born = time.monotonic()
         self.pixels = 0
         self.pixels_counted = 0
         self.outcome: Outcome | None = None
@@ -109,6 +132,7 @@ class Dispatcher:
         self._cards: dict[str, _Card] = {}
         self._card_locks: dict[str, asyncio.Lock] = {}
         self._dry: dict[str, float] = {}
+        self._paces: dict[str, _Pace] = {}
         self._open: list[OpenJob] = []
         self._open_until = 0.0
         self._publishing: set[str] = set()
@@ -141,6 +165,7 @@ class Dispatcher:
             asyncio.create_task(_every(_RENEW_S, self._renew_all)),
             asyncio.create_task(_every(_TEND_S, self._tend)),
             asyncio.create_task(_every(_OUTBOX_S, self._sweep_outbox)),
+            asyncio.create_task(_every(_EXPIRE_S, self._expire_uploads)),
             asyncio.create_task(_every(_TEND_S, self._tend_cluster)),
         ]
         try:
@@ -164,15 +189,16 @@ class Dispatcher:
             await asyncio.wait_for(self._wakeup.wait(), self._pause_s())
 
     def _pause_s(self) -> float:
-        """Until the next look: sooner while the list of open jobs is older than a wake-up, or a dry job may have more."""
+        """Until the next look: sooner while the list of open jobs may be old, or a dry job may have more."""
         now = time.monotonic()
         moments = [self._open_until if self._flights else now + _IDLE_POLL_S, *self._dry.values()]
         return min(max(min(moments) - now, 0.002), _IDLE_POLL_S)
 
     async def _turn(self) -> bool:
         """Record and claim in one transaction; returns False when there was nothing to do."""
-        slots = 2 * self._cluster.threads - sum(flight.outcome is None for flight in self._flights.values())
-        waiting = await self._waiting() if slots > 0 and self._cluster.is_healthy else []
+        aloft = sum(flight.load for flight in self._flights.values() if flight.outcome is None)
+        room = _WINDOW_PER_THREAD * self._cluster.threads - aloft
+        waiting = await self._waiting() if room > 0 and self._cluster.is_healthy else []
         async with self._writing:
             landed = [
                 Landed(claim=flight.claim, outcome=flight.outcome, pixels=flight.pixels_counted)
@@ -184,14 +210,18 @@ class Dispatcher:
             now = utc_now()
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
-                waiting += [OpenJob(id=job_id, lane=lane) for job_id, lane in self._woken_by(landed, waiting)]
-                claims, dry = await leases.claim(tx, waiting, share=self._share, slots=slots, owner=self.id, now=now)
+                waiting += self._woken_by(landed, waiting)
+                claims, dry = await leases.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
         for each in landed:
             del self._flights[each.claim.run]
             self._dry.pop(each.claim.job_id, None)
+            if each.outcome.part is not None:
+                self._pace(each.claim.job_id).learn(each.outcome.seconds)
         self._dry |= dict.fromkeys(dry, time.monotonic() + _IDLE_POLL_S)
         for claim in claims:
-            flight = self._flights[claim.run] = _Flight(claim)
+            pace = self._pace(claim.job_id)
+            pace.start = max(pace.start, claim.number + 1)
+            flight = self._flights[claim.run] = _Flight(claim, pace.load)
             self._spawn(self._fly(flight))
         for job_id in publishing:
             self._publish_soon(job_id)
@@ -207,26 +237,41 @@ class Dispatcher:
             self._open_until = ended + 10 * (ended - started)
             self._share.settle({job.lane[0] for job in self._open})
             ids = {job.id for job in self._open}
+            self._paces = {job_id: pace for job_id, pace in self._paces.items() if job_id in ids}
             self._dry = {job_id: until for job_id, until in self._dry.items() if until > ended and job_id in ids}
-        return [job for job in self._open if self._dry.get(job.id, 0.0) <= started]
+        return [self._paced(job) for job in self._open if self._dry.get(job.id, 0.0) <= started]
 
-    def _woken_by(self, landed: list[Landed], waiting: list[OpenJob]) -> list[tuple[str, Lane]]:
+    def _woken_by(self, landed: list[Landed], waiting: list[OpenJob]) -> list[OpenJob]:
         """Jobs taken for dry that what just landed may have given a merge or another try."""
-        known = {job.id for job in waiting}
-        again = {each.claim.job_id for each in landed} - known
-        return [(job.id, job.lane) for job in self._open if job.id in again]
+        again = {each.claim.job_id for each in landed} - {job.id for job in waiting}
+        return [self._paced(job) for job in self._open if job.id in again]
+
+    def _pace(self, job_id: str) -> _Pace:
+        return self._paces.setdefault(job_id, _Pace())
+
+    def _paced(self, job: OpenJob) -> OpenJob:
+        pace = self._paces.get(job.id)
+        return job if pace is None else msgspec.structs.replace(job, load=pace.load, start=pace.start)
 
     # Flights
 
     async def _fly(self, flight: _Flight) -> None:
         try:
             order = await self._order(flight.claim)
-            flight.outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
+            outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
+            flight.outcome = self._without_addresses(outcome)
         except Exception as error:
             log.warning("dispatcher.flight.failed", run=flight.claim.run, exc_info=True)
             message = f"The shard could not be sent to a worker ({type(error).__name__})."
             flight.outcome = Outcome(failure=Failure(kind="machine", code="not_sent", message=message))
         self._wakeup.set()
+
+    def _without_addresses(self, outcome: Outcome) -> Outcome:
+        """A failure that names sources by object key: where the store lies is not for the job's owner."""
+        if outcome.failure is None:
+            return outcome
+        message = outcome.failure.message.replace(f"{self._stores.objects.url}/", "")
+        return msgspec.structs.replace(outcome, failure=msgspec.structs.replace(outcome.failure, message=message))
 
     async def _order(self, claim: Claim) -> ShardOrder:
         card = await self._card(claim.job_id)
@@ -286,7 +331,9 @@ class Dispatcher:
                 flight = self._flights.get((running.job_id, running.number, running.token))
                 if flight is not None:
                     flight.pixels = min(running.pixels, flight.claim.bound.pixels)
-            await self._renew([each for each in self._flights.values() if each.pixels != each.pixels_counted])
+            settled = time.monotonic() - _PULSE_S  # what ends before the next pulse needs no progress
+            moved = [each for each in self._flights.values() if each.pixels != each.pixels_counted]
+            await self._renew([each for each in moved if each.born < settled])
         await self._ground(grounded)
 
     async def _grounded(self) -> set[str]:
@@ -442,6 +489,11 @@ class Dispatcher:
             old = outbox.c.handled_at < now - timedelta(days=1)
             await tx.execute(sa.delete(outbox).where(outbox.c.topic == "objects.delete", old))
 
+    async def _expire_uploads(self) -> None:
+        """End uploads that nobody completed."""
+        async with self._stores.db.write() as tx:
+            await uploads.expire(tx, self._stores.db, utc_now())
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -519,6 +571,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--supervised", action="store_true", help="exit when standard input is closed")
     options = parser.parse_args(arguments)
     settings = prepare(load())
+    _log_to_stderr(settings)
+    run(settings, supervised=options.supervised)
+    return 0
+
+
+def run(settings: Settings, *, supervised: bool) -> None:
+    """Run a dispatcher with prepared settings until it is told to stop."""
+    asyncio.run(serve(settings, is_supervised=supervised))
+
+
+def _log_to_stderr(settings: Settings) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
@@ -532,5 +595,3 @@ def main(arguments: list[str] | None = None) -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    asyncio.run(serve(settings, is_supervised=options.supervised))
-    return 0

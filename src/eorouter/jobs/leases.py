@@ -5,6 +5,7 @@ Claiming raises the token, so of two dispatchers, or of a dispatcher and its own
 Transactions lock job rows before shard rows and in order of id, so that two dispatchers do not wait for each other.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -61,10 +62,19 @@ class Landed(Struct, frozen=True, kw_only=True):
 
 
 class OpenJob(Struct, frozen=True, kw_only=True):
-    """A job that may have shards to run."""
+    """A job that may have shards to run.
+
+    Attributes:
+        id: the job.
+        lane: whose, and how urgent.
+        load: part of a place in the window that one of its shards takes; small where shards are known to be short.
+        start: number below which its shards were claimed before; they are looked at again when none is left above.
+    """
 
     id: str
     lane: Lane
+    load: float = 1.0
+    start: int = MERGE
 
 
 def attempts_key(org_id: str, project_id: str, job_id: str) -> str:
@@ -90,24 +100,24 @@ async def open_jobs(tx: AsyncConnection) -> list[OpenJob]:
 
 
 async def claim(
-    tx: AsyncConnection, waiting: Sequence[OpenJob], *, share: FairShare, slots: int, owner: str, now: datetime
+    tx: AsyncConnection, waiting: Sequence[OpenJob], *, share: FairShare, room: float, owner: str, now: datetime
 ) -> tuple[list[Claim], set[str]]:
-    """Lease up to `slots` ready shards, fairly; also returns the ids of jobs found to have none ready."""
+    """Lease ready shards, fairly, until their loads fill `room`; also returns the jobs that have no more ready."""
     lanes: dict[Lane, list[OpenJob]] = {}
     for job in waiting:
         lanes.setdefault(job.lane, []).append(job)
     chosen: dict[str, list[int]] = {}
     jobs_of = {job.id: job for job in waiting}
     ready: dict[str, list[tuple[int, float]]] = {}
-    asked: dict[str, int] = {}
-    while lanes and slots:
+    short: set[str] = set()
+    while lanes and room > 0:
         lane = share.next_lane(lanes)
         job = lanes[lane][0]
         if job.id not in ready:
-            asked[job.id] = slots
-            ready[job.id] = await _ready(tx, job.id, slots, now)
-            if len(ready[job.id]) == slots:
-                asked.pop(job.id)
+            limit = math.ceil(room / job.load)
+            ready[job.id] = await _ready(tx, job, limit, now)
+            if len(ready[job.id]) < limit:
+                short.add(job.id)
         if not ready[job.id]:
             lanes[lane].pop(0)
             if not lanes[lane]:
@@ -116,25 +126,29 @@ async def claim(
         number, cost_s = ready[job.id].pop(0)
         share.charge(lane, cost_s)
         chosen.setdefault(job.id, []).append(number)
-        slots -= 1
+        room -= job.load
     claims = [
         each
         for job_id in sorted(chosen)
         for each in await _lease(tx, jobs_of[job_id], chosen[job_id], owner=owner, now=now)
     ]
-    return claims, {job_id for job_id in asked if not ready[job_id]}
+    return claims, {job_id for job_id in short if not ready[job_id]}
 
 
-async def _ready(tx: AsyncConnection, job_id: str, limit: int, now: datetime) -> list[tuple[int, float]]:
+async def _ready(tx: AsyncConnection, job: OpenJob, limit: int, now: datetime) -> list[tuple[int, float]]:
     """Numbers and estimated seconds of a job's first ready shards."""
-    rows = await tx.execute(
+    query = (
         sa.select(job_shards.c.number, job_shards.c.bound)
-        .where(job_shards.c.job_id == job_id, job_shards.c.state == ShardState.READY.value)
+        .where(job_shards.c.job_id == job.id, job_shards.c.state == ShardState.READY.value)
         .where(job_shards.c.ready_at <= now)
         .order_by(job_shards.c.number)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    # Those claimed already lie in front; reading over thousands of them in every turn would cost more than the work.
+    rows = (await tx.execute(query.where(job_shards.c.number >= job.start))).all()
+    if len(rows) < limit and job.start > MERGE:
+        rows = (await tx.execute(query)).all()
     return [(row.number, float(row.bound.get("seconds", 0.0))) for row in rows]
 
 
@@ -167,7 +181,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     ]
     state = await _locked_state(tx, job.id)
     if state is JobState.QUEUED and claims:
-        await move(tx, job.id, JobState.QUEUED, JobEvent.START, now, started_at=now)
+        await move(tx, job.id, JobState.QUEUED, JobEvent.START, now=now, started_at=now)
     return claims
 
 
@@ -191,15 +205,8 @@ async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime
 
 
 async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> bool:
-    done: list[Landed] = []
-    failed: list[Landed] = []
-    for each in landed:
-        if each.outcome.failure is not None:
-            failed.append(each)
-        elif await _finish(tx, each):
-            done.append(each)
-        else:
-            await _discard(tx, job, each.claim, now)
+    failed = [each for each in landed if each.outcome.failure is not None]
+    done = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
     gained = sum(each.claim.bound.pixels - each.pixels for each in done)
     shards = [each.claim.number for each in done if each.claim.number != MERGE]
     shards_done = job.shards_done + len(shards)
@@ -218,25 +225,57 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
         if await fail_shard(tx, job, each, now):
             return False
     if len(shards) < len(done):
-        await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now)
+        await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
 
 
-async def _finish(tx: AsyncConnection, landed: Landed) -> bool:
-    """Mark a shard done, if its token is still current."""
-    outcome = landed.outcome
+async def _finish(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> list[Landed]:
+    """Mark shards done whose token is still current; returns them, and has the objects of the others deleted.
+
+    Two statements for any number of shards. Nobody changes them in between: all who do lock the job's row first.
+    """
+    if not landed:
+        return []
+    rows = await tx.execute(
+        sa.select(job_shards.c.number, job_shards.c.token)
+        .where(job_shards.c.job_id == job.id, job_shards.c.number.in_([each.claim.number for each in landed]))
+        .where(job_shards.c.state == ShardState.LEASED.value)
+    )
+    current = {(row.number, row.token) for row in rows}
+    done = [each for each in landed if (each.claim.number, each.claim.token) in current]
+    if done:
+        await tx.execute(_FINISH, [_finished(each) for each in done])
+    for each in landed:
+        if (each.claim.number, each.claim.token) not in current:
+            await _discard(tx, job, each.claim, now)
+    return done
+
+
+def _finished(landed: Landed) -> dict[str, Any]:
+    claim, outcome = landed.claim, landed.outcome
     timing = {
         "seconds": round(outcome.seconds, 6),
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "worker": outcome.worker,
     }
-    changed = await tx.execute(
-        sa.update(job_shards)
-        .where(*_current(landed.claim))
-        .values(state=ShardState.DONE.value, part=outcome.part, timing=timing, lease_until=None)
+    return {
+        "at_job": claim.job_id,
+        "at_number": claim.number,
+        "at_token": claim.token,
+        "part": outcome.part,
+        "timing": timing,
+    }
+
+
+_FINISH = (
+    sa.update(job_shards)
+    .where(job_shards.c.job_id == sa.bindparam("at_job"), job_shards.c.number == sa.bindparam("at_number"))
+    .where(job_shards.c.token == sa.bindparam("at_token"), job_shards.c.state == ShardState.LEASED.value)
+    .values(
+        state=ShardState.DONE.value, part=sa.bindparam("part"), timing=sa.bindparam("timing"), lease_until=sa.null()
     )
-    return changed.rowcount == 1
+)
 
 
 def _current(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
@@ -316,7 +355,7 @@ async def fail_job(
     tx: AsyncConnection, job: sa.Row[Any], state: JobState, found: Mapping[str, Any], now: datetime
 ) -> None:
     """End a job with a problem, and all that hangs on it."""
-    await move(tx, job.id, state, JobEvent.FAIL, now, found, problem=dict(found), finished_at=now)
+    await move(tx, job.id, state, JobEvent.FAIL, now=now, data=found, problem=dict(found), finished_at=now)
     await uploads.settle(tx, job.id, item_id=None, problem=dict(found), now=now)
     await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
 
@@ -414,7 +453,7 @@ async def end_cancelled(tx: AsyncConnection, *, now: datetime) -> list[str]:
     query = sa.select(jobs).where(jobs.c.state == JobState.RUNNING.value, jobs.c.is_cancelling.is_(True), ~leased)
     rows = (await tx.execute(query.order_by(jobs.c.id).with_for_update())).all()
     for job in rows:
-        await move(tx, job.id, JobState.RUNNING, JobEvent.CANCEL, now, finished_at=now)
+        await move(tx, job.id, JobState.RUNNING, JobEvent.CANCEL, now=now, finished_at=now)
         told = {"code": "cancelled", "message": "The job was cancelled."}
         await uploads.settle(tx, job.id, item_id=None, problem=told, now=now)
         await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])

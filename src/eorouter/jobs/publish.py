@@ -22,7 +22,7 @@ from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute.cluster import MERGE
-from eorouter_compute.method import OutputItem, Result
+from eorouter_compute.method import OutputItem, ReadReport, Result
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _TASK_BYTES_MAX = 1 << 16
@@ -53,7 +53,7 @@ async def publish(stores: Stores, job_id: str, *, now: datetime) -> bool:
             await stores.objects.copy(_key_of(stores, asset.object.href), keys[output.name][asset.key])
     try:
         async with stores.db.write() as tx:
-            return await _commit(tx, stores, job_id, result, keys, now)
+            return await _commit(tx, stores, job_id, result=result, keys=keys, now=now)
     except ApiError as error:
         await fail(stores, job_id, error.code, error.message, now=now)
         return True
@@ -89,7 +89,7 @@ def _key_of(stores: Stores, href: str) -> str:
 
 
 async def _commit(
-    tx: AsyncConnection, stores: Stores, job_id: str, result: Result, keys: dict[str, dict[str, str]], now: datetime
+    tx: AsyncConnection, stores: Stores, job_id: str, *, result: Result, keys: dict[str, dict[str, str]], now: datetime
 ) -> bool:
     query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
     job = (await tx.execute(query)).one()
@@ -112,7 +112,7 @@ async def _commit(
     answer = {
         "items": ids,
         "summary": result.summary,
-        "report": msgspec.to_builtins(result.report),
+        "report": msgspec.to_builtins(_named(stores, result.report)),
         "checksums": {
             f"{output.name}/{asset.key}": asset.object.sha256 for output in result.items for asset in output.assets
         },
@@ -123,8 +123,8 @@ async def _commit(
         job.id,
         JobState.PUBLISHING,
         JobEvent.COMPLETE,
-        now,
-        {"items": ids, "pixels_done": pixels_total},
+        now=now,
+        data={"items": ids, "pixels_done": pixels_total},
         result=answer,
         pixels_done=pixels_total,
         finished_at=now,
@@ -137,7 +137,7 @@ async def _commit(
 
 def _provenance(job: sa.Row[Any]) -> dict[str, Any]:
     """What made the item: enough to run it again and compare checksums."""
-    task = {name: value for name, value in job.task.items() if name != "href"}  # where an upload lay is our own affair
+    task = _public(job.task)
     encoded = msgspec.json.encode(task, order="deterministic")
     return {
         "job_id": job.id,
@@ -153,3 +153,19 @@ def _provenance(job: sa.Row[Any]) -> dict[str, Any]:
         ],
         "software": f"eorouter {version('eorouter')}",
     }
+
+
+def _public(value: Any) -> Any:
+    """Parameters without addresses: where an upload lay is our own affair."""
+    if isinstance(value, dict):
+        return {name: _public(each) for name, each in value.items() if name != "href"}
+    return [_public(each) for each in value] if isinstance(value, list) else value
+
+
+def _named(stores: Stores, report: ReadReport) -> ReadReport:
+    """A read report that names sources by object key instead of by the store's address."""
+    failed = tuple(
+        msgspec.structs.replace(each, source=each.source.removeprefix(f"{stores.objects.url}/"))
+        for each in report.failed
+    )
+    return msgspec.structs.replace(report, failed=failed)

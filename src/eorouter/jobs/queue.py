@@ -162,7 +162,7 @@ async def dispatch(tx: AsyncConnection, job_id: str, principal: Principal, now: 
 
 
 async def _queue(tx: AsyncConnection, job_id: str, now: datetime) -> None:
-    await move(tx, job_id, JobState.CREATED, JobEvent.DISPATCH, now, queued_at=now)
+    await move(tx, job_id, JobState.CREATED, JobEvent.DISPATCH, now=now, queued_at=now)
     mine = job_shards.c.job_id == job_id
     ready = {"state": ShardState.READY.value, "ready_at": now}
     changed = await tx.execute(sa.update(job_shards).where(mine, job_shards.c.number != MERGE).values(ready))
@@ -185,7 +185,7 @@ async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: da
     if state is JobState.RUNNING:
         await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(is_cancelling=True))
     else:
-        await move(tx, job_id, state, JobEvent.CANCEL, now, finished_at=now)
+        await move(tx, job_id, state, JobEvent.CANCEL, now=now, finished_at=now)
     await notify(tx)
 
 
@@ -207,6 +207,7 @@ async def move(
     job_id: str,
     state: JobState,
     event: JobEvent,
+    *,
     now: datetime,
     data: Mapping[str, Any] | None = None,
     **values: Any,

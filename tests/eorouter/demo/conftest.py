@@ -14,7 +14,9 @@ CROPS = ("wheat", "maize", "rapeseed", "meadow")
 
 
 def _ring(west: float, south: float, side: float) -> np.ndarray:
-    return np.array([(west, south), (west + side, south), (west + side, south + side), (west, south + side), (west, south)])
+    return np.array(
+        [(west, south), (west + side, south), (west + side, south + side), (west, south + side), (west, south)]
+    )
 
 
 def _zones() -> list[Zone]:

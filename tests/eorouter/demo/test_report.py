@@ -156,7 +156,9 @@ def test_report_stays_small_with_a_thousand_fields(make_story: MakeStory) -> Non
 def test_crop_mean_weighs_by_seen_area_and_leaves_out_what_was_hardly_seen(make_story: MakeStory) -> None:
     at = make_story().days[0].at
     ring = [np.zeros((4, 2))]
-    zones = [Zone(id=name, crop="rye", area_ha=area, rings=ring) for name, area in (("a", 3.0), ("b", 1.0), ("c", 50.0))]
+    zones = [
+        Zone(id=name, crop="rye", area_ha=area, rings=ring) for name, area in (("a", 3.0), ("b", 1.0), ("c", 50.0))
+    ]
 
     def reading(zone_id: str, mean: float | None, valid_fraction: float) -> Reading:
         return Reading(zone_id=zone_id, at=at, mean=mean, median=mean, std=None, valid_fraction=valid_fraction)
