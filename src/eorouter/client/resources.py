@@ -225,7 +225,7 @@ class Job:
     @property
     def item_ids(self) -> list[str]:
         """Ids of the items it made; empty until it completed."""
-        return list(self.document.get("item_ids") or ())
+        return list(self.items.values())
 
     @property
     def is_over(self) -> bool:
@@ -242,6 +242,12 @@ class Job:
         """Pixels done, and at most to do, when last asked."""
         progress = self.document["progress"]
         return progress["pixels_done"], progress["pixels_total"]
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """Shards done, and in all, when last asked."""
+        progress = self.document["progress"]
+        return progress["shards_done"], progress["shards_total"]
 
     @property
     def seconds(self) -> float | None:

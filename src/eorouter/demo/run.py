@@ -36,6 +36,7 @@ from eorouter.demo.world import Scene, World
 
 DEFAULT_OUT = Path("demo-output")
 SIZE_PX = 768
+_PATIENCE = "The first start on a machine compiles the kernels for its processor; that takes a minute, once."
 _PACKAGES = ("eorouter", "numpy", "numba", "rasterio", "dask", "litestar", "sqlalchemy")
 
 
@@ -152,7 +153,7 @@ def _opened(
     # The scenes are made while the service starts: both take some seconds, and there are two cores.
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(world.find, data) if data else pool.submit(world.generate, folder, size_px=size_px)
-        with running(folder / "service", port=port) as service:
+        with running(folder / "service", port=port, on_slow=lambda: teller.say(_PATIENCE)) as service:
             teller.say(f"It answers at {service.address}")
             scenery = making.result()
             teller.say(scenery.place)
@@ -322,9 +323,13 @@ def _follow(run: _Run, jobs: Mapping[str, Job]) -> dict[str, Job]:
                 seconds = job.seconds if job.seconds is not None else time.monotonic() - start
                 bars.show(label, 1, 1, f"{total / 1e6:.1f} Mpixel in {seconds:.2f} s")
                 run.steps.append(
+<<<<<<< HEAD
+                    Step(title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards[1])
+=======
                     Step(
                         title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards
                     )
+>>>>>>> main
                 )
                 del waiting[label]
             run.service.check()

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import httpx2
 
 _ANNOUNCEMENT = re.compile(r"eorouter (?:listening on|answers at) (http://\S+)")
 _STOP_S = 20.0
+_SLOW_S = 8.0
 
 
 class ServiceFailed(Exception):
@@ -44,8 +45,16 @@ class Service:
 
 
 @contextmanager
-def running(data_dir: Path, *, port: int = 0, start_s: float = 180.0) -> Iterator[Service]:
+def running(
+    data_dir: Path, *, port: int = 0, start_s: float = 300.0, on_slow: Callable[[], object] = lambda: None
+) -> Iterator[Service]:
     """Run `eorouter serve` over a data folder for as long as the block lasts.
+
+    Args:
+        data_dir: made if need be.
+        port: to listen on; 0 takes a free one.
+        start_s: longest that it may take to become ready.
+        on_slow: called once when it takes more than a few seconds.
 
     Raises:
         ServiceFailed: it did not become ready.
@@ -63,7 +72,7 @@ def running(data_dir: Path, *, port: int = 0, start_s: float = 180.0) -> Iterato
             start_new_session=True,
         )
     try:
-        yield Service(process, _wait_until_ready(process, log, start_s), log)
+        yield Service(process, _wait_until_ready(process, log, start_s, on_slow), log)
     finally:
         _stop(process)
 
@@ -75,10 +84,14 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONUNBUFFERED": "1"}
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, start_s: float) -> str:
-    deadline = time.monotonic() + start_s
-    address = ""
-    while time.monotonic() < deadline:
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], log: Path, start_s: float, on_slow: Callable[[], object]
+) -> str:
+    start, is_slow, address = time.monotonic(), False, ""
+    while (waited := time.monotonic() - start) < start_s:
+        if waited > _SLOW_S and not is_slow:
+            is_slow = True
+            on_slow()
         if process.poll() is not None:
             raise ServiceFailed(_obituary(process, log))
         if not address and (found := _ANNOUNCEMENT.search(log.read_text("utf-8", "replace"))):
