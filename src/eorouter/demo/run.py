@@ -1,17 +1,14 @@
 """The story: a service is started, scenes go in, a clip, NDVI and field statistics come out, a report is written.
 
-Everything after the start goes over HTTP through the Python client, as any user's program would. Whatever was started is
-stopped at the end, also after an error or an interrupt.
+Everything after the start goes over HTTP through the Python client, as any user's program would. Whatever was started
+is stopped at the end, also after an error or an interrupt.
 """
 
 import csv
-import json
 import math
 import platform
 import secrets
-import shutil
 import signal
-import sys
 import tempfile
 import time
 import webbrowser
@@ -323,13 +320,14 @@ def _follow(run: _Run, jobs: Mapping[str, Job]) -> dict[str, Job]:
                 seconds = job.seconds if job.seconds is not None else time.monotonic() - start
                 bars.show(label, 1, 1, f"{total / 1e6:.1f} Mpixel in {seconds:.2f} s")
                 run.steps.append(
-<<<<<<< HEAD
-                    Step(title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards[1])
-=======
                     Step(
-                        title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards
+                        title=label,
+                        method=job.method,
+                        job_id=job.id,
+                        seconds=seconds,
+                        pixels=total,
+                        shards=job.shards[1],
                     )
->>>>>>> main
                 )
                 del waiting[label]
             run.service.check()
