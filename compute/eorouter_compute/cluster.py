@@ -162,7 +162,7 @@ def run_order(data: bytes) -> bytes:
         failure = Failure(
             kind="defect",
             code="internal_fault",
-            message=f"{order.label} failed unexpectedly ({type(error).__name__}); the logs have it by the request id.",
+            message=f"{order.label} failed unexpectedly ({type(error).__name__}); the logs tell more.",
             traceback=traceback.format_exc(limit=-12),
         )
     finally:

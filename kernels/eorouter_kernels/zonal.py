@@ -82,9 +82,7 @@ def update(
     is_narrow = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
     moments = _moments_int if is_narrow else _moments_float
     rows = state[batch.start : batch.start + len(batch.first) - 1]
-    moments(
-        batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, row_areas, rows
-    )
+    moments(batch, pixels, mask, has_mask, *corner, row_areas, rows)
 
 
 @kernel
@@ -104,20 +102,25 @@ def _close(
 
 
 @kernel
+def _first_value(
+    batch: Spans, pair: int, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, band: int,
+    row0: int, col0: int,
+) -> Any:  # fmt: skip
+    """First valid value of a pair; its sums run about it. Zero where nothing is valid."""
+    for span in range(batch.first[pair], batch.first[pair + 1]):
+        if batch.weight[span] >= SLIVER:
+            r, c = batch.row[span] - row0, batch.col[span] - col0
+            for i in range(c, c + batch.length[span]):
+                if not has_mask or valid[band, r, i]:
+                    return pixels[r, i]
+    return pixels.dtype.type(0)
+
+
+@kernel
 def _moments_int(
-    first: Ints,
-    row: Ints32,
-    col: Ints32,
-    length: Ints32,
-    weight: Floats,
-    pixels: NDArray[Any],
-    valid: NDArray[np.bool_],
-    has_mask: bool,
-    row0: int,
-    col0: int,
-    row_areas: Floats,
-    state: Floats,
-) -> None:
+    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int,
+    row_areas: Floats, state: Floats,
+) -> None:  # fmt: skip
     """Weighted sums, squares and extremes under spans, for integers of at most 16 bits.
 
     Sums run over value − pivot, the pivot being the pair's first valid value: exact in int64 within a span, and free of
@@ -130,24 +133,18 @@ def _moments_int(
     Reference: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", Am. Stat. 37(3), eq. 1.5–2.1.
     """
     for band in range(pixels.shape[0]):
-        for pair in range(len(first) - 1):
+        for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = np.int64(0)
-            has_pivot = False
+            pivot = np.int64(_first_value(batch, pair, pixels[band], valid, has_mask, band, row0, col0))
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.int64(1 << 20), np.int64(-(1 << 20))
-            for span in range(first[pair], first[pair + 1]):
-                w = weight[span]
+            for span in range(batch.first[pair], batch.first[pair + 1]):
+                w = batch.weight[span]
                 if w < SLIVER:
                     continue
-                r, c, n = row[span] - row0, col[span] - col0, length[span]
+                r, c, n = batch.row[span] - row0, batch.col[span] - col0, batch.length[span]
                 line = pixels[band, r, c : c + n]
                 seen = np.int64(n)
-                if not has_pivot:
-                    for i in range(n):
-                        if not has_mask or valid[band, r, c + i]:
-                            pivot, has_pivot = np.int64(line[i]), True
-                            break
                 if n == 1:
                     if has_mask and not valid[band, r, c]:
                         masked += w
@@ -191,19 +188,9 @@ def _moments_int(
 
 @kernel
 def _moments_float(
-    first: Ints,
-    row: Ints32,
-    col: Ints32,
-    length: Ints32,
-    weight: Floats,
-    pixels: NDArray[Any],
-    valid: NDArray[np.bool_],
-    has_mask: bool,
-    row0: int,
-    col0: int,
-    row_areas: Floats,
-    state: Floats,
-) -> None:
+    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int,
+    row_areas: Floats, state: Floats,
+) -> None:  # fmt: skip
     """Weighted sums, squares and extremes under spans, in float64, for floats and wide integers.
 
     Four partial sums run side by side along a span: a fixed order that the processor can keep in one vector. A plain
@@ -215,24 +202,18 @@ def _moments_float(
     Reference: as `_moments_int`.
     """
     for band in range(pixels.shape[0]):
-        for pair in range(len(first) - 1):
+        for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = 0.0
-            has_pivot = False
+            pivot = np.float64(_first_value(batch, pair, pixels[band], valid, has_mask, band, row0, col0))
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.inf, -np.inf
-            for span in range(first[pair], first[pair + 1]):
-                w = weight[span]
+            for span in range(batch.first[pair], batch.first[pair + 1]):
+                w = batch.weight[span]
                 if w < SLIVER:
                     continue
-                r, c, n = row[span] - row0, col[span] - col0, length[span]
+                r, c, n = batch.row[span] - row0, batch.col[span] - col0, batch.length[span]
                 line = pixels[band, r, c : c + n]
                 seen = np.int64(n)
-                if not has_pivot:
-                    for i in range(n):
-                        if not has_mask or valid[band, r, c + i]:
-                            pivot, has_pivot = np.float64(line[i]), True
-                            break
                 s = q = 0.0
                 if has_mask:
                     seen = np.int64(0)
@@ -373,7 +354,7 @@ def collect(
         np.empty(part, np.float64),
     )
     made, parts = _gather(
-        batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, band,
+        batch, pixels, mask, has_mask, *corner, band,
         full_pair, full_value, full_count, part_pair, part_value, part_weight,
     )  # fmt: skip
     return Runs(
@@ -388,24 +369,10 @@ def collect(
 
 @kernel
 def _gather(
-    first: Ints,
-    row: Ints32,
-    col: Ints32,
-    length: Ints32,
-    weight: Floats,
-    pixels: NDArray[Any],
-    valid: NDArray[np.bool_],
-    has_mask: bool,
-    row0: int,
-    col0: int,
-    band: int,
-    full_pair: Ints,
-    full_value: NDArray[Any],
-    full_count: Ints,
-    part_pair: Ints,
-    part_value: NDArray[Any],
-    part_weight: Floats,
-) -> tuple[int, int]:
+    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int, band: int,
+    full_pair: Ints, full_value: NDArray[Any], full_count: Ints,
+    part_pair: Ints, part_value: NDArray[Any], part_weight: Floats,
+) -> tuple[int, int]:  # fmt: skip
     """Sorted distinct values with their counts in wholly covered cells, and values with weights in the others.
 
     Shapes: spans as in `Spans`; pixels, valid (band, y, x); outputs hold at least as many cells as the spans cover.
@@ -414,14 +381,14 @@ def _gather(
     Reference: none; plain run-length coding.
     """
     made = parts = 0
-    for pair in range(len(first) - 1):
+    for pair in range(len(batch.first) - 1):
         begin = made
-        for span in range(first[pair], first[pair + 1]):
-            w = weight[span]
+        for span in range(batch.first[pair], batch.first[pair + 1]):
+            w = batch.weight[span]
             if w < SLIVER:
                 continue
-            r, c = row[span] - row0, col[span] - col0
-            for i in range(c, c + length[span]):
+            r, c = batch.row[span] - row0, batch.col[span] - col0
+            for i in range(c, c + batch.length[span]):
                 if has_mask and not valid[band, r, i]:
                     continue
                 if w == 1.0:

@@ -62,7 +62,8 @@ class Optional(Output):
 EXAMPLE = (Example(summary="A", request={}),)
 READ: dict[str, Any] = {"tier": Tier.READ, "scope": "things:read", "examples": EXAMPLE}
 SPEND: dict[str, Any] = {
-    "tier": Tier.SPEND, "scope": "things:write", "examples": EXAMPLE, "errors": (PaymentRequired, IdempotencyKeyMissing),
+    "tier": Tier.SPEND, "scope": "things:write", "examples": EXAMPLE,
+    "errors": (PaymentRequired, IdempotencyKeyMissing),
 }  # fmt: skip
 
 
@@ -149,8 +150,16 @@ BAD_OPERATIONS: tuple[tuple[str, Callable[[], Any], str], ...] = (
     ("read with a write scope", bad(scope="things:write"), "a read cannot need a :write scope"),
     ("write with a read scope", bad(tier=Tier.WRITE), "cannot be had with a :read scope"),
     ("spend without authority", bad(**SPEND), "must take `spend: SpendAuthority`"),
-    ("spend without a payment error", bad(spends=True, **{**SPEND, "errors": (IdempotencyKeyMissing,)}), "PaymentRequired"),
-    ("spend without its key's error", bad(spends=True, **{**SPEND, "errors": (PaymentRequired,)}), "IdempotencyKeyMissing"),
+    (
+        "spend without a payment error",
+        bad(spends=True, **{**SPEND, "errors": (IdempotencyKeyMissing,)}),
+        "PaymentRequired",
+    ),
+    (
+        "spend without its key's error",
+        bad(spends=True, **{**SPEND, "errors": (PaymentRequired,)}),
+        "IdempotencyKeyMissing",
+    ),
     ("authority outside of spend", bad(spends=True), "cannot hold a SpendAuthority"),
     ("no summary", bad(doc=None), "first line must be one sentence"),
     ("summary without a full stop", bad(doc="Look at a thing"), "first line must be one sentence"),

@@ -18,6 +18,7 @@ from eorouter_compute.errors import InvalidParameter, ShardFault, SourceTruncate
 from eorouter_compute.method import Bound, Kind, Method, OutputAsset, OutputItem, Params, Part, Plan, Result, Shard
 
 PIXELS = 1000
+Ill = Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]
 
 
 class ToyParams(Params, tag="toy"):
@@ -30,9 +31,7 @@ class ToyParams(Params, tag="toy"):
     shards: Annotated[int, Meta(ge=0, le=5000)] = 1
     blocks: Annotated[int, Meta(ge=1)] = 1
     block_s: float = 0.0
-    ills: Mapping[str, Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]] = (
-        msgspec.field(default_factory=dict)
-    )
+    ills: Mapping[str, Ill] = msgspec.field(default_factory=dict)
     marker: str | None = None
     makes_item: bool = True
     memory_bytes: int = 0

@@ -114,10 +114,10 @@ class _Flight:
 class Dispatcher:
     """Claims, runs, records and publishes, until told to stop."""
 
-    def __init__(self, settings: Settings, stores: Stores) -> None:
+    def __init__(self, settings: Settings, stores: Stores, *, cluster: Cluster | None = None) -> None:
         self.id = new_id("dsp")
         self._stores = stores
-        self._cluster = Cluster(
+        self._cluster = cluster or Cluster(
             worker_count=settings.worker_count or os.cpu_count() or 1,
             worker_threads=settings.worker_threads,
             worker_memory_bytes=settings.worker_memory_mb << 20,
@@ -347,6 +347,7 @@ class Dispatcher:
             ended = sa.select(jobs.c.id).where(jobs.c.id.in_(sorted(aloft)), jobs.c.state.in_(sorted(TERMINAL)))
             ended_ids = set((await tx.execute(ended)).scalars()) if aloft else set()
         if stopping:
+            self._was_woken = True  # until none is left: their last shard's landing need not wake anybody
             async with self._stores.db.write() as tx:
                 await leases.end_cancelled(tx, now=utc_now())
         return (stopping | ended_ids) & aloft
@@ -433,6 +434,7 @@ class Dispatcher:
 
     async def _tend(self) -> None:
         """Take back shards of the dead, and finish what they were publishing."""
+        self._was_woken = True  # a notification can be missed
         now = utc_now()
         async with self._stores.db.read() as tx:
             seen = sa.select(processes.c.id).where(processes.c.role == ROLE, processes.c.seen_at > now - _ALIVE)

@@ -5,6 +5,7 @@ Claiming raises the token, so of two dispatchers, or of a dispatcher and its own
 Transactions lock job rows before shard rows and in order of id, so that two dispatchers do not wait for each other.
 """
 
+import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -331,10 +332,16 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
     if landed.pixels:
         await _count(tx, job.id, -landed.pixels)
     log.log(
-        20 if failure.kind in {"request", "source", "cancelled"} else 30,
-        "jobs.shard.failed", job=job.id, shard=claim.number, attempt=claim.attempt, code=failure.code,
-        message=failure.message, traceback=failure.traceback, request_id=job.request_id,
-    )  # fmt: skip
+        logging.INFO if failure.kind in {"request", "source", "cancelled"} else logging.WARNING,
+        "jobs.shard.failed",
+        job=job.id,
+        shard=claim.number,
+        attempt=claim.attempt,
+        code=failure.code,
+        message=failure.message,
+        traceback=failure.traceback if failure.kind == "defect" else "",
+        request_id=job.request_id,
+    )
     if job.is_cancelling:
         return False
     if gives_up:

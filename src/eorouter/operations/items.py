@@ -230,10 +230,9 @@ async def _take(ctx: Context, row: uploads.Row, found: remote.Source) -> uploads
         seen = 0
         async for chunk in found.chunks:
             seen += len(chunk)
-            while seen > held:
+            if seen > held:
                 async with db.write() as tx:
-                    await uploads.grow(tx, row, _RESERVE_STEP)
-                held += _RESERVE_STEP
+                    held += await uploads.grow_some(tx, row, at_least=seen - held, at_most=_RESERVE_STEP)
             yield chunk
 
     size, sha256 = await objects.put_stream(key, under_quota(), bytes_max=ctx.settings.upload_bytes_max)

@@ -189,6 +189,20 @@ async def grow(tx: AsyncConnection, row: Row, by_bytes: int) -> None:
     )
 
 
+async def grow_some(tx: AsyncConnection, row: Row, *, at_least: int, at_most: int) -> int:
+    """Declare `at_most` more bytes, or `at_least` where only those fit; returns how many. Spares a write per chunk.
+
+    Raises:
+        QuotaExceeded: not even `at_least` fit.
+    """
+    try:
+        await grow(tx, row, max(at_least, at_most))
+    except QuotaExceeded:  # nothing was changed
+        await grow(tx, row, at_least)
+        return at_least
+    return max(at_least, at_most)
+
+
 async def claim(tx: AsyncConnection, upload_ids: Sequence[str]) -> None:
     """Take uploads for their ingest, all or none.
 

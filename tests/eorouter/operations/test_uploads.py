@@ -3,7 +3,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 import pytest
@@ -14,6 +14,7 @@ from eorouter.jobs import queue
 from eorouter.operation import Context
 from eorouter.operations import uploads
 from eorouter.storage import Stores, items
+from eorouter.storage.objects import Objects
 from eorouter.storage.tables import jobs, organisations, outbox
 from eorouter.types import ANONYMOUS, Principal, utc_now
 
@@ -106,9 +107,11 @@ class TestUploadsInitiate:
             {"bands": [{"name": "a", "nodata": "none"}]}, {"project": "prj_a"},
         ],
     )  # fmt: skip
-    async def test_initiate_of_wrong_form_is_refused(self, ctx, fields):
+    def test_initiate_of_wrong_form_is_refused(self, fields):
+        request = {"project_id": "prj_a", "filename": "scene.tif", "size_bytes": 1}
+        msgspec.convert(request, uploads.UploadsInitiateInput)
         with pytest.raises(msgspec.ValidationError):
-            await initiate(ctx, **fields)
+            msgspec.convert(request | fields, uploads.UploadsInitiateInput)
 
     @pytest.mark.parametrize("at", ["0001-01-01T00:00:00+23:00", "9999-12-31T23:00:00-23:00"])
     async def test_initiate_at_the_end_of_the_calendar_is_refused(self, ctx, at):
@@ -337,6 +340,59 @@ class TestUploadsComplete:
             await complete(msgspec.structs.replace(ctx, principal=OTHER), ticket)
         with pytest.raises(Conflict, match="expired"):
             await complete(msgspec.structs.replace(ctx, clock=lambda: utc_now() + uploads.UPLOAD_LIFE), ticket)
+
+
+class TestDirectUpload:
+    """Where the store signs addresses, bytes go to it and not through us."""
+
+    @pytest.fixture
+    def direct(self, monkeypatch) -> None:
+        monkeypatch.setattr(Objects, "sign", lambda _self, key, method, life: f"https://store.example/{key}?{method}")
+
+    async def arrive(self, ctx: Context, ticket: uploads.UploadTicket, data: bytes) -> str:
+        key = urlsplit(ticket.address.url).path.removeprefix("/")
+        await ctx.stores.objects.put(key, data)
+        return key
+
+    async def test_direct_bytes_become_an_item_even_if_they_are_sent_again(self, ctx, worker, direct, data_dir: Path):
+        data = (data_dir / "formats" / "cog_valid_uint16.tif").read_bytes()
+        ticket = await initiate(ctx, data, sha256=hashlib.sha256(data).hexdigest())
+        await self.arrive(ctx, ticket, data)
+        upload = await complete(ctx, ticket)
+        assert (upload.state, upload.sha256) == ("completed", hashlib.sha256(data).hexdigest())
+        await self.arrive(ctx, ticket, b"late")  # the address is still good
+        assert await raw_objects(ctx) == []  # its key was ordered away
+
+    @pytest.mark.parametrize(
+        ("data", "code"), [(DATA + b"x", "size_mismatch"), (b"", "size_mismatch"), (DATA[::-1], "checksum_mismatch")]
+    )
+    async def test_direct_bytes_other_than_declared_are_refused_and_deleted(self, ctx, direct, data, code):
+        ticket = await initiate(ctx, sha256=hashlib.sha256(DATA).hexdigest())
+        await self.arrive(ctx, ticket, data)
+        with pytest.raises(InvalidInput) as caught:
+            await complete(ctx, ticket)
+        assert caught.value.errors[0].code == code
+        assert await raw_objects(ctx) == []
+        assert (await look(ctx, ticket)).state == "initiated"
+        with pytest.raises(Conflict, match="No bytes"):
+            await complete(ctx, ticket)
+
+    async def test_direct_bytes_sent_while_they_are_read_do_not_count(self, ctx, direct):
+        quick = msgspec.structs.replace(ctx, settings=msgspec.structs.replace(ctx.settings, ingest_wait_s=0.05))
+        ticket = await initiate(ctx)
+        await self.arrive(ctx, ticket, DATA)
+        await complete(quick, ticket)
+        await self.arrive(ctx, ticket, DATA[::-1])
+        async with ctx.stores.db.read() as tx:
+            task = (await tx.execute(sa.select(jobs.c.task))).scalar_one()
+        key = unquote(task["href"].removeprefix(f"{ctx.stores.objects.url}/"))
+        assert await ctx.stores.objects.read(key) == DATA
+
+    async def test_file_too_large_for_one_request_to_the_store_comes_through_us(self, ctx, direct, monkeypatch):
+        monkeypatch.setattr(uploads, "DIRECT_BYTES_MAX", len(DATA) - 1)
+        ticket = await initiate(ctx)
+        assert ticket.address.url.startswith("http://127.0.0.1:8000/v1/uploads/")
+        assert (await send(ctx, ticket, body(DATA))).state == "received"
 
 
 class TestUploadsFail:

@@ -98,6 +98,18 @@ class TestQuota:
                 await uploads.grow(tx, row, 351)
         assert (await row_of(peopled, row.id)).declared_bytes == 650
 
+    async def test_growing_by_some_takes_what_fits(self, peopled):
+        row = await start(peopled, 0)
+        taken = []
+        for at_least in (10, 10, 200):
+            async with peopled.db.write() as tx:
+                taken.append(await uploads.grow_some(tx, row, at_least=at_least, at_most=600))
+        assert taken == [600, 10, 200]
+        with pytest.raises(QuotaExceeded, match="191 bytes do not fit: 190 bytes"):
+            async with peopled.db.write() as tx:
+                await uploads.grow_some(tx, row, at_least=191, at_most=600)
+        assert await used(peopled) == (await row_of(peopled, row.id)).declared_bytes == 810
+
 
 class TestOwnership:
     async def test_foreign_project_and_foreign_upload_are_not_found(self, peopled):

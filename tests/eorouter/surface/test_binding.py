@@ -1,5 +1,6 @@
 """What JSON and queries may hold before an operation sees them."""
 
+import contextlib
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from eorouter.errors import ApiError, InvalidInput, MalformedBody
+from eorouter.errors import InvalidInput, MalformedBody
 from eorouter.surface.binding import decode, from_query
 from eorouter.types import Input
 
@@ -78,8 +79,8 @@ def test_position_counts_characters_and_lines():
     ("text", "where"),
     [
         (b"text=%00", "/text"), (b"number=99999999999999999999", "/number"), (b"ratio=nan", "/ratio"),
-        (b"ratio=-Infinity", "/ratio"), (b"box=1,2,3,nan", "/box/3"), (b"box=1,2,3", "/box"), (b"tags=a,b,c,d", "/tags"),
-        (b"txet=a", "/txet"), (b"number=1.5", "/number"),
+        (b"ratio=-Infinity", "/ratio"), (b"box=1,2,3,nan", "/box/3"), (b"box=1,2,3", "/box"),
+        (b"tags=a,b,c,d", "/tags"), (b"txet=a", "/txet"), (b"number=1.5", "/number"),
     ],
 )  # fmt: skip
 def test_query_that_cannot_be_meant_is_refused_where_it_stands(text, where):
@@ -102,7 +103,5 @@ def test_query_values_are_converted():
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_are_refused(body):
     for read in (lambda: decode(body, JSON), lambda: query(body)):
-        try:
+        with contextlib.suppress(MalformedBody, InvalidInput):  # anything else is a fault of ours
             read()
-        except ApiError as error:
-            assert error.status in {400, 422}

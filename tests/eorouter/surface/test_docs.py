@@ -28,7 +28,7 @@ def test_pages_link_only_to_what_there_is(toys):
                 if fragment:
                     heads = {
                         h.lower().replace(".", "").replace(" ", "-")
-                        for h in re.findall(r"^#+ (.+)$", pages[target], re.M)
+                        for h in re.findall(r"^#+ (.+)$", pages[target], re.MULTILINE)
                     }
                     assert fragment in heads | set(re.findall(r'id="([^"]+)"', pages[target])), (name, target, fragment)
 

@@ -29,15 +29,19 @@ BOUNDED = settings(
 )  # fmt: skip
 
 HOSTILE: list[Any] = [
-    None, True, 0, -1, 2**31, 2**53, 2**63 - 1, -(2**63), 2**63, 10**40, 1.5, -0.0, 5e-324, 1e308, "", " ", "\0", "a\0b",
+    None, True, 0, -1,
+    2**31, 2**53, 2**63 - 1, -(2**63), 2**63, 10**40, 1.5, -0.0, 5e-324, 1e308, "", " ", "\0", "a\0b",
     "\u202e", "\U0001f4a9" * 50, "é" * 300, "'; DROP TABLE users; --", "%00", "../../etc/passwd", "${jndi:ldap://x}",
-    "a" * 10_000, "nan", "Infinity", "0000-00-00", "9999-12-31T23:59:59Z", "2024-01-01T00:00:00", "0001-01-01T00:00:00+23:59",
+    "a" * 10_000, "nan", "Infinity", "0000-00-00", "9999-12-31T23:59:59Z", "2024-01-01T00:00:00",
+    "0001-01-01T00:00:00+23:59",
     "2024-02-30T00:00:00Z", [], [[]], [None], {}, {"": {}}, {"type": "Polygon", "coordinates": [[[1e308, 1e308]]]},
     {"method": "x"}, [1] * 200, [[[[[[[[[]]]]]]]]], {"a": {"b": {"c": {}}}}, "prj_" + "0" * 26, "file:///etc/passwd",
-    "http://169.254.169.254/latest", "//", "C:\\", "\r\nX-Evil: 1", "\ud83d".encode("utf-8", "surrogatepass").decode("latin-1"),
+    "http://169.254.169.254/latest", "//", "C:\\", "\r\nX-Evil: 1",
+    "\ud83d".encode("utf-8", "surrogatepass").decode("latin-1"),
 ]  # fmt: skip
 RAW_BODIES = [
-    b"", b"{", b"[]", b"null", b'"x"', b'{"a":NaN}', b'{"a":1e999}', b"\xff\xfe", b"\x00" * 10, b"[" * 5000, b'{"a":' * 5000,
+    b"", b"{", b"[]", b"null", b'"x"', b'{"a":NaN}', b'{"a":1e999}', b"\xff\xfe", b"\x00" * 10,
+    b"[" * 5000, b'{"a":' * 5000,
     b'{"project_id":"\\ud800"}', b'{"name":"\\u0000"}', b"{}" + b" " * 10_000, b'{"a":1}{"b":2}', b"\xef\xbb\xbf{}",
     b'{"limit":' + b"9" * 4000 + b"}", b'{"":""}', b'{"a":1,"a":2}',
 ]  # fmt: skip
@@ -61,7 +65,7 @@ def replaced(value: Any, path: tuple, new: Any) -> Any:
 
 @st.composite
 def documents(draw: Any, op: Operation) -> Any:
-    """An example of the operation with one to three values made hostile, or fields it may have set to hostile values."""
+    """An example of the operation with one to three of its values, or of the fields it may have, made hostile."""
     document: Any = draw(st.sampled_from(op.examples)).request
     names = [field.encode_name for field in msgspec.structs.fields(op.input)]
     for _ in range(draw(st.integers(1, 3))):
@@ -195,10 +199,13 @@ def test_hostile_queries_are_refused(caller: Caller, query: str):
 @pytest.mark.parametrize(
     "headers",
     [
-        {"authorization": b"Bearer \xff\xfe"}, {"authorization": b"Bearer " + b"x" * 5000}, {"authorization": b"Basic eDp5"},
+        {"authorization": b"Bearer \xff\xfe"}, {"authorization": b"Bearer " + b"x" * 5000},
+        {"authorization": b"Basic eDp5"},
         {"authorization": b"Bearer eor_live_sk_\xc3\xa9"}, {"authorization": b"Bearer a.b.c"}, {"authorization": b""},
-        {"x-request-id": b"\xff"}, {"host": b"\xff"}, {"content-length": b"-1"}, {"content-length": "²".encode("latin-1")},
-        {"content-length": b"9" * 50}, {"content-type": b"\xff/\xff"}, {"range": b"bytes=\xb2-"}, {"if-none-match": b'"\xff'},
+        {"x-request-id": b"\xff"}, {"host": b"\xff"}, {"content-length": b"-1"},
+        {"content-length": "²".encode("latin-1")},
+        {"content-length": b"9" * 50}, {"content-type": b"\xff/\xff"}, {"range": b"bytes=\xb2-"},
+        {"if-none-match": b'"\xff'},
         {"idempotency-key": b"\x80"}, {"accept": b"\xff"}, {"cookie": b"\xff=\xff; a"},
     ],
 )  # fmt: skip

@@ -1,0 +1,164 @@
+"""Orders on real worker processes: what they answer, and what is answered for them when they die."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from eorouter_compute import cluster as cluster_module
+from eorouter_compute import method
+from eorouter_compute.cluster import MERGE, Cluster, Outcome, ShardOrder
+from eorouter_compute.method import Part, Result
+
+TOYS = Path(__file__).resolve().parents[1] / "toys"
+MEMORY_BYTES = 900 << 20
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """Two worker processes of one thread each, that know the toy method."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOYS))
+        ours = [path for path in sys.path if path and "site-packages" not in path and Path(path).is_dir()]
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TOYS), *ours]))
+        method.methods.cache_clear()
+        made = Cluster(
+            worker_count=2,
+            worker_threads=1,
+            worker_memory_bytes=MEMORY_BYTES,
+            dashboard_port=0,
+            scratch=tmp_path_factory.mktemp("scratch"),
+        )
+        await made.start()
+        yield made
+        await made.close()
+        method.methods.cache_clear()
+
+
+@pytest.fixture
+def order(tmp_path):
+    """Make an order of a toy job."""
+    tokens = iter(range(1, 100))
+
+    def make(number=0, *, job_id="job_1", token=None, parts=(), **fields):
+        token = token or next(tokens)
+        return ShardOrder(
+            job_id=job_id, number=number, token=token, label="toy", prefix=f"file://{tmp_path}/{number}/{token}/",
+            task=msgspec.json.encode({"method": "toy", **fields}), inputs=msgspec.msgpack.encode([]),
+            body=msgspec.msgpack.encode(number), parts=parts,
+        )  # fmt: skip
+
+    return make
+
+
+async def until_pulse(cluster, check, cancelled=()):
+    """Pulse until what the workers tell passes `check`."""
+    async with asyncio.timeout(20):
+        while True:
+            running = await cluster.pulse(cancelled)
+            if check(running):
+                return running
+            await asyncio.sleep(0.05)
+
+
+async def until_alive(cluster):
+    async with asyncio.timeout(90):
+        while cluster.alive_count < 2:  # noqa: ASYNC110 - a nanny starts the new worker
+            await asyncio.sleep(0.1)
+
+
+async def test_run_shard_and_merge_answer_in_bytes(cluster, order, tmp_path):
+    outcomes = await asyncio.gather(*(cluster.run(order(number)) for number in range(3)))
+    assert [each.failure for each in outcomes] == [None] * 3
+    assert all(each.seconds > 0 and each.peak_rss_bytes > 10 << 20 for each in outcomes)
+    parts = tuple(each.part for each in outcomes)
+    merged = await cluster.run(order(MERGE, parts=parts))
+    result = msgspec.msgpack.decode(merged.part, type=Result)
+    assert result.summary == {"sum": 3, "numbers": 3}
+    assert (tmp_path / "-1" / "4" / "sums.bin").read_bytes() == b"".join(bytes([n]) * 1000 for n in range(3))
+
+
+async def test_run_request_fault_comes_back_as_data(cluster, order):
+    failure = (await cluster.run(order(ills={"0": "request"}))).failure
+    assert (failure.kind, failure.code, failure.pointer) == ("request", "invalid_parameter", "/ills")
+    failure = (await cluster.run(order(ills={"0": "source"}))).failure
+    assert (failure.kind, failure.code, failure.data) == ("source", "source_truncated", {"source": "scene"})
+
+
+async def test_run_defect_tells_its_traceback_to_the_logs_only(cluster, order):
+    failure = (await cluster.run(order(ills={"0": "defect"}))).failure
+    assert (failure.kind, failure.code) == ("defect", "internal_fault")
+    assert "a bug" in failure.traceback
+    assert "a bug" not in failure.message
+
+
+async def test_run_same_attempt_twice_loses_to_its_own_objects(cluster, order):
+    assert (await cluster.run(order(token=7))).failure is None
+    failure = (await cluster.run(order(token=7))).failure
+    assert (failure.kind, failure.code) == ("machine", "attempt_exists")
+
+
+async def test_pulse_reports_progress_and_carries_a_cancellation(cluster, order):
+    flight = asyncio.create_task(cluster.run(order(job_id="job_slow", blocks=500, block_s=0.05)))
+    await until_pulse(cluster, lambda running: any(each.pixels > 0 for each in running))
+    await cluster.pulse({"job_slow"})
+    outcome = await asyncio.wait_for(flight, 10)
+    assert (outcome.failure.kind, outcome.failure.code) == ("cancelled", "cancelled")
+    await cluster.pulse(())
+    assert (await cluster.run(order(job_id="job_slow"))).failure is None
+
+
+async def test_run_on_a_worker_that_dies_is_lost_and_the_next_try_succeeds(cluster, order, tmp_path):
+    sick = {"ills": {"0": "die_once"}, "marker": str(tmp_path)}
+    outcome = await cluster.run(order(**sick))
+    assert (outcome.part, outcome.failure.kind, outcome.failure.code) == (None, "machine", "worker_lost")
+    outcome = await cluster.run(order(**sick))
+    assert msgspec.msgpack.decode(outcome.part, type=Part).objects["numbers"].size == 1000
+    await until_alive(cluster)
+
+
+async def test_restart_workers_of_ends_a_shard_that_does_not_listen(cluster, order):
+    flight = asyncio.create_task(cluster.run(order(job_id="job_deaf", ills={"0": "deaf"})))
+    await until_pulse(cluster, lambda running: any(each.job_id == "job_deaf" for each in running))
+    await cluster.restart_workers_of({"job_deaf"})
+    outcome = await asyncio.wait_for(flight, 60)
+    assert outcome.failure.code in {"worker_lost", "cancelled"}
+    await until_alive(cluster)
+
+
+async def test_run_out_of_memory_is_a_named_result(cluster, order):
+    outcome = await asyncio.wait_for(cluster.run(order(ills={"0": "memory"})), 90)
+    assert (outcome.failure.kind, outcome.failure.code) == ("memory", "job_out_of_memory")
+    assert "900 MiB" in outcome.failure.message
+    await until_alive(cluster)
+
+
+async def test_bystander_is_whom_the_last_pulse_did_not_see_at_work(order):
+    bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    working, waiting = order(0), order(1)
+    bare._executing = {"tls://1": {working.run}}
+    assert bare._is_bystander(waiting, "tls://1")
+    assert not bare._is_bystander(working, "tls://1")
+    assert not bare._is_bystander(waiting, "tls://2")
+
+
+async def test_run_without_a_cluster_is_a_lost_try(order):
+    bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    assert (await bare.run(order())).failure.kind == "machine"
+    assert not bare.is_healthy
+
+
+async def test_run_order_with_shared_parameters_reads_them_from_their_object(cluster, order, tmp_path):
+    (tmp_path / "shared").write_bytes(
+        msgspec.msgpack.encode((msgspec.json.encode({"method": "toy"}), msgspec.msgpack.encode([])))
+    )
+    shared = msgspec.structs.replace(order(5), task=b"", inputs=b"", shared=f"file://{tmp_path}/shared")
+    answer = cluster_module.run_order(msgspec.msgpack.encode(shared))
+    assert msgspec.msgpack.decode(answer, type=Outcome).failure is None

@@ -1,0 +1,212 @@
+"""Jobs from the queue to their end, on both engines, with workers that are threads."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from eorouter.errors import Conflict, NotFound
+from eorouter.jobs import queue
+from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox, processes
+from eorouter.types import Principal, utc_now
+from eorouter_compute.errors import InvalidParameter
+
+ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
+BOB = Principal(kind="user", id="usr_bob", org_id="org_b", scopes=frozenset(), user_id="usr_bob")
+
+
+async def events_of(stores, job_id):
+    async with stores.db.read() as tx:
+        query = sa.select(job_events).where(job_events.c.job_id == job_id).order_by(job_events.c.id)
+        return [(row.type, row.data) for row in await tx.execute(query)]
+
+
+async def until(condition, timeout_s=20):
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 - what is awaited happens in the database
+            await asyncio.sleep(0.02)
+
+
+async def test_job_of_many_shards_completes_with_item_checksum_and_events(stores, create, dispatcher):
+    job_id = await create(shards=5)
+    row = await queue.wait(stores.db, job_id, 20)
+    assert (row.state, row.problem) == ("completed", None)
+    expected = b"".join(bytes([number]) * 1000 for number in range(5))
+    assert row.result["summary"] == {"sum": 10, "numbers": 5}
+    assert row.result["checksums"] == {"sums/sums": hashlib.sha256(expected).hexdigest()}
+    assert (row.shards_done, row.pixels_done, row.bound["pixels"]) == (5, 5010, 5010)
+    async with stores.db.read() as tx:
+        item = (await tx.execute(sa.select(items))).one()
+        used = (await tx.execute(sa.select(organisations.c.used_bytes).where(organisations.c.id == "org_a"))).scalar()
+    assert (item.id, item.job_id, item.org_id, item.size_bytes) == (row.result["items"]["sums"], job_id, "org_a", 5000)
+    assert await stores.objects.read(item.document["assets"]["sums"]["href"]) == expected
+    assert used == 5000
+    types = [kind for kind, _ in await events_of(stores, job_id)]
+    assert types[:3] == ["job.created", "job.queued", "job.started"]
+    assert types[-2:] == ["job.publishing", "job.completed"]
+    done = [n for kind, data in await events_of(stores, job_id) if kind == "shard.completed" for n in data["shards"]]
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+async def test_job_after_its_end_leaves_no_attempt_objects(stores, create, dispatcher):
+    job_id = await create(shards=2)
+    await queue.wait(stores.db, job_id, 20)
+
+    async def is_swept():
+        return not [key async for key, _ in stores.objects.list("org_a/prj_a/jobs")]
+
+    async def is_handled():
+        async with stores.db.read() as tx:
+            return not (await tx.execute(sa.select(outbox.c.id).where(outbox.c.handled_at.is_(None)))).all()
+
+    await until(is_swept)
+    await until(is_handled)
+
+
+async def test_job_without_shards_completes_through_its_merge(stores, create, dispatcher):
+    row = await queue.wait(stores.db, await create(shards=0, makes_item=False), 20)
+    assert (row.state, row.result["summary"]) == ("completed", {"sum": 0, "numbers": 0})
+
+
+async def test_create_refused_by_its_plan_writes_nothing(stores, create):
+    with pytest.raises(InvalidParameter, match="4999") as refused:
+        await create(shards=4999)
+    assert refused.value.pointer == "/shards"
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar() == 0
+
+
+@pytest.mark.parametrize(("ill", "code"), [("request", "invalid_parameter"), ("source", "source_truncated")])
+async def test_shard_that_nobody_can_mend_fails_its_job_by_name_at_once(stores, create, dispatcher, ill, code):
+    job_id = await create(shards=3, ills={"1": ill})
+    row = await queue.wait(stores.db, job_id, 20)
+    assert (row.state, row.problem["code"], row.problem["shard"]) == ("failed", code, 1)
+    assert ill == "source" or row.problem["pointer"] == "/ills"
+    async with stores.db.read() as tx:
+        query = sa.select(job_shards.c.state, job_shards.c.attempt).where(job_shards.c.job_id == job_id)
+        shards = (await tx.execute(query.order_by(job_shards.c.number))).all()
+    assert shards[2] == ("failed", 1)
+    assert all(shard.state in {"done", "failed"} for shard in shards)
+
+
+@pytest.fixture
+def short_backoff(monkeypatch):
+    monkeypatch.setattr("eorouter.jobs.leases._BACKOFF_FIRST_S", 0.01)
+
+
+@pytest.mark.parametrize(("ill", "code"), [("fault", "compute_error"), ("defect", "internal_fault")])
+@pytest.mark.usefixtures("dispatcher", "short_backoff")
+async def test_shard_that_always_breaks_fails_its_job_after_four_tries(stores, create, ill, code):
+    job_id = await create(shards=2, ills={"0": ill})
+    row = await queue.wait(stores.db, job_id, 20)
+    assert (row.state, row.problem["code"], row.problem["shard"]) == ("failed", code, 0)
+    retried = [data for kind, data in await events_of(stores, job_id) if kind == "shard.retried"]
+    assert [data["attempt"] for data in retried] == [1, 2, 3]
+    assert "Traceback" not in str(row.problem)
+
+
+async def test_cancel_queued_job_ends_at_once(stores, create):
+    job_id = await create(shards=3)
+    async with stores.db.write() as tx:
+        await queue.cancel(tx, job_id, ALICE, utc_now())
+    row = await queue.wait(stores.db, job_id, 0)
+    assert row.state == "cancelled"
+    async with stores.db.write() as tx:
+        with pytest.raises(Conflict, match="cancelled"):
+            await queue.cancel(tx, job_id, ALICE, utc_now())
+
+
+async def test_cancel_running_job_stops_its_shards_between_blocks(stores, create, dispatcher, cluster):
+    job_id = await create(shards=6, blocks=500, block_s=0.02)
+
+    async def is_running():
+        return len(cluster.begun) >= 2
+
+    await until(is_running)
+    async with stores.db.write() as tx:
+        await queue.cancel(tx, job_id, ALICE, utc_now())
+    row = await queue.wait(stores.db, job_id, 8)  # one shard alone would take ten seconds
+    assert (row.state, row.problem, row.shards_done) == ("cancelled", None, 0)
+    assert (await events_of(stores, job_id))[-1][0] == "job.cancelled"
+
+
+async def test_job_reports_progress_within_a_shard(stores, create, dispatcher):
+    job_id = await create(shards=1, blocks=20, block_s=0.1)
+    row = await queue.wait(stores.db, job_id, 20)
+    seen = [data["pixels_done"] for kind, data in await events_of(stores, job_id) if kind == "job.progressed"]
+    assert seen
+    assert seen == sorted(seen)
+    assert all(0 < pixels <= 1000 for pixels in seen)
+    assert (row.state, row.pixels_done) == ("completed", 1010)
+
+
+async def test_flood_of_one_organisation_does_not_delay_anothers_job(stores, create, dispatcher, cluster):
+    await create(shards=200, blocks=1, block_s=0.1, principal=ALICE)
+
+    async def is_under_way():
+        return len(cluster.begun) >= 4
+
+    await until(is_under_way)
+    job_id = await create(shards=1, principal=BOB, makes_item=False)
+    await queue.wait(stores.db, job_id, 20)
+    places = [place for place, order in enumerate(cluster.begun) if order.job_id == job_id]
+    assert places
+    assert places[0] <= 4 + 2 * 4
+
+
+async def test_large_parameters_travel_once(stores, create, dispatcher, cluster):
+    job_id = await create(shards=3, padding="x" * 300_000)
+    row = await queue.wait(stores.db, job_id, 20)
+    assert row.state == "completed"
+    assert {len(order.task) for order in cluster.begun} == {0}
+    assert len({order.shared for order in cluster.begun}) == 1
+
+
+async def test_dispatch_starts_a_created_job_once(stores, create, dispatcher):
+    job_id = await create(shards=1, dispatches=False)
+    assert (await queue.wait(stores.db, job_id, 0.3)).state == "created"
+    async with stores.db.write() as tx:
+        with pytest.raises(NotFound):
+            await queue.dispatch(tx, job_id, BOB, utc_now())
+        await queue.dispatch(tx, job_id, ALICE, utc_now())
+    assert (await queue.wait(stores.db, job_id, 20)).state == "completed"
+    async with stores.db.write() as tx:
+        with pytest.raises(Conflict, match="completed"):
+            await queue.dispatch(tx, job_id, ALICE, utc_now())
+
+
+async def test_stop_gives_leases_back_and_another_dispatcher_finishes(stores, settings, create, cluster):
+    from eorouter.jobs.dispatcher import Dispatcher
+
+    job_id = await create(shards=3, blocks=40, block_s=0.02)
+    first = Dispatcher(settings, stores, cluster=cluster)
+    running = asyncio.create_task(first.run())
+
+    async def is_running():
+        return len(cluster.begun) >= 2
+
+    await until(is_running)
+    async with stores.db.read() as tx:
+        (beat,) = (await tx.execute(sa.select(processes))).all()
+    assert (beat.id, beat.role, beat.detail["workers"]) == (first.id, "dispatcher", 2)
+    first.stop()
+    await running
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(processes))).all() == []
+        query = sa.select(job_shards.c.state, job_shards.c.attempt).where(job_shards.c.number >= 0)
+        assert set((await tx.execute(query)).all()) == {("ready", 0)}
+    cluster.is_healthy = True
+    second = Dispatcher(settings, stores, cluster=cluster)
+    running = asyncio.create_task(second.run())
+    row = await queue.wait(stores.db, job_id, 20)
+    second.stop()
+    await running
+    assert (row.state, row.result["summary"]["sum"]) == ("completed", 3)
+
+
+def test_toy_method_is_found_by_its_entry_point():
+    from eorouter_compute import method
+
+    assert Path(method.get("toy").run.__code__.co_filename).name == "toy_method.py"

@@ -1,0 +1,264 @@
+"""What a dispatcher may write, and what a ghost may not."""
+
+from datetime import timedelta
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from eorouter.jobs import leases, publish, queue
+from eorouter.jobs.fairness import FairShare
+from eorouter.jobs.leases import Landed
+from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
+from eorouter.types import utc_now
+from eorouter_compute.cluster import MERGE, Failure, Outcome
+from eorouter_compute.method import Part, Result
+
+DONE = Outcome(part=msgspec.msgpack.encode(Part()), seconds=0.1)
+LOST = Outcome(failure=Failure(kind="machine", code="worker_lost", message="gone"))
+
+
+async def claim(stores, *, room=100.0, owner="dsp_1", now=None):
+    async with stores.db.write() as tx:
+        waiting = await leases.open_jobs(tx)
+        share = FairShare()
+        claims, dry = await leases.claim(tx, waiting, share=share, room=room, owner=owner, now=now or utc_now())
+    return claims, dry
+
+
+async def record(stores, *landed, now=None):
+    async with stores.db.write() as tx:
+        return await leases.record(tx, landed, now=now or utc_now())
+
+
+async def shard(stores, job_id, number):
+    async with stores.db.read() as tx:
+        query = sa.select(job_shards).where(job_shards.c.job_id == job_id, job_shards.c.number == number)
+        return (await tx.execute(query)).one()
+
+
+async def job(stores, job_id):
+    return await queue.wait(stores.db, job_id, 0)
+
+
+async def test_claim_leases_each_shard_once_and_raises_its_token(stores, create):
+    job_id = await create(shards=3)
+    first, dry = await claim(stores, room=2)
+    second, dry_then = await claim(stores, room=2)
+    assert [each.number for each in first] == [0, 1]
+    assert [each.number for each in second] == [2]
+    assert (dry, dry_then) == (set(), {job_id})
+    assert {each.token for each in first + second} == {1}
+    assert (await job(stores, job_id)).state == "running"
+
+
+async def test_claim_fills_the_room_by_load(stores, create):
+    await create(shards=40)
+    async with stores.db.write() as tx:
+        waiting = [msgspec.structs.replace(each, load=1 / 16) for each in await leases.open_jobs(tx)]
+        claims, _ = await leases.claim(tx, waiting, share=FairShare(), room=2, owner="dsp_1", now=utc_now())
+    assert len(claims) == 32
+
+
+async def test_claim_looks_back_for_a_retried_shard_when_none_is_left_ahead(stores, create):
+    job_id = await create(shards=3)
+    claims, _ = await claim(stores)
+    await record(stores, Landed(claim=claims[0], outcome=LOST))
+    later = utc_now() + timedelta(seconds=5)
+    async with stores.db.write() as tx:
+        waiting = [msgspec.structs.replace(each, start=3) for each in await leases.open_jobs(tx)]
+        again, _ = await leases.claim(tx, waiting, share=FairShare(), room=9, owner="dsp_1", now=later)
+    assert [(each.job_id, each.number, each.token, each.attempt) for each in again] == [(job_id, 0, 2, 2)]
+
+
+async def test_record_of_a_stale_token_changes_nothing_and_deletes_its_objects(stores, create):
+    job_id = await create(shards=1)
+    (ghost,), _ = await claim(stores)
+    async with stores.db.write() as tx:
+        assert await leases.reap(tx, now=utc_now() + timedelta(seconds=leases.LEASE_S + 1)) == 1
+    (current,), _ = await claim(stores, owner="dsp_2", now=utc_now() + timedelta(minutes=2))
+    assert (ghost.token, current.token) == (1, 2)
+    await record(stores, Landed(claim=ghost, outcome=DONE))
+    row = await shard(stores, job_id, 0)
+    assert (row.state, row.token, row.owner, row.part) == ("leased", 2, "dsp_2", None)
+    assert (await job(stores, job_id)).shards_done == 0
+    async with stores.db.read() as tx:
+        (payload,) = (await tx.execute(sa.select(outbox.c.payload))).scalars()
+    assert payload["prefixes"] == [f"org_a/prj_a/jobs/{job_id}/attempts/0/1/"]
+    await record(stores, Landed(claim=current, outcome=DONE))
+    assert (await shard(stores, job_id, 0)).state == "done"
+
+
+async def test_record_of_a_stale_failure_does_not_take_the_lease_away(stores, create):
+    job_id = await create(shards=1)
+    (ghost,), _ = await claim(stores)
+    async with stores.db.write() as tx:
+        await leases.reap(tx, now=utc_now(), dead_owners={"dsp_1"})
+    await claim(stores, owner="dsp_2", now=utc_now() + timedelta(minutes=2))
+    await record(stores, Landed(claim=ghost, outcome=LOST))
+    row = await shard(stores, job_id, 0)
+    assert (row.state, row.token, row.attempt) == ("leased", 2, 2)
+
+
+async def test_reap_leaves_leases_of_the_living_alone(stores, create):
+    await create(shards=2)
+    await claim(stores)
+    async with stores.db.write() as tx:
+        assert await leases.reap(tx, now=utc_now(), dead_owners={"dsp_other"}) == 0
+
+
+async def test_renew_tells_which_leases_are_lost_and_counts_pixels_once(stores, create):
+    job_id = await create(shards=2)
+    (kept, lost), _ = await claim(stores)
+    async with stores.db.write() as tx:
+        await tx.execute(sa.update(job_shards).where(job_shards.c.number == lost.number).values(token=9))
+    async with stores.db.write() as tx:
+        assert await leases.renew(tx, [(kept, 0, 400), (lost, 0, 300)], now=utc_now()) == {lost.run}
+    assert (await job(stores, job_id)).pixels_done == 400
+    await record(stores, Landed(claim=kept, outcome=DONE, pixels=400))
+    assert (await job(stores, job_id)).pixels_done == 1000
+
+
+async def test_failed_try_gives_its_pixels_back(stores, create):
+    job_id = await create(shards=1)
+    (each,), _ = await claim(stores)
+    async with stores.db.write() as tx:
+        await leases.renew(tx, [(each, 0, 700)], now=utc_now())
+    async with stores.db.write() as tx:  # the dispatcher died: what it had counted is known from the row
+        await leases.reap(tx, now=utc_now(), dead_owners={"dsp_1"})
+    assert (await job(stores, job_id)).pixels_done == 0
+
+
+@pytest.mark.parametrize(("kind", "tries"), [("machine", 4), ("memory", 2), ("defect", 4), ("request", 1)])
+async def test_poisonous_shard_fails_its_job_after_so_many_tries(stores, create, kind, tries):
+    job_id = await create(shards=1)
+    outcome = Outcome(failure=Failure(kind=kind, code=f"{kind}_code", message="ill"))
+    for attempt in range(1, tries + 1):
+        assert (await job(stores, job_id)).state in {"queued", "running"}
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(hours=attempt))
+        await record(stores, Landed(claim=each, outcome=outcome))
+    row = await job(stores, job_id)
+    assert (row.state, row.problem) == ("failed", {"code": f"{kind}_code", "message": "ill", "shard": 0})
+
+
+async def test_bystander_of_a_killed_worker_keeps_its_tries(stores, create):
+    job_id = await create(shards=1)
+    for hour in range(1, 8):
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(hours=hour))
+        await record(stores, Landed(claim=each, outcome=msgspec.structs.replace(LOST, is_bystander=True)))
+    assert (await job(stores, job_id)).state == "running"
+    assert (await shard(stores, job_id, 0)).attempt == 0
+
+
+async def merged(stores, create, result):
+    """A job whose merge just left `result`."""
+    job_id = await create(shards=1)
+    (each,), _ = await claim(stores)
+    assert await record(stores, Landed(claim=each, outcome=DONE)) == []
+    (merge,), _ = await claim(stores)
+    assert merge.number == MERGE
+    outcome = Outcome(part=msgspec.msgpack.encode(result))
+    assert await record(stores, Landed(claim=merge, outcome=outcome)) == [job_id]
+    return job_id
+
+
+async def written_result(stores, data=b"x" * 100):
+    from eorouter_compute.attempt import Attempt
+    from eorouter_compute.method import OutputAsset, OutputItem
+
+    attempt = Attempt(stores.objects.href("org_a/prj_a/jobs/trial/attempts/-1/1/"))
+    asset = OutputAsset(
+        key="sums", object=attempt.write("sums.bin", data), media_type="application/octet-stream",
+        roles=("data",), filename="sums.bin",
+    )  # fmt: skip
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
+    item = OutputItem(name="sums", assets=(asset,), footprint=square, bbox=(0, 0, 1, 1))
+    return Result(items=(item,), summary={"sum": 0})
+
+
+async def test_publish_twice_makes_one_item_and_one_event(stores, create):
+    job_id = await merged(stores, create, await written_result(stores))
+    assert await publish.publish(stores, job_id, now=utc_now())
+    assert not await publish.publish(stores, job_id, now=utc_now())
+    async with stores.db.read() as tx:
+        assert [row.id for row in await tx.execute(sa.select(items))] == [publish.item_id(job_id, "sums")]
+        kinds = (await tx.execute(sa.select(job_events.c.type).where(job_events.c.type == "job.completed"))).all()
+        used = (await tx.execute(sa.select(organisations.c.used_bytes).where(organisations.c.id == "org_a"))).scalar()
+    assert (len(kinds), used) == (1, 100)
+
+
+async def test_publish_after_a_crash_between_copy_and_commit_completes(stores, create, monkeypatch):
+    job_id = await merged(stores, create, await written_result(stores))
+
+    async def crash(*_args, **_kwargs):
+        raise ConnectionError("the database went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish.items, "add", crash)
+        with pytest.raises(ConnectionError):
+            await publish.publish(stores, job_id, now=utc_now())
+    assert (await job(stores, job_id)).state == "publishing"
+    assert await publish.publish(stores, job_id, now=utc_now())
+    assert (await job(stores, job_id)).state == "completed"
+
+
+async def test_publish_over_the_quota_fails_the_job_by_name(stores, create, monkeypatch):
+    from eorouter.errors import QuotaExceeded
+
+    job_id = await merged(stores, create, await written_result(stores))
+
+    async def refuse(*_args, **_kwargs):
+        raise QuotaExceeded("Nothing is left.")
+
+    monkeypatch.setattr(publish.items, "add", refuse)
+    assert await publish.publish(stores, job_id, now=utc_now())
+    row = await job(stores, job_id)
+    assert (row.state, row.problem) == ("failed", {"code": "quota_exceeded", "message": "Nothing is left."})
+    async with stores.db.read() as tx:
+        keys = [key for payload in (await tx.execute(sa.select(outbox.c.payload))).scalars() for key in payload["keys"]]
+    assert keys == [f"org_a/prj_a/items/{publish.item_id(job_id, 'sums')}/sums.bin"]
+
+
+def test_item_id_is_a_function_of_job_and_name():
+    from eorouter.types import is_id, new_id
+
+    job_id = new_id("job")
+    assert publish.item_id(job_id, "a") == publish.item_id(job_id, "a") != publish.item_id(job_id, "b")
+    assert is_id(publish.item_id(job_id, "a"), "itm")
+    assert publish.item_id(job_id, "a")[4:14] == job_id[4:14]
+
+
+async def test_end_cancelled_waits_for_leased_shards(stores, create):
+    from eorouter.types import Principal
+
+    job_id = await create(shards=2)
+    (first, second), _ = await claim(stores)
+    who = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset())
+    async with stores.db.write() as tx:
+        await queue.cancel(tx, job_id, who, utc_now())
+        assert await leases.end_cancelled(tx, now=utc_now()) == []
+    stopped = Outcome(failure=Failure(kind="cancelled", code="cancelled", message="The job was cancelled."))
+    await record(stores, Landed(claim=first, outcome=stopped), Landed(claim=second, outcome=DONE))
+    assert (await claim(stores))[0] == []
+    async with stores.db.write() as tx:
+        assert await leases.end_cancelled(tx, now=utc_now()) == [job_id]
+    assert (await job(stores, job_id)).state == "cancelled"
+
+
+async def test_inputs_with_nan_nodata_survive_the_database(stores, create, dispatcher):
+    import math
+
+    from eorouter_compute.method import Band, InputItem, RasterAsset
+
+    bands = (Band(name="b", index=1, dtype="float32", nodata=math.nan),)
+    asset = RasterAsset(
+        key="a", href="file:///a.tif", crs="EPSG:4326", transform=(1, 0, 0, 0, -1, 0), shape=(1, 1), bands=bands,
+        block_shape=(1, 1),
+    )  # fmt: skip
+    job_id = await create(shards=1, dispatches=False)
+    async with stores.db.write() as tx:
+        document = queue._json(msgspec.to_builtins([InputItem(id="itm_x", assets=(asset,))]))
+        await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(inputs=document))
+    card = await dispatcher._make_card(job_id)
+    (back,) = msgspec.msgpack.decode(card.inputs, type=tuple[InputItem, ...])
+    assert math.isnan(back.rasters[0].bands[0].nodata)
