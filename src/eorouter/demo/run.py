@@ -61,7 +61,7 @@ def main(
         with _interruptible(), tempfile.TemporaryDirectory(prefix="eorouter-demo-") as name:
             folder = Path(name)
             if keep_serving:
-                serve_world(teller, folder, data=data, port=port or 8000, size_px=size_px)
+                serve_world(teller, folder, data=data, port=8000 if port is None else port, size_px=size_px)
             else:
                 path = tell(teller, folder, out=out or DEFAULT_OUT, data=data, port=port or 0, size_px=size_px)
                 if opens:
