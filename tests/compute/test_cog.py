@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rio_cogeo import cog_validate
 
-from eorouter_compute import cog, tiff
+from eorouter_compute import cog, cogfile, tiff
 from eorouter_compute.cog import CogSpec
 from eorouter_compute.grid import tiles
 from eorouter_compute.method import Band
@@ -180,7 +180,8 @@ def test_measure_gives_the_statistics_of_the_writer(tmp_path):
     spec = spec_for(pixels, nodata=0.0, block_size=64)
     _, info = written(tmp_path, spec, pixels, valid)
     measured = cog.measure(
-        spec, lambda w: (pixels[:, w.row : w.row_stop, w.col : w.col_stop], valid[w.row : w.row_stop, w.col : w.col_stop])
+        spec,
+        lambda w: (pixels[:, w.row : w.row_stop, w.col : w.col_stop], valid[w.row : w.row_stop, w.col : w.col_stop]),
     )
     assert measured == info.statistics
 
@@ -210,7 +211,7 @@ def test_offsets_beyond_four_gigabytes_make_a_big_tiff():
         for rows, cols in (spec.tile_grid(level) for level in range(spec.level_count + 1))
     ]
     nothing = cog.BandStatistics(minimum=None, maximum=None, mean=None, stdev=None, valid_fraction=0.0)
-    start, is_big = cog._front(spec, [nothing], sizes)
+    start, is_big = cogfile.front(spec, [nothing], sizes)
     assert is_big
     assert start[:4] == b"II+\0"
     size = len(start) + sum(int(s.astype(np.int64).sum()) + 8 * s.size for s in sizes)
@@ -227,7 +228,7 @@ def test_offsets_beyond_four_gigabytes_make_a_big_tiff():
             assert masks[number] == place + 4
             place += 8 + int(sizes[level][number, 1])
     assert place == size > tiff.CLASSIC_LIMIT
-    assert cog._front(spec, [nothing], [s // 9 for s in sizes])[1] is False
+    assert cogfile.front(spec, [nothing], [s // 9 for s in sizes])[1] is False
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
@@ -266,8 +267,10 @@ def test_gaps_and_foreign_pieces_are_refused(tmp_path):
     for wrong in ([gap], [whole, whole], []):
         with pytest.raises(ValueError, match=r"pieces|segments"):
             cog.assemble(spec, wrong, io.BytesIO())
-    with pytest.raises(ValueError, match="expected uint8"):
-        cog.encode(spec, spec.window, lambda w: (np.zeros((1, 3, 3), np.uint8), None), io.BytesIO(), href="x", piece_side=32)
+    with pytest.raises(ValueError, match="expected uint8 of"):
+        cog.encode(
+            spec, spec.window, lambda w: (np.zeros((1, 3, 3), np.uint8), None), io.BytesIO(), href="x", piece_side=32
+        )
 
 
 def test_missing_integers_need_a_place_to_say_so():
@@ -278,7 +281,8 @@ def test_missing_integers_need_a_place_to_say_so():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dtype": "complex64"}, {"block_size": 500}, {"nodata": -1.0}, {"nodata": 0.5}, {"shape": (0, 5)}, {"bands": ()}]
+    "wrong",
+    [{"dtype": "complex64"}, {"block_size": 500}, {"nodata": -1.0}, {"nodata": 0.5}, {"shape": (0, 5)}, {"bands": ()}],
 )
 def test_impossible_specs_are_refused(wrong):
     with pytest.raises(ValueError, match="must be|cannot hold|nothing to write|holds one of"):
