@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 import numpy as np
-
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError

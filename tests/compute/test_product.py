@@ -35,7 +35,7 @@ def made(folder, spec, pixels, *, shard_pixels):
             shard.body,
             attempt,
             lambda w: (pixels[:, w.row : w.row_stop, w.col : w.col_stop], None),
-            lambda: report,
+            told.pop,
         )
         assert part.report == report
         parts.append(msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=Part))
