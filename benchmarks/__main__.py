@@ -17,7 +17,18 @@ from benchmarks.rows import ROWS
 def table(rows: list[Measured]) -> Table:
     """The rows as people read them."""
     shown = Table(title="eorouter against its peers", caption=" · ".join(f"{k} {v}" for k, v in machine().items()))
-    for heading in ("work", "peer", "ours s", "peer s", "ratio", "min … max", "floor", "Mpx/s", "MB ours/peer", "× bound"):
+    for heading in (
+        "work",
+        "peer",
+        "ours s",
+        "peer s",
+        "ratio",
+        "min … max",
+        "floor",
+        "Mpx/s",
+        "MB ours/peer",
+        "× bound",
+    ):
         shown.add_column(heading, justify="left" if heading in {"work", "peer"} else "right")
     for row in rows:
         ratios = [b / a for a, b in zip(row.ours_s, row.peer_s, strict=True)]

@@ -34,7 +34,9 @@ def scene(folder: Path, side: int, name: str, seed: int, *, bands: int = 1, is_c
                 rows = min(512, side - row)
                 y, x = np.arange(row, row + rows), np.arange(side)
                 # Patches are sheared so that their edges do not fall on block edges.
-                values = patches[(y // 40)[:, None], (((x[None, :] + (y % 977)[:, None] // 3) // 40) % patches.shape[1])]
+                values = patches[
+                    (y // 40)[:, None], (((x[None, :] + (y % 977)[:, None] // 3) // 40) % patches.shape[1])
+                ]
                 noise = rng.normal(0, 25, (rows, side))
                 pixels = np.clip(values + noise, 1, 10_000).astype(np.uint16)
                 target.write(pixels, band, window=((row, row + rows), (0, side)))

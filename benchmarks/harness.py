@@ -127,7 +127,11 @@ def check(row: Row, folder: Path, side: int) -> str:
 def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {

@@ -2,8 +2,9 @@
 
     GeoJSON or bbox ──parse──► polygons in their CRS ──onto──► polygons in the raster's CRS ──Coverage──► booleans
 
-An edge is straight in the CRS the caller drew it in, so it is bent as it is projected: split until it is off by less than
-a tenth of a pixel. Areas across the antimeridian may be drawn past ±180, with a jump from 180 to −180, or cut in two.
+An edge is straight in the CRS the caller drew it in, so it is bent as it is projected: split until it is off by less
+than a tenth of a pixel. Areas across the antimeridian may be drawn past ±180, with a jump from 180 to −180, or cut in
+two.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import pyproj
 import shapely
+from pyproj.exceptions import CRSError
 from shapely import MultiPolygon, Polygon
+from shapely.ops import nearest_points
 
 from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter
 from eorouter_compute.grid import Transform, Window, footprint, shifted, tiles
@@ -57,7 +60,7 @@ def known_crs(crs: str, *, pointer: str) -> pyproj.CRS:
     """
     try:
         return pyproj.CRS.from_user_input(crs)
-    except pyproj.exceptions.CRSError as error:
+    except CRSError as error:
         raise InvalidParameter(
             f"The CRS {crs[:80]!r} is not known. Give an authority code such as EPSG:32632, or WKT.", pointer=pointer
         ) from error
@@ -82,7 +85,7 @@ def _bbox(area: Bbox, pointer: str, *, is_geographic: bool) -> Polygon:
 
 def _polygons(area: Any, pointer: str, *, is_geographic: bool) -> Iterator[tuple[Polygon, str]]:
     kind = area.get("type") if isinstance(area, dict) else None
-    if kind == "FeatureCollection" or kind == "Feature":
+    if kind in {"Feature", "FeatureCollection"}:
         inner = [("geometry", area.get("geometry"))]
         if kind == "FeatureCollection":
             features = area.get("features")
@@ -93,7 +96,9 @@ def _polygons(area: Any, pointer: str, *, is_geographic: bool) -> Iterator[tuple
             yield from _polygons(member, f"{pointer}/{place}", is_geographic=is_geographic)
         return
     if kind not in {"Polygon", "MultiPolygon"}:
-        raise InvalidGeometry(f"Expected a Polygon or MultiPolygon, got {kind or type(area).__name__}.", pointer=pointer)
+        raise InvalidGeometry(
+            f"Expected a Polygon or MultiPolygon, got {kind or type(area).__name__}.", pointer=pointer
+        )
     coordinates = area.get("coordinates")
     listed = [coordinates] if kind == "Polygon" else coordinates
     if not isinstance(listed, list) or not listed:
@@ -114,7 +119,7 @@ def _polygon(rings: Any, pointer: str, *, is_geographic: bool) -> Polygon:
     polygon = Polygon(arrays[0], arrays[1:])
     if not polygon.is_valid:
         raise InvalidGeometry(
-            f"The polygon is not valid: {shapely.is_valid_reason(polygon)}. Mend it (ST_MakeValid, shapely.make_valid).",
+            f"The polygon is not valid: {shapely.is_valid_reason(polygon)}. Mend it, with ST_MakeValid say.",
             pointer=pointer,
         )
     if polygon.area == 0:
@@ -154,8 +159,8 @@ def _check_degrees(points: np.ndarray, pointer: str) -> None:
     beyond = (np.abs(points[:, 0]) > 360.0) | (np.abs(points[:, 1]) > 90.0)
     if beyond.any():
         raise InvalidGeometry(
-            f"{points[beyond][0].tolist()} is not a longitude and latitude in degrees. Set `crs` if the coordinates are "
-            "projected; the order is longitude first.",
+            f"{points[beyond][0].tolist()} is not a longitude and latitude in degrees. Set `crs` if the coordinates "
+            "are projected; the order is longitude first.",
             pointer=pointer,
         )
 
@@ -180,7 +185,13 @@ def _multi(geometry: Any) -> MultiPolygon:
 
 
 def onto(
-    area: MultiPolygon, crs: str, raster_crs: str, transform: Transform, shape: tuple[int, int], *, pointer: str = "/aoi"
+    area: MultiPolygon,
+    crs: str,
+    raster_crs: str,
+    transform: Transform,
+    shape: tuple[int, int],
+    *,
+    pointer: str = "/aoi",
 ) -> MultiPolygon:
     """The area in the CRS of a raster, its edges bent to a tenth of a pixel.
 
@@ -200,11 +211,14 @@ def onto(
         projected = _multi(shapely.union_all([_projected(part, projector, tolerance, pointer) for part in area.geoms]))
     if target.is_geographic:
         # Rasters of the globe may count longitude from 0 to 360, or begin anywhere else.
-        turns = [shapely.transform(projected, lambda xy, turn=turn: xy + [turn, 0.0]) for turn in (-360.0, 0.0, 360.0)]
+        turns = [
+            shapely.transform(projected, lambda xy, turn=turn: xy + np.array([turn, 0.0]))
+            for turn in (-360.0, 0.0, 360.0)
+        ]
         meeting = [each for each in turns if window_of(each, transform, shape).pixels]
         projected = _multi(shapely.union_all(meeting)) if meeting else projected
     if not window_of(projected, transform, shape).pixels:
-        _refuse(area, crs, raster_crs, transform, shape, pointer)
+        _refuse(area, crs, raster_crs, transform, shape, pointer=pointer)
     return projected
 
 
@@ -212,7 +226,7 @@ def _near(
     area: MultiPolygon, raster_crs: str, transform: Transform, shape: tuple[int, int], pointer: str
 ) -> MultiPolygon:
     """Cut off what is far from the raster: projections fold or fail a quarter of the globe away."""
-    geometry, (west, south, east, north) = footprint(raster_crs, shape, transform)
+    _, (west, south, east, north) = footprint(raster_crs, shape, transform)
     if east < west or east - west > 180 or abs(south) > 80 or abs(north) > 80:
         return area
     m = _MARGIN_DEGREES
@@ -228,12 +242,14 @@ def _near(
         )
     )
     if cut.is_empty:
-        _refuse(area, CRS84, raster_crs, transform, shape, pointer)
+        _refuse(area, CRS84, raster_crs, transform, shape, pointer=pointer)
     return cut
 
 
 def _projected(polygon: Polygon, projector: pyproj.Transformer, tolerance: float, pointer: str) -> Any:
-    rings = [_bent(np.asarray(ring.coords), projector, tolerance, pointer) for ring in (polygon.exterior, *polygon.interiors)]
+    rings = [
+        _bent(np.asarray(ring.coords), projector, tolerance, pointer) for ring in (polygon.exterior, *polygon.interiors)
+    ]
     bent = Polygon(rings[0], rings[1:])
     return bent if bent.is_valid else shapely.make_valid(bent)
 
@@ -247,7 +263,8 @@ def _bent(ring: np.ndarray, projector: pyproj.Transformer, tolerance: float, poi
         if not np.isfinite(out).all():
             at = points[~np.isfinite(out).all(axis=1)][0]
             raise InvalidGeometry(
-                f"{at.tolist()} cannot be shown in the raster's CRS. Draw the area closer to the raster.", pointer=pointer
+                f"{at.tolist()} cannot be shown in the raster's CRS. Draw the area closer to the raster.",
+                pointer=pointer,
             )
         return out
 
@@ -256,7 +273,8 @@ def _bent(ring: np.ndarray, projector: pyproj.Transformer, tolerance: float, poi
     while open_edges.any():
         if len(ring) > VERTICES_MAX:
             raise InvalidGeometry(
-                f"The area needs more than {VERTICES_MAX} vertices on this raster. Draw it closer to it.", pointer=pointer
+                f"The area needs more than {VERTICES_MAX} vertices on this raster. Draw it closer to it.",
+                pointer=pointer,
             )
         start, stop = ring[:-1][open_edges], ring[1:][open_edges]
         t = np.array([0.25, 0.5, 0.75])[:, None, None]
@@ -297,7 +315,7 @@ def in_pixels(area: Any, transform: Transform) -> Any:
 
 
 def _refuse(
-    area: MultiPolygon, crs: str, raster_crs: str, transform: Transform, shape: tuple[int, int], pointer: str
+    area: MultiPolygon, crs: str, raster_crs: str, transform: Transform, shape: tuple[int, int], *, pointer: str
 ) -> None:
     geometry, bbox = footprint(raster_crs, shape, transform)
     place = shapely.geometry.shape(geometry)
@@ -307,13 +325,13 @@ def _refuse(
     geod = pyproj.Geod(ellps="WGS84")
     distances = []
     for turn in (-360.0, 0.0, 360.0):
-        near, far = shapely.ops.nearest_points(place, shapely.transform(area, lambda xy, turn=turn: xy + [turn, 0.0]))
+        near, far = nearest_points(place, shapely.transform(area, lambda xy, turn=turn: xy + np.array([turn, 0.0])))
         distances.append(geod.inv(near.x, near.y, far.x, far.y)[2] / 1000.0)
     km = min(distances)
     where = ", ".join(f"{value:.5g}" for value in bbox)
     raise AoiOutside(
-        f"The area of interest does not meet the raster: it is {km:.4g} km away. The raster lies in longitude and latitude "
-        f"within [{where}] (west, south, east, north).",
+        f"The area of interest does not meet the raster: it is {km:.4g} km away. The raster lies within longitude "
+        f"and latitude [{where}] (west, south, east, north).",
         pointer=pointer,
         distance_km=round(km, 3),
         bbox=list(bbox),
@@ -323,8 +341,8 @@ def _refuse(
 class Coverage:
     """Which pixels of a raster belong to an area, window by window.
 
-    The answer for a pixel never depends on the window it is asked in: GDAL's rasteriser is run on tiles that lie fixed on
-    the raster, because its running sums depend on where a polygon enters the window. Tiles wholly inside or outside
+    The answer for a pixel never depends on the window it is asked in: GDAL's rasteriser is run on tiles that lie fixed
+    on the raster, because its running sums depend on where a polygon enters the window. Tiles wholly inside or outside
     are not rasterised.
     """
 
@@ -373,6 +391,4 @@ class Coverage:
 
     def _outward(self, pixels: np.ndarray) -> np.ndarray:
         a, b, c, d, e, f = self._transform
-        return np.stack(
-            [a * pixels[:, 0] + b * pixels[:, 1] + c, d * pixels[:, 0] + e * pixels[:, 1] + f], axis=1
-        )
+        return np.stack([a * pixels[:, 0] + b * pixels[:, 1] + c, d * pixels[:, 0] + e * pixels[:, 1] + f], axis=1)

@@ -213,9 +213,7 @@ def compile_indices(
         InvalidParameter: a parameter is unknown to all of them, or has no default and was not given.
     """
     if kernel not in KERNELS:
-        raise InvalidParameter(
-            f"There is no kernel {kernel!r}. There are: {', '.join(KERNELS)}.", pointer="/task/kernel"
-        )
+        raise InvalidParameter(f"There is no kernel {kernel!r}. There are: {', '.join(KERNELS)}.", pointer="/kernel")
     given = dict(parameters or {})
     used: set[str] = set()
     texts: list[str] = []
@@ -230,7 +228,7 @@ def compile_indices(
         raise InvalidParameter(
             f"{', '.join(record.short_name for record in records)} take no parameter {', '.join(strange)}. "
             f"They take: {', '.join(sorted(used)) or 'none'}.",
-            pointer=f"/task/parameters/{strange[0]}",
+            pointer=f"/parameters/{strange[0]}",
         )
     return compile_expressions(texts, {letter for record in records for letter in record.bands})
 
@@ -257,7 +255,7 @@ def parameters_of(
             raise InvalidParameter(
                 f"{record.short_name} needs the parameter {name} ({constants[name]['description']}), which has no "
                 f'default: give it as "parameters": {{"{name}": …}}.',
-                pointer=f"/task/parameters/{name}",
+                pointer=f"/parameters/{name}",
             )
         values[name] = float(value)
     return values
@@ -339,7 +337,7 @@ def _not_found(item: InputItem, letter: Letter) -> BandNotFound:
     return BandNotFound(
         f"Item {item.id}: no single band is {letter.letter} ({letter.long_name}{called}). "
         f'It has: {present or "no raster bands"}. Say which: "bands": {{"{letter.letter}": "<band>"}}.',
-        pointer=f"/task/bands/{letter.letter}",
+        pointer=f"/bands/{letter.letter}",
         band=letter.letter,
     )
 

@@ -145,13 +145,13 @@ def evaluate(program: Program, operands: Mapping[str, Operand], *, dtype: str = 
         operand = operands[name]
         if operand.pixels.shape != shape or (operand.valid is not None and operand.valid.shape != shape):
             raise ValueError(f"Band {name} is {operand.pixels.shape}, others are {shape}: one grid was expected.")
-        pixels = operand.pixels if operand.pixels.dtype.name in machine.DTYPES else operand.pixels.astype(np.float64)
-        pixels = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
-        bands[slot] = pixels.reshape(-1).view(np.uint8)
+        known = operand.pixels.dtype.name in machine.DTYPES
+        pixels = _plain(operand.pixels, operand.pixels.dtype.name if known else "float64")
+        bands[slot] = pixels.view(np.uint8)
         kinds[slot] = machine.DTYPES.index(pixels.dtype.name)
         scales[slot], offsets[slot] = operand.scale, operand.offset
         if operand.valid is not None:
-            valids[slot] = np.ascontiguousarray(operand.valid, dtype=np.bool_).reshape(-1)
+            valids[slot] = _plain(operand.valid, "bool")
     out = np.empty((len(program.texts), *shape), dtype)
     machine.run_program(
         np.array(program.code, np.int64).reshape(-1, 5),
@@ -166,6 +166,16 @@ def evaluate(program: Program, operands: Mapping[str, Operand], *, dtype: str = 
         out.reshape(len(program.texts), -1),
     )
     return out
+
+
+def _plain(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array in one row, in this machine's byte order, copied only if it must be.
+
+    Numba has a type of its own for arrays that may not be written to; one of them among the bands would be another
+    signature, compiled while the caller waits.
+    """
+    array = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
+    return array if array.flags.writeable else array.copy()
 
 
 class _Token(NamedTuple):

@@ -123,7 +123,9 @@ def footprint(
         cut = shapely.clip_by_rect(shape_lonlat, 360.0 * turn - 180, -90, 360.0 * turn + 180, 90)
         if cut.area > 0:
             parts.append(shapely.transform(cut, lambda xy, turn=turn: xy - [360.0 * turn, 0.0]))
-    polygons = [shapely.orient_polygons(p) for part in parts for p in shapely.get_parts(part) if p.geom_type == "Polygon"]
+    polygons = [
+        shapely.orient_polygons(p) for part in parts for p in shapely.get_parts(part) if p.geom_type == "Polygon"
+    ]
     polygons.sort(key=lambda polygon: polygon.bounds[0])
     whole = shapely.set_precision(shapely.MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], 1e-9)
     west, south, east, north = whole.bounds

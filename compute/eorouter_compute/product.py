@@ -1,4 +1,4 @@
-"""What every method that makes rasters shares: cut the output into shards, stream each, put one COG and its item together.
+"""What every method that makes rasters shares: shards of the output, each streamed, then one COG and its item.
 
 A method brings a `CogSpec` and a function from a window of the output grid to pixels; the rest is here.
 
@@ -55,11 +55,11 @@ def plan_product(
     """
     memory = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
     shard_side = isqrt(shard_pixels or SHARD_PIXELS.get())
-    piece_side = _piece_side(spec, memory, shard_side)
-    side = max(shard_side // piece_side, 1) * piece_side
+    step = piece_side(spec, memory_bytes_per_pixel, shard_side)
+    side = max(shard_side // step, 1) * step
     shards = []
     for window in tiles(spec.window, side):
-        piece = min(window.pixels, piece_side * piece_side)
+        piece = min(window.pixels, step * step)
         written = _written_bytes(spec, window)
         bound = Bound(
             pixels=window.pixels,
@@ -68,7 +68,7 @@ def plan_product(
             memory_bytes=int(piece * memory) + (16 << 20),
             seconds=window.pixels * seconds_per_pixel + written * _ENCODE_SECONDS_PER_BYTE,
         )
-        shards.append(Shard(body=msgspec.msgpack.encode(ProductShard(window, piece_side)), bound=bound))
+        shards.append(Shard(body=msgspec.msgpack.encode(ProductShard(window, step)), bound=bound))
     return tuple(shards)
 
 
@@ -108,9 +108,7 @@ def run_product(
             piece_side=shard.piece_side,
             advance=attempt.advance,
         )
-    return Part(
-        body=msgspec.msgpack.encode(segment), objects={"segment": attempt.refs["segment.bin"]}, report=report()
-    )
+    return Part(body=msgspec.msgpack.encode(segment), objects={"segment": attempt.refs["segment.bin"]}, report=report())
 
 
 def merge_product(
@@ -242,7 +240,7 @@ def _stacked(blocks: Sequence[raster.Block]) -> raster.Block:
 
 def _footprint_of(rasters: Sequence[RasterAsset]) -> tuple[dict[str, Any], tuple[float, float, float, float]]:
     """Footprint of the raster that covers most ground; assets of one item show one place."""
-    widest = max(rasters, key=lambda each: _extent(each))
+    widest = max(rasters, key=_extent)
     return footprint(widest.crs, widest.shape, widest.transform)
 
 
@@ -260,7 +258,9 @@ def _encode_bytes_per_pixel(spec: CogSpec) -> float:
     return 2.5 * _pixel_bytes(spec) + 2.5 * len(spec.bands) + 1.0
 
 
-def _piece_side(spec: CogSpec, bytes_per_pixel: float, shard_side: int) -> int:
+def piece_side(spec: CogSpec, memory_bytes_per_pixel: float, shard_side: int = cog.PIECE_SIDE) -> int:
+    """Side of the pieces in which a product is streamed: what memory and the shard allow, at most `cog.PIECE_SIDE`."""
+    bytes_per_pixel = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
     side = spec.block_size
     while 2 * side <= min(cog.PIECE_SIDE, shard_side) and 4 * side * side * bytes_per_pixel <= PIECE_BYTES:
         side *= 2

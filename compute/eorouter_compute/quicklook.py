@@ -104,7 +104,7 @@ def render(
             picture[..., :3] = color_table(style)[_scaled(pixels[0], low, high)]
     picture[..., 3] = np.where(shown, 255, 0)
     picture[~shown, :3] = 0
-    return imagecodecs.png_encode(picture, level=6)
+    return bytes(imagecodecs.png_encode(picture, level=6))
 
 
 def _scaled(band: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The only module that opens rasters: what a file says about itself, and its pixels with what is missing.
 
-GDAL is kept on a short lead. Two drivers may open a file; those that reach out to other files or to the network are never
-registered; sidecar files are not looked for; a file that names an overview elsewhere is refused. Datasets are not safe
-to share between threads (GDAL RFC 101 comes later than the version we stand on), so each thread keeps its own few.
-Remote reads are repeated with growing pauses and, when given up, name the source and the window.
+GDAL is kept on a short lead. Two drivers may open a file; those that reach out to other files or to the network are
+never registered; sidecar files are not looked for; a file that names an overview elsewhere is refused. Datasets are
+not safe to share between threads (GDAL RFC 101 comes later than the version we stand on), so each thread keeps its own
+few. Remote reads are repeated with growing pauses and, when given up, name the source and the window.
 """
 
 import os
@@ -24,7 +24,7 @@ import numpy as np
 # Kept to drivers that are handed a name and fetch something else; vectors have their own module and their own GDAL.
 os.environ.setdefault(
     "GDAL_SKIP",
-    "VRT,GTI,WMS,WCS,WMTS,OGCAPI,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,Rasterlite,KMLSUPEROVERLAY,"
+    "VRT,GTI,WMS,WCS,WMTS,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,Rasterlite,KMLSUPEROVERLAY,"
     "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr,netCDF,HDF5,HDF5Image",
 )
 
@@ -45,7 +45,7 @@ from eorouter_compute.errors import (
     TooLarge,
     UnsupportedFormat,
 )
-from eorouter_compute.grid import Transform, Window
+from eorouter_compute.grid import Window
 from eorouter_compute.method import Band, RasterAsset
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ DTYPES = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "floa
 BLOCK_PIXELS_MAX = 1 << 28
 """Most pixels (of all bands together) one read may ask for."""
 
-TILE_BYTES_MAX = 1 << 29
+TILE_BYTES_MAX = 1 << 28
 """Largest tile or strip, unpacked, that is read: a tile is always unpacked whole."""
 
 BANDS_MAX = 1024
@@ -71,7 +71,7 @@ BANDS_MAX = 1024
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_PAM_ENABLED": "NO",
-    "GDAL_CACHEMAX": 256,
+    "GDAL_CACHEMAX": 268_435_456,  # in bytes: rasterio hands small numbers on as bytes, GDAL takes them as megabytes
     "GDAL_NUM_THREADS": 1,
     "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
@@ -90,14 +90,14 @@ GDAL_OPTIONS: dict[str, Any] = {
 _DATASETS_PER_THREAD = 32
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
 _VSI = {"s3": "/vsis3/", "gs": "/vsigs/", "az": "/vsiaz/", "azure": "/vsiaz/"}
-_COMMON_NAMES = frozenset(
-    "pan coastal blue green green05 yellow red rededge rededge071 rededge075 rededge078 nir nir08 nir09 cirrus swir16 "
-    "swir22 lwir lwir11 lwir12".split()
-)
+_COMMON_NAMES = frozenset({
+    "pan", "coastal", "blue", "green", "green05", "yellow", "red", "rededge", "rededge071", "rededge075", "rededge078",
+    "nir", "nir08", "nir09", "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12",
+})  # fmt: skip
 
 
 class Block(NamedTuple):
-    """Pixels (band, y, x) as the file stores them; `valid` (band, y, x) is False where data is missing, None if nowhere."""
+    """Pixels (band, y, x) as the file stores them; `valid` (band, y, x) is False where data is missing, or None."""
 
     pixels: np.ndarray
     valid: np.ndarray | None
@@ -145,7 +145,8 @@ def gdal_path(href: str) -> str:
     """What GDAL calls the object at `href`: a local path, or a path of its S3, Google or Azure file system.
 
     Raises:
-        SourceUnreadable: the URL has a scheme that is not read; web addresses are fetched by the gateway, not by workers.
+        SourceUnreadable: the URL has a scheme that is not read; web addresses are fetched by the gateway, not by
+            workers.
     """
     path = local_path(href)
     if path is not None:
@@ -155,7 +156,7 @@ def gdal_path(href: str) -> str:
     parts = urlsplit(href)
     if parts.scheme not in _VSI or not parts.netloc or parts.query:
         raise SourceUnreadable(
-            f"{href}: expected file://, s3://, gs:// or az://, got {parts.scheme}://. Import the object as an item first.",
+            f"{href}: expected file://, s3://, gs:// or az://, got {parts.scheme}://. Make it an item first.",
             source=href,
         )
     return _VSI[parts.scheme] + parts.netloc + unquote(parts.path)
@@ -186,14 +187,16 @@ def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Bloc
 
 
 def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Block:
-    """The whole raster, reduced to at most `side_max` pixels along its longer side, from overviews where there are any."""
+    """The whole raster, reduced to at most `side_max` pixels along its longer side, from overviews if it has any."""
     scale = max(max(asset.shape) / side_max, 1.0)
     shape = (max(round(asset.shape[0] / scale), 1), max(round(asset.shape[1] / scale), 1))
 
     def read(dataset: Any) -> Block:
         _check(dataset, asset, bands)
         pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
-        return Block(pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, out_shape=shape)))
+        return Block(
+            pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, out_shape=shape))
+        )
 
     return _with_retries(asset.href, asset.window, read)
 
@@ -205,8 +208,8 @@ def _check(dataset: Any, asset: RasterAsset, bands: Sequence[int]) -> None:
         if dataset.shape != asset.shape or band > dataset.count or dataset.dtypes[band - 1] != dtypes.get(band, ""):
             found = dataset.dtypes[band - 1] if band <= dataset.count else f"only {dataset.count} bands"
             raise SourceUnreadable(
-                f"{asset.href} is not what its description says: band {band} is expected as {dtypes.get(band)} of shape "
-                f"{asset.shape}, the file has {found} of shape {dataset.shape}. Describe the item again.",
+                f"{asset.href} is not what its description says: band {band} is expected as {dtypes.get(band)} of "
+                f"shape {asset.shape}, the file has {found} of shape {dataset.shape}. Describe the item again.",
                 source=asset.href,
             )
 
@@ -224,7 +227,7 @@ def _valid(
         valid = data if valid is None else valid & data
     for number, band in enumerate(bands):
         value = storable(nodata.get(band), str(pixels.dtype))
-        if value is None or value != value:
+        if value is None or np.isnan(value):
             continue
         data = pixels[number] != pixels.dtype.type(value)
         if valid is None:
@@ -276,15 +279,16 @@ def _inspected(dataset: Any, href: str, key: str) -> Inspection:
     dtypes = tuple(dataset.dtypes)
     if set(dtypes) - DTYPES:
         raise UnsupportedFormat(
-            f"{href} holds {', '.join(sorted(set(dtypes) - DTYPES))} pixels; {', '.join(sorted(DTYPES))} are read.", source=href
+            f"{href} holds {', '.join(sorted(set(dtypes) - DTYPES))} pixels; {', '.join(sorted(DTYPES))} are read.",
+            source=href,
         )
     block_height, block_width = dataset.block_shapes[0]
     samples = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
     tile_bytes = block_height * block_width * samples * np.dtype(dtypes[0]).itemsize
     if tile_bytes > TILE_BYTES_MAX:
         raise DecompressionBomb(
-            f"{href} is cut into tiles of {block_height} × {block_width} pixels, {tile_bytes} bytes each when unpacked; "
-            f"at most {TILE_BYTES_MAX} are read. Write it with smaller tiles.",
+            f"{href} is cut into tiles of {block_height} × {block_width} pixels, {tile_bytes} bytes each when "
+            f"unpacked; at most {TILE_BYTES_MAX} are read. Write it with smaller tiles.",
             source=href,
         )
     problem = _place_problem(dataset, href)
@@ -449,7 +453,9 @@ def _verdict(href: str, window: Window | None, error: Exception, *, tries: int) 
     if missing := _truncated_at(href):
         return SourceTruncated(f"{href} ends too early: {missing}. Upload the whole file.", source=href, window=window)
     if window is not None or not isinstance(error, RasterioIOError):
-        place = f" in rows {window.row}…{window.row_stop - 1}, columns {window.col}…{window.col_stop - 1}" if window else ""
+        place = (
+            f" in rows {window.row}…{window.row_stop - 1}, columns {window.col}…{window.col_stop - 1}" if window else ""
+        )
         return SourceUnreadable(f"{href} could not be read{place}{after}: {reason}", source=href, window=window)
     if kind := _known_kind(href):
         return UnsupportedFormat(
@@ -529,14 +535,18 @@ def _truncated_at(href: str) -> str:
         return str(error)
     except SourceUnreadable:
         return ""
-    for tags in found:
-        for places, counts in (
-            (tiff.Code.TILE_OFFSETS, tiff.Code.TILE_BYTE_COUNTS),
-            (tiff.Code.STRIP_OFFSETS, tiff.Code.STRIP_BYTE_COUNTS),
-        ):
-            if places in tags and counts in tags:
-                starts, lengths = tags[places].values, tags[counts].values
-                ends = starts.astype(np.float64) + lengths[: len(starts)].astype(np.float64)
-                if len(lengths) == len(starts) and len(ends) and ends.max() > size:
-                    return f"it has {size} bytes, its pixels reach to byte {int(ends.max())}"
-    return ""
+    return tiff.ends_early(found, size)
+
+
+def layout_faults(href: str) -> list[str]:
+    """Why the file is not a cloud-optimised GeoTIFF that can be served as it is; empty when it is one."""
+    from eorouter_compute import tiff
+    from eorouter_compute.attempt import read_object
+
+    size = object_size(href)
+    try:
+        found = tiff.directories(lambda start, stop: read_object(href, start, stop), size)
+    except tiff.Malformed as error:
+        return [str(error)]
+    early = tiff.ends_early(found, size)
+    return tiff.layout_faults(found, read_object(href, 0, min(512, size))) + ([early] if early else [])

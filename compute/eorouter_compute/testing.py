@@ -30,7 +30,12 @@ def asymmetric(
     out = np.empty((bands, height, width), dtype)
     for band in range(bands):
         u, v = 0.83 * x + 0.21 * y, -0.13 * x + 0.57 * y
-        wave = 0.5 + 0.2 * np.sin(u / (17 + band)) + 0.15 * np.cos(v / (29 - band)) + 0.1 * (x / width - 2 * y / height) / 2
+        wave = (
+            0.5
+            + 0.2 * np.sin(u / (17 + band))
+            + 0.15 * np.cos(v / (29 - band))
+            + 0.1 * (x / width - 2 * y / height) / 2
+        )
         wave = np.clip(wave + noise * rng.standard_normal(shape), 0.01, 0.99)
         if np.dtype(dtype).kind == "f":
             out[band] = wave * 2 - 0.5

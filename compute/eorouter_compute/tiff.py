@@ -1,7 +1,8 @@
 """The TIFF container, classic and Big: directories out of bytes, and bytes out of directories. No pixels, no codecs.
 
 Written files are little-endian and laid out as GDAL's cloud-optimised layout asks: header, ghost area, all directories
-with their values, all tile arrays, then data. Reading takes any byte order and only ever follows offsets it has checked.
+with their values, all tile arrays, then data. Reading takes any byte order and only ever follows offsets it has
+checked.
 """
 
 import struct
@@ -67,7 +68,7 @@ class Tag(NamedTuple):
     data: bytes
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """Number of values."""
         return len(self.data) // np.dtype(_TYPES[self.type]).itemsize
 
@@ -80,6 +81,31 @@ class Tag(NamedTuple):
     def text(self) -> str:
         """The values of an ASCII tag."""
         return self.data.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+class Directory(NamedTuple):
+    """One directory as it was read: where it stands, and its tags by code."""
+
+    offset: int
+    tags: dict[int, Tag]
+
+    def value(self, code: int, default: int = 0) -> int:
+        """First value of an integer tag."""
+        tag = self.tags.get(code)
+        return int(tag.values[0]) if tag is not None and tag.length else default
+
+    @property
+    def tile_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets and byte counts of its tiles or strips; two empty arrays where they are not given."""
+        for places, counts in (
+            (Code.TILE_OFFSETS, Code.TILE_BYTE_COUNTS),
+            (Code.STRIP_OFFSETS, Code.STRIP_BYTE_COUNTS),
+        ):
+            if places in self.tags and counts in self.tags:
+                starts, lengths = self.tags[places].values, self.tags[counts].values
+                if len(starts) == len(lengths):
+                    return starts.astype(np.int64), lengths.astype(np.int64)
+        return np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 def shorts(code: int, *values: int) -> Tag:
@@ -132,7 +158,7 @@ def header(directories: Sequence[Sequence[Tag]], ghost: bytes, *, is_big: bool) 
         struct.pack_into("<Q" if is_big else "<H", out, at, len(tags))
         at += 8 if is_big else 2
         for tag in tags:
-            struct.pack_into(entry, out, at, tag.code, tag.type, tag.count)
+            struct.pack_into(entry, out, at, tag.code, tag.type, tag.length)
             at += struct.calcsize(entry)
             if (place := values.get((number, tag.code))) is None:
                 out[at : at + len(tag.data)] = tag.data
@@ -148,7 +174,7 @@ def _aligned(position: int, step: int) -> int:
     return -(-position // step) * step
 
 
-def directories(read: Callable[[int, int], bytes], size: int) -> list[dict[int, Tag]]:
+def directories(read: Callable[[int, int], bytes], size: int) -> list[Directory]:
     """Read all directories of a file of `size` bytes; `read(start, stop)` gives its bytes.
 
     Raises:
@@ -162,14 +188,15 @@ def directories(read: Callable[[int, int], bytes], size: int) -> list[dict[int, 
     if is_big and len(start) < 16:
         raise Malformed("the file ends inside its header")
     place = struct.unpack_from(order + ("Q" if is_big else "I"), start, 8 if is_big else 4)[0]
-    found: list[dict[int, Tag]] = []
+    found: list[Directory] = []
     seen: set[int] = set()
     while place:
         if place in seen or len(found) >= _DIRECTORY_LIMIT:
             raise Malformed("the directories form a circle or are too many")
         seen.add(place)
-        tags, place = _directory(read, size, place, order=order, is_big=is_big)
-        found.append(tags)
+        tags, following = _directory(read, size, place, order=order, is_big=is_big)
+        found.append(Directory(place, tags))
+        place = following
     if not found:
         raise Malformed("the file has no directory")
     return found
@@ -208,3 +235,64 @@ def _directory(
             data = np.frombuffer(data, dtype.newbyteorder(">")).astype(dtype.newbyteorder("<")).tobytes()
         tags[code] = Tag(code, kind, data)
     return tags, struct.unpack_from(order + word, body, count * entry)[0]
+
+
+def ends_early(found: Sequence[Directory], size: int) -> str:
+    """What the directories promise beyond the end of a file of `size` bytes, or an empty string."""
+    for directory in found:
+        starts, lengths = directory.tile_spans
+        # Offsets beyond 2⁶³ are nonsense, and reach beyond any file as well once they are floats.
+        ends = starts.astype(np.uint64).astype(np.float64) + lengths.astype(np.uint64).astype(np.float64)
+        if len(ends) and ends.max() > size:
+            return f"it has {size} bytes, its pixels reach to byte {int(ends.max())}"
+    return ""
+
+
+def layout_faults(found: Sequence[Directory], start: bytes) -> list[str]:
+    """Why a file is not a cloud-optimised GeoTIFF of the kind written here; empty when it is one.
+
+    `start` holds its first 300 bytes or more. The rules are those of the COG standard (OGC 21-026) and of GDAL's
+    validator,
+    plus: no further pages, tiles of at most 1024 pixels, and a last overview that fits two tiles.
+    """
+    faults: list[str] = []
+    main, others = found[0], found[1:]
+    kinds = [directory.value(Code.NEW_SUBFILE_TYPE) for directory in others]
+    if main.value(Code.NEW_SUBFILE_TYPE) or any(kind not in {1, 4, 5} for kind in kinds):
+        faults.append("it has several pages")
+    if Code.TILE_WIDTH not in main.tags:
+        return [*faults, "it is stored in strips, not tiles"]
+    side = max(main.value(Code.TILE_WIDTH), main.value(Code.TILE_LENGTH))
+    if side > 1024:
+        faults.append(f"its tiles are {side} pixels wide")
+    images = [main] + [directory for directory, kind in zip(others, kinds, strict=True) if kind == 1]
+    sides = [max(each.value(Code.IMAGE_WIDTH), each.value(Code.IMAGE_LENGTH)) for each in images]
+    if any(a <= b for a, b in pairwise(sides)):
+        faults.append("its overviews do not go from large to small")
+    if len(images) == 1 and sides[0] > 512:
+        faults.append("it has no overviews")
+    elif sides[-1] > 2 * max(side, 256):
+        faults.append(f"its smallest overview is {sides[-1]} pixels wide")
+    faults += _order_faults(found, images)
+    if b"KNOWN_INCOMPATIBLE_EDITION=YES" in start:
+        faults.append("it was edited after it was laid out")
+    return faults
+
+
+def _order_faults(found: Sequence[Directory], images: Sequence[Directory]) -> list[str]:
+    """Why directories and pixels do not follow each other as they should."""
+    faults: list[str] = []
+    if found[0].offset > 300:
+        faults.append(f"its first directory is at byte {found[0].offset}")
+    if any(a.offset >= b.offset for a, b in pairwise(images)):
+        faults.append("its directories are out of order")
+    firsts = []
+    for image in images:
+        starts, _ = image.tile_spans
+        firsts.append(int(starts[starts > 0].min()) if (starts > 0).any() else None)
+    given = [first for first in firsts if first is not None]
+    if any(a <= b for a, b in pairwise(given)):
+        faults.append("its overviews do not come before the full resolution")
+    if given and min(given) < max(directory.offset for directory in found):
+        faults.append("pixels come before directories")
+    return faults

@@ -178,7 +178,7 @@ def read_zones(
         InvalidParameter: a field or CRS that does not exist; names those that do.
         NotAVector: inline data is not GeoJSON, or the file is broken.
     """
-    wanted = tuple(dict.fromkeys([*([id_field] if id_field else []), *fields]))
+    wanted: tuple[str, ...] = tuple(dict.fromkeys((id_field, *fields) if id_field else fields))
     if isinstance(source, VectorAsset):
         kind, layer = _recognise(source.href, source.layer)
         found = _read(source.href, kind, layer, wanted)
@@ -244,7 +244,7 @@ def write_geoparquet(target: BinaryIO, table: pa.Table, geometries: NDArray[np.o
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
     full = table.append_column("geometry", pa.array(shapely.to_wkb(geometries), pa.binary()))
     full = full.replace_schema_metadata({"geo": msgspec.json.encode(geo)})
-    parquet.write_table(full, target, compression="zstd", store_schema=False)
+    parquet.write_table(full, target, compression="zstd")
 
 
 def write_geojson(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_]) -> None:
@@ -321,7 +321,7 @@ def _read(href: str, kind: _Kind, layer: str | None, fields: Sequence[str] | Non
         if info["crs"] is None:
             raise NoCrs(f"{href} does not say in which CRS its coordinates are.")
         meta, table = pyogrio.read_arrow(source, layer=layer, columns=None if fields is None else list(fields))
-    except (DataSourceError, DataLayerError) as error:
+    except (DataSourceError, DataLayerError, IndexError) as error:  # IndexError: pyogrio on a file without a layer
         raise NotAVector(f"{href} cannot be read as {kind}: {error}") from error
     name = meta["geometry_name"] or "wkb_geometry"
     return _Layer(as_crs(info["crs"]), _from_wkb(table[name], href), table.drop_columns([name]), None)
@@ -378,14 +378,19 @@ def _read_parquet(href: str, fields: Sequence[str] | None) -> _Layer:
 
 def _from_wkb(column: pa.ChunkedArray, href: str) -> NDArray[np.object_]:
     try:
-        return shapely.force_2d(shapely.from_wkb(column.to_numpy()))
+        with np.errstate(invalid="ignore"):  # coordinates that are NaN are refused by `_repair`
+            return _flat(shapely.from_wkb(column.to_numpy()))
     except (ShapelyError, TypeError) as error:
         raise InvalidGeometry(f"{href} holds a geometry that cannot be decoded: {error}") from error
 
 
+def _flat(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
+    return shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries
+
+
 class _Feature(msgspec.Struct):
     type: str
-    geometry: msgspec.Raw | None = None
+    geometry: msgspec.Raw = msgspec.Raw(b"null")
     properties: dict[str, Any] | None = None
     id: Any = None
 
@@ -415,9 +420,10 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
             )
     except msgspec.DecodeError as error:
         raise NotAVector(f"{where}: this is not GeoJSON: {error}", pointer="/zones") from error
-    texts = np.array([None if f.geometry is None else bytes(f.geometry).decode() for f in features], object)
+    texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
     texts[texts == "null"] = None
-    geometries = shapely.from_geojson(texts, on_invalid="ignore")
+    with np.errstate(over="ignore"):  # 1e400 is no number, and refused below
+        geometries = shapely.from_geojson(texts, on_invalid="ignore")
     for bad in np.flatnonzero((geometries == None) & (texts != None)):  # noqa: E711 elementwise
         raise InvalidGeometry(
             f"{where}: feature {bad} has a geometry that cannot be read: {texts[bad][:100]}. Check that its type is one"
@@ -431,7 +437,7 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
     ids = [feature.id for feature in features]
     return _Layer(
         as_crs(crs) if crs else _geojson_crs(head.crs, where),
-        shapely.force_2d(geometries),
+        _flat(geometries),
         pa.table(columns, names=names) if names else pa.table({"": pa.nulls(len(features))}).select([]),
         ids if features and all(value is not None for value in ids) else None,
     )
@@ -532,7 +538,8 @@ def _transformer(source: pyproj.CRS, target: pyproj.CRS) -> pyproj.Transformer |
 
 def _project(shapes: NDArray[np.object_], source: pyproj.CRS, target: pyproj.CRS, tolerance: float | None) -> Rings:
     none = shapely.is_missing(shapes)
-    filled = np.where(none, shapely.MultiPolygon(), shapes) if none.any() else shapes
+    filled = shapes.copy()
+    filled[none] = shapely.MultiPolygon()
     if not len(filled):
         return Rings(np.empty((0, 2)), *(np.zeros(1, np.int64) for _ in range(3)))
     kind, vertices, offsets = shapely.to_ragged_array(filled, include_z=False)
@@ -589,16 +596,13 @@ def _within(zones: Zones, bounds: Bounds) -> Zones:
         (boxes[:, 0] > bounds[2]) | (boxes[:, 2] < bounds[0]) | (boxes[:, 1] > bounds[3]) | (boxes[:, 3] < bounds[1])
     )
     keep = np.flatnonzero(~apart)
-    kind, vertices, offsets = shapely.to_ragged_array(zones.projected()[keep])
-    if kind != shapely.GeometryType.MULTIPOLYGON:
-        raise AssertionError("projected zones are multipolygons")
     return Zones(
         index=zones.index[keep],
         ids=zones.ids.take(pa.array(keep)),
         attributes=zones.attributes.take(pa.array(keep)),
         geometries=zones.geometries[keep],
         crs=zones.crs,
-        rings=Rings(vertices, *(np.asarray(offset, np.int64) for offset in offsets)),
+        rings=_project(zones.projected()[keep], as_crs(WGS84), as_crs(WGS84), None),
         status=tuple(zones.status[i] for i in keep),
         detail=tuple(zones.detail[i] for i in keep),
     )

@@ -1,10 +1,11 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """What fraction of every cell a polygon covers, exactly, as run-length spans.
 
 Signed-area accumulation: every edge adds, to each cell it crosses, its height (*cover*) and the area to its right
 inside the cell; one running sum along a row then gives the covered fraction of each cell. Between two crossed cells the
-fraction is constant, so the interior of a polygon is a handful of spans per row and no array of fractions is ever made.
+fraction is constant, so the interior of a polygon is a handful of spans per row and no array of fractions is made.
 
-Coordinates are *pixel coordinates*: x counts columns and y counts rows from the upper-left corner of the raster, so that
+Coordinates are *pixel coordinates*: x counts columns and y counts rows from the raster's upper-left corner, so that
 cell (row, col) is the unit square [col, col + 1] × [row, row + 1]. Polygons must be valid in the OGC sense and holes
 wound against their shell; whether shells run clockwise does not matter. A polygon outside the window costs nothing, one
 to the left of it counts, as it must.
@@ -25,6 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eorouter_kernels._jit import kernel
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
 
 BLOCK = 512
 """Side of a canonical block, cells; part of the definition of a result's bytes."""
@@ -122,8 +127,11 @@ def outlines(vertices: NDArray[np.float64], ring_offsets: NDArray[np.int64], zon
 
 
 def pairs(shapes: Outlines, window: tuple[int, int, int, int]) -> Pairs:
-    """Zones against the canonical blocks of `window`: (row, col, row_stop, col_stop) in cells, whole blocks or cut by
-    the raster's edge.
+    """Zones against the canonical blocks of a window.
+
+    Args:
+        shapes: the zones.
+        window: (row, col, row_stop, col_stop) in cells; whole blocks, or blocks cut by the edge of the raster.
     """
     row, col, row_stop, col_stop = window
     boxes = np.nan_to_num(shapes.boxes, nan=-1.0, posinf=-1.0, neginf=-1.0)
@@ -165,10 +173,7 @@ def spans(shapes: Outlines, work: Pairs) -> Iterator[Spans]:
     first = np.empty(len(work.zone) + 1, np.int64)
     start = 0
     while start < len(work.zone):
-        stop = cover(
-            shapes.vertices, shapes.chunks, shapes.chunk_boxes, shapes.zone_chunks, shapes.signs,
-            work.zone, work.window, start, cells, bits, left, first, row, col, length, weight,
-        )  # fmt: skip
+        stop = _cover(shapes, work, start, cells, bits, left, first, row, col, length, weight)
         made = first[stop - start]
         yield Spans(start, first[: stop - start + 1], row[:made], col[:made], length[:made], weight[:made])
         start = stop
@@ -192,7 +197,13 @@ def coverage(shapes: Outlines, window: tuple[int, int, int, int]) -> NDArray[np.
 
 
 @kernel
-def _chunk(vertices, ring_offsets, ring_chunks, chunks, boxes):  # noqa: ANN001, ANN202
+def _chunk(
+    vertices: Floats,
+    ring_offsets: Ints,
+    ring_chunks: Ints,
+    chunks: Ints,
+    boxes: Floats,
+) -> None:
     for ring in range(len(ring_offsets) - 1):
         at = ring_offsets[ring]
         for chunk in range(ring_chunks[ring], ring_chunks[ring + 1]):
@@ -208,7 +219,14 @@ def _chunk(vertices, ring_offsets, ring_chunks, chunks, boxes):  # noqa: ANN001,
 
 
 @kernel
-def _measure(vertices, chunks, boxes, zone_chunks, zone_boxes, signed):  # noqa: ANN001, ANN202
+def _measure(
+    vertices: Floats,
+    chunks: Ints,
+    boxes: Floats,
+    zone_chunks: Ints,
+    zone_boxes: Floats,
+    signed: Floats,
+) -> None:
     for zone in range(len(zone_chunks) - 1):
         zone_boxes[zone] = np.nan
         signed[zone] = 0.0
@@ -230,14 +248,35 @@ def _measure(vertices, chunks, boxes, zone_chunks, zone_boxes, signed):  # noqa:
 
 
 @kernel
-def _add(at, word, bit, height, x_mid, col, cells, bits):  # noqa: ANN001, ANN202
+def _add(
+    at: int,
+    word: int,
+    bit: int,
+    height: float,
+    x_mid: float,
+    col: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+) -> None:
     cells[at, 0] += height
     cells[at, 1] += height * (1.0 - (x_mid - col))
     bits[word] |= np.uint64(1) << np.uint64(bit)
 
 
 @kernel
-def _add_row(row, x0, y0, x1, y1, sign, col, col_stop, cells, bits, left):  # noqa: ANN001, ANN202
+def _add_row(
+    row: int,
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    sign: float,
+    col: int,
+    col_stop: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+    left: Floats,
+) -> None:
     """One edge inside one row of the window; columns and rows are relative to the window, x and y to the block."""
     width = col_stop - col
     words = (width + 63) >> 6
@@ -271,7 +310,14 @@ def _add_row(row, x0, y0, x1, y1, sign, col, col_stop, cells, bits, left):  # no
 
 
 @kernel
-def _add_left(y0, y1, sign, row, row_stop, left):  # noqa: ANN001, ANN202
+def _add_left(
+    y0: float,
+    y1: float,
+    sign: float,
+    row: int,
+    row_stop: int,
+    left: Floats,
+) -> None:
     """An edge left of the window, y0 < y1: all cells to its right gain its height in their row."""
     y0, y1 = max(y0, float(row)), min(y1, float(row_stop))
     r = int(np.floor(y0))
@@ -283,7 +329,19 @@ def _add_left(y0, y1, sign, row, row_stop, left):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _add_edge(x0, y0, x1, y1, row, col, row_stop, col_stop, cells, bits, left):  # noqa: ANN001, ANN202
+def _add_edge(
+    x0: float,
+    y0: float,
+    x1: float,
+    y1: float,
+    row: int,
+    col: int,
+    row_stop: int,
+    col_stop: int,
+    cells: Floats,
+    bits: NDArray[np.uint64],
+    left: Floats,
+) -> None:
     # Both directions of an edge are computed upward from the same end, so that neighbours that share it share its bits.
     if y0 == y1:
         return
@@ -311,14 +369,82 @@ def _add_edge(x0, y0, x1, y1, row, col, row_stop, col_stop, cells, bits, left): 
 
 
 @kernel
-def cover(  # noqa: ANN201
-    vertices, chunks, chunk_boxes, zone_chunks, signs, pair_zone, pair_window, start,  # noqa: ANN001
-    cells, bits, left, first, span_row, span_col, span_length, span_weight,  # noqa: ANN001
-):  # fmt: skip
+def _trace(
+    shapes: Outlines, zone: int, row0: int, col0: int, inside: tuple[int, int, int, int], cells: Floats,
+    bits: NDArray[np.uint64], left: Floats,
+) -> None:  # fmt: skip
+    """Add all edges of a zone to the scratch of a window, whose rows and columns count from the block's corner."""
+    row, col, row_stop, col_stop = inside
+    for chunk in range(shapes.zone_chunks[zone], shapes.zone_chunks[zone + 1]):
+        y_min, y_max = shapes.chunk_boxes[chunk, 1] - row0, shapes.chunk_boxes[chunk, 3] - row0
+        if y_max <= row or y_min >= row_stop or shapes.chunk_boxes[chunk, 0] - col0 >= col_stop:
+            continue
+        begin, end = shapes.chunks[chunk, 0], shapes.chunks[chunk, 1]
+        if shapes.chunk_boxes[chunk, 2] - col0 <= col:
+            # A line wholly to the left: heights telescope, only its two ends matter.
+            y0, y1 = shapes.vertices[begin, 1] - row0, shapes.vertices[end, 1] - row0
+            if y0 < y1:
+                _add_left(y0, y1, 1.0, row, row_stop, left)
+            else:
+                _add_left(y1, y0, -1.0, row, row_stop, left)
+            continue
+        x0, y0 = shapes.vertices[begin, 0] - col0, shapes.vertices[begin, 1] - row0
+        for i in range(begin + 1, end + 1):
+            x1, y1 = shapes.vertices[i, 0] - col0, shapes.vertices[i, 1] - row0
+            _add_edge(x0, y0, x1, y1, row, col, row_stop, col_stop, cells, bits, left)
+            x0, y0 = x1, y1
+
+
+@kernel
+def _sum_rows(
+    window: Ints, sign: float, cells: Floats, bits: NDArray[np.uint64], left: Floats, made: int,
+    span_row: Ints32, span_col: Ints32, span_length: Ints32, span_weight: Floats,
+) -> int:  # fmt: skip
+    """The running sum along each row of a window, as spans; clears the scratch and returns how many spans there are."""
+    row, col, width = window[0], window[1], window[3] - window[1]
+    words = (width + 63) >> 6
+    for r in range(window[2] - row):
+        total = left[r] * sign
+        left[r] = 0.0
+        done = 0
+        for word in range(words):
+            pending = bits[r * words + word]
+            if pending == 0:
+                continue
+            bits[r * words + word] = 0
+            while pending != 0:
+                lowest = pending & (~pending + np.uint64(1))
+                pending ^= lowest
+                k = (word << 6) + _BIT_INDEX[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+                if k > done and total > 0.0:
+                    span_row[made], span_col[made] = row + r, col + done
+                    span_length[made], span_weight[made] = k - done, min(total, 1.0)
+                    made += 1
+                fraction = total + cells[r * width + k, 1] * sign
+                if fraction > 0.0:
+                    span_row[made], span_col[made] = row + r, col + k
+                    span_length[made], span_weight[made] = 1, min(fraction, 1.0)
+                    made += 1
+                total += cells[r * width + k, 0] * sign
+                cells[r * width + k, 0] = 0.0
+                cells[r * width + k, 1] = 0.0
+                done = k + 1
+        if done < width and total > 0.0:
+            span_row[made], span_col[made] = row + r, col + done
+            span_length[made], span_weight[made] = width - done, min(total, 1.0)
+            made += 1
+    return made
+
+
+@kernel
+def _cover(
+    shapes: Outlines, work: Pairs, start: int, cells: Floats, bits: NDArray[np.uint64], left: Floats, first: Ints,
+    span_row: Ints32, span_col: Ints32, span_length: Ints32, span_weight: Floats,
+) -> int:  # fmt: skip
     """Signed-area accumulation of pairs `start …` until the spans are full; returns the first pair not done.
 
-    Shapes: `Outlines` and `Pairs` as they stand; cells (BLOCK², 2), bits (BLOCK²/64), left (BLOCK) are scratch that is
-        zero before and after; first (pair + 1) and the spans (SPAN_CAPACITY) are filled from 0.
+    Shapes: cells (BLOCK², 2), bits (BLOCK²/64), left (BLOCK) are scratch, zero before and after; first (pair + 1)
+        and the spans (SPAN_CAPACITY) are filled from 0.
     Units: pixel coordinates in, fractions of a cell out.
     Nodata: none.
     Reference: see `coverage`.
@@ -326,71 +452,32 @@ def cover(  # noqa: ANN201
     made = 0
     first[0] = 0
     pair = start
-    while pair < len(pair_zone):
-        zone = pair_zone[pair]
-        row0, col0 = pair_window[pair, 0] // BLOCK * BLOCK, pair_window[pair, 1] // BLOCK * BLOCK
-        row, col = pair_window[pair, 0] - row0, pair_window[pair, 1] - col0
-        row_stop, col_stop = pair_window[pair, 2] - row0, pair_window[pair, 3] - col0
-        width = col_stop - col
-        words = (width + 63) >> 6
-        if made + (row_stop - row) * width > len(span_row):
+    while pair < len(work.zone):
+        zone, window = work.zone[pair], work.window[pair]
+        if made + (window[2] - window[0]) * (window[3] - window[1]) > len(span_row):
             break
-        for chunk in range(zone_chunks[zone], zone_chunks[zone + 1]):
-            y_min, y_max = chunk_boxes[chunk, 1] - row0, chunk_boxes[chunk, 3] - row0
-            if y_max <= row or y_min >= row_stop or chunk_boxes[chunk, 0] - col0 >= col_stop:
-                continue
-            begin, end = chunks[chunk, 0], chunks[chunk, 1]
-            if chunk_boxes[chunk, 2] - col0 <= col:
-                # A line wholly to the left: heights telescope, only its two ends matter.
-                y0, y1 = vertices[begin, 1] - row0, vertices[end, 1] - row0
-                if y0 < y1:
-                    _add_left(y0, y1, 1.0, row, row_stop, left)
-                else:
-                    _add_left(y1, y0, -1.0, row, row_stop, left)
-                continue
-            x0, y0 = vertices[begin, 0] - col0, vertices[begin, 1] - row0
-            for i in range(begin + 1, end + 1):
-                x1, y1 = vertices[i, 0] - col0, vertices[i, 1] - row0
-                _add_edge(x0, y0, x1, y1, row, col, row_stop, col_stop, cells, bits, left)
-                x0, y0 = x1, y1
-        sign = signs[zone]
-        for r in range(row_stop - row):
-            total = left[r] * sign
-            left[r] = 0.0
-            done = 0
-            for word in range(words):
-                pending = bits[r * words + word]
-                if pending == 0:
-                    continue
-                bits[r * words + word] = 0
-                while pending != 0:
-                    lowest = pending & (~pending + np.uint64(1))
-                    pending ^= lowest
-                    k = (word << 6) + _BIT_INDEX[(lowest * _DE_BRUIJN) >> np.uint64(58)]
-                    if k > done and total > 0.0:
-                        span_row[made], span_col[made] = row0 + row + r, col0 + col + done
-                        span_length[made], span_weight[made] = k - done, min(total, 1.0)
-                        made += 1
-                    fraction = total + cells[r * width + k, 1] * sign
-                    if fraction > 0.0:
-                        span_row[made], span_col[made] = row0 + row + r, col0 + col + k
-                        span_length[made], span_weight[made] = 1, min(fraction, 1.0)
-                        made += 1
-                    total += cells[r * width + k, 0] * sign
-                    cells[r * width + k, 0] = 0.0
-                    cells[r * width + k, 1] = 0.0
-                    done = k + 1
-            if done < width and total > 0.0:
-                span_row[made], span_col[made] = row0 + row + r, col0 + col + done
-                span_length[made], span_weight[made] = width - done, min(total, 1.0)
-                made += 1
+        row0, col0 = window[0] // BLOCK * BLOCK, window[1] // BLOCK * BLOCK
+        inside = (window[0] - row0, window[1] - col0, window[2] - row0, window[3] - col0)
+        _trace(shapes, zone, row0, col0, inside, cells, bits, left)
+        sign = float(shapes.signs[zone])
+        made = _sum_rows(window, sign, cells, bits, left, made, span_row, span_col, span_length, span_weight)
         pair += 1
         first[pair - start] = made
     return pair
 
 
 @kernel
-def _paint(first, row, col, length, weight, zone, row0, col0, out):  # noqa: ANN001, ANN202
+def _paint(
+    first: Ints,
+    row: Ints32,
+    col: Ints32,
+    length: Ints32,
+    weight: Floats,
+    zone: Ints,
+    row0: int,
+    col0: int,
+    out: Floats,
+) -> None:
     for pair in range(len(first) - 1):
         for span in range(first[pair], first[pair + 1]):
             for c in range(col[span], col[span] + length[span]):

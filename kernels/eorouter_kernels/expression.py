@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """One precompiled machine that runs every formula: register code over blocks of pixels that stay in the cache.
 
 A formula is compiled (by `eorouter_compute.expression`) to instructions `(op, target, a, b, c)` over float64 registers,

@@ -1,8 +1,8 @@
 """Halve rasters and take their moments: what a pyramid level and a statistics row are made of.
 
-Every cell of a level depends on its 2 × 2 children only, and every moment on one tile only, visited in one order, so the
-numbers are the same however a raster was cut into shards. `valid` arrays of size 0 say that every pixel is data: the
-common case then costs no memory traffic for a mask.
+Every cell of a level depends on its 2 × 2 children only, and every moment on one tile only, visited in one order, so
+the numbers are the same however a raster was cut into shards. `valid` arrays of size 0 say that every pixel is data:
+the common case then costs no memory traffic for a mask.
 """
 
 import numpy as np
@@ -17,13 +17,16 @@ DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "flo
 
 
 @kernel
-def halve_mean_integers(pixels: np.ndarray, valid: np.ndarray, nodata: int, out: np.ndarray, out_valid: np.ndarray) -> None:
+def halve_mean_integers(
+    pixels: np.ndarray, valid: np.ndarray, nodata: int, out: np.ndarray, out_valid: np.ndarray
+) -> None:
     """Mean of the valid pixels of each 2 × 2 cell, rounded half to even.
 
     Shapes: pixels, valid (band, y, x) integer and bool (or valid of size 0); out, out_valid (band, ⌈y/2⌉, ⌈x/2⌉).
     Units: those of the pixels.
     Nodata: a cell without valid pixels is `nodata` and not valid; a mean that happens to equal `nodata` moves up by one
-        (down at the type's maximum), or data would vanish from the level. out_valid is not written when valid has size 0.
+        (down at the type's maximum), or data would vanish from the level. out_valid is not written when valid has size
+        0.
     Reference: GDAL's AVERAGE overviews, including the step away from nodata; rounding per IEEE 754 §4.3.1.
     """
     bands, height, width = pixels.shape
@@ -67,7 +70,9 @@ def halve_mean_integers(pixels: np.ndarray, valid: np.ndarray, nodata: int, out:
 
 
 @kernel
-def halve_mean_floats(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> None:
+def halve_mean_floats(
+    pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray
+) -> None:
     """Mean of the valid pixels of each 2 × 2 cell.
 
     Shapes: pixels, valid (band, y, x) float and bool (or valid of size 0); out, out_valid (band, ⌈y/2⌉, ⌈x/2⌉).
@@ -146,13 +151,13 @@ def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.nda
 def tile_moments(pixels: np.ndarray, valid: np.ndarray, tile: int, out: np.ndarray) -> None:
     """Count, mean, sum of squared deviations, minimum and maximum of every tile and band.
 
-    Shapes: pixels, valid (band, y, x) and bool (or valid of size 0); out (tile row, tile column, band, 5) float64, tiles
-        of `tile` × `tile` pixels, cut at the lower and right edge.
+    Shapes: pixels, valid (band, y, x) and bool (or valid of size 0); out (tile row, tile column, band, 5) float64,
+        tiles of `tile` × `tile` pixels, cut at the lower and right edge.
     Units: those of the pixels.
     Nodata: pixels that are not valid are left out; a tile without any has count 0 and NaN elsewhere.
     Reference: shifted data, Chan, Golub and LeVeque 1983, Algorithms for computing the sample variance,
-        doi:10.1080/00031305.1983.10483115. The shift is the tile's first valid pixel. Sums run down the columns and then
-        across them: one fixed order, and a loop the compiler can vectorise without reordering.
+        doi:10.1080/00031305.1983.10483115. The shift is the tile's first valid pixel. Sums run down the columns and
+        then across them: one fixed order, and a loop the compiler can vectorise without reordering.
     """
     bands, height, width = pixels.shape
     has_valid = valid.size > 0

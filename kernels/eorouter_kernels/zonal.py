@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """Statistics of the cells under each polygon, every cell weighted by its covered fraction.
 
 An accumulator is one row of `STATE` numbers per (zone, canonical block, band), filled by `update` from the spans of
@@ -10,7 +11,7 @@ covered cells, and every partly covered cell with its weight; `quantiles` sorts 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,18 @@ from numpy.typing import NDArray
 from eorouter_kernels._jit import kernel
 from eorouter_kernels.coverage import Spans
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
+
 WEIGHT, MASKED, SUM, MEAN, M2, MIN, MAX, AREA = range(8)
 STATE = 8
-"""Numbers of an accumulator: summed fraction of valid and of masked cells, weighted sum, mean, sum of squared deviations
-from the mean, extremes, and the area of the valid fraction in the unit of `row_areas`."""
+"""Numbers of an accumulator: summed fraction of valid and of masked cells, weighted sum, mean, sum of squared
+deviations from the mean, extremes, and the area of the valid fraction in the unit of `row_areas`."""
 
 SLIVER = 1e-9
 """A cell covered by less than this is left out of everything. Coordinates near 5·10⁶ m on a 10 m grid are only good
-to 10⁻¹⁰ of a cell: an edge that lies on a cell border by intention must not let the neighbour's value into a minimum."""
+to 10⁻¹⁰ of a cell: an edge that lies on a cell border by intention must not let the neighbour into a minimum."""
 
 MOMENTS = ("count", "sum", "mean", "min", "max", "variance", "stdev", "valid_fraction", "area")
 """What `finish` gives, in this order. Variance is that of the population: divided by the summed weight."""
@@ -68,20 +73,25 @@ def update(
         valid: (band, y, x), None where every pixel is valid.
         corner: row and column of pixels[:, 0, 0] in the raster.
         row_areas: (y) area of a cell of each row of `pixels`.
-        state: (pair, band, STATE) of all pairs; those of the batch are written.
+        state: (pair, band, STATE) of all pairs, contiguous; those of the batch are written.
     """
     has_mask = valid is not None
-    mask = valid if valid is not None else np.ones((1, 1, 1), np.bool_)
+    # One memory layout, so that one compiled version serves all callers.
+    pixels = np.ascontiguousarray(pixels)
+    mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
     is_narrow = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
-    moments = moments_int if is_narrow else moments_float
+    moments = _moments_int if is_narrow else _moments_float
     rows = state[batch.start : batch.start + len(batch.first) - 1]
-    moments(
-        batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, row_areas, rows
-    )
+    moments(batch, pixels, mask, has_mask, *corner, row_areas, rows)
 
 
 @kernel
-def _close(shifted, squares, pivot, state):  # noqa: ANN001, ANN202
+def _close(
+    shifted: float,
+    squares: float,
+    pivot: float,
+    state: Floats,
+) -> None:
     """Sums about a pivot become sum, mean and M2."""
     weight = state[WEIGHT]
     if weight > 0.0:
@@ -92,9 +102,25 @@ def _close(shifted, squares, pivot, state):  # noqa: ANN001, ANN202
 
 
 @kernel
-def moments_int(  # noqa: ANN201
-    first, row, col, length, weight, pixels, valid, has_mask, row0, col0, row_areas, state  # noqa: ANN001
-):  # fmt: skip
+def _first_value(
+    batch: Spans, pair: int, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, band: int,
+    row0: int, col0: int,
+) -> Any:  # fmt: skip
+    """First valid value of a pair; its sums run about it. Zero where nothing is valid."""
+    for span in range(batch.first[pair], batch.first[pair + 1]):
+        if batch.weight[span] >= SLIVER:
+            r, c = batch.row[span] - row0, batch.col[span] - col0
+            for i in range(c, c + batch.length[span]):
+                if not has_mask or valid[band, r, i]:
+                    return pixels[r, i]
+    return pixels.dtype.type(0)
+
+
+@kernel
+def _moments_int(
+    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int,
+    row_areas: Floats, state: Floats,
+) -> None:  # fmt: skip
     """Weighted sums, squares and extremes under spans, for integers of at most 16 bits.
 
     Sums run over value − pivot, the pivot being the pair's first valid value: exact in int64 within a span, and free of
@@ -107,24 +133,18 @@ def moments_int(  # noqa: ANN201
     Reference: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", Am. Stat. 37(3), eq. 1.5–2.1.
     """
     for band in range(pixels.shape[0]):
-        for pair in range(len(first) - 1):
+        for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = np.int64(0)
-            has_pivot = False
+            pivot = np.int64(_first_value(batch, pair, pixels[band], valid, has_mask, band, row0, col0))
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.int64(1 << 20), np.int64(-(1 << 20))
-            for span in range(first[pair], first[pair + 1]):
-                w = weight[span]
+            for span in range(batch.first[pair], batch.first[pair + 1]):
+                w = batch.weight[span]
                 if w < SLIVER:
                     continue
-                r, c, n = row[span] - row0, col[span] - col0, length[span]
+                r, c, n = batch.row[span] - row0, batch.col[span] - col0, batch.length[span]
                 line = pixels[band, r, c : c + n]
                 seen = np.int64(n)
-                if not has_pivot:
-                    for i in range(n):
-                        if not has_mask or valid[band, r, c + i]:
-                            pivot, has_pivot = np.int64(line[i]), True
-                            break
                 if n == 1:
                     if has_mask and not valid[band, r, c]:
                         masked += w
@@ -167,38 +187,33 @@ def moments_int(  # noqa: ANN201
 
 
 @kernel
-def moments_float(  # noqa: ANN201
-    first, row, col, length, weight, pixels, valid, has_mask, row0, col0, row_areas, state  # noqa: ANN001
-):  # fmt: skip
+def _moments_float(
+    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int,
+    row_areas: Floats, state: Floats,
+) -> None:  # fmt: skip
     """Weighted sums, squares and extremes under spans, in float64, for floats and wide integers.
 
     Four partial sums run side by side along a span: a fixed order that the processor can keep in one vector. A plain
     loop may not be vectorised, as float addition does not associate; fastmath would, in an order of its own choosing.
 
-    Shapes: as `moments_int`.
-    Units: as `moments_int`.
-    Nodata: as `moments_int`; NaN must have been marked as not valid.
-    Reference: as `moments_int`.
+    Shapes: as `_moments_int`.
+    Units: as `_moments_int`.
+    Nodata: as `_moments_int`; NaN must have been marked as not valid.
+    Reference: as `_moments_int`.
     """
     for band in range(pixels.shape[0]):
-        for pair in range(len(first) - 1):
+        for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = 0.0
-            has_pivot = False
+            pivot = np.float64(_first_value(batch, pair, pixels[band], valid, has_mask, band, row0, col0))
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.inf, -np.inf
-            for span in range(first[pair], first[pair + 1]):
-                w = weight[span]
+            for span in range(batch.first[pair], batch.first[pair + 1]):
+                w = batch.weight[span]
                 if w < SLIVER:
                     continue
-                r, c, n = row[span] - row0, col[span] - col0, length[span]
+                r, c, n = batch.row[span] - row0, batch.col[span] - col0, batch.length[span]
                 line = pixels[band, r, c : c + n]
                 seen = np.int64(n)
-                if not has_pivot:
-                    for i in range(n):
-                        if not has_mask or valid[band, r, c + i]:
-                            pivot, has_pivot = np.float64(line[i]), True
-                            break
                 s = q = 0.0
                 if has_mask:
                     seen = np.int64(0)
@@ -244,7 +259,11 @@ def moments_float(  # noqa: ANN201
 
 
 @kernel
-def merge(zone, partial, state):  # noqa: ANN001, ANN201
+def merge(
+    zone: Ints,
+    partial: Floats,
+    state: Floats,
+) -> None:
     """Fold partial accumulators into those of their zones, in the order given.
 
     Associative up to rounding; give partials sorted by zone and block and the result is one to the last bit.
@@ -318,7 +337,9 @@ def collect(
 ) -> Runs:
     """Values of one band under the spans of a batch, for `quantiles`; pairs are counted from the first of all."""
     has_mask = valid is not None
-    mask = valid if valid is not None else np.ones((1, 1, 1), np.bool_)
+    # One memory layout, so that one compiled version serves all callers.
+    pixels = np.ascontiguousarray(pixels)
+    mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
     kept = batch.weight >= SLIVER
     whole = int(batch.length[kept & (batch.weight == 1.0)].sum(dtype=np.int64))
     part = int(batch.length[kept & (batch.weight != 1.0)].sum(dtype=np.int64))
@@ -332,8 +353,8 @@ def collect(
         np.empty(part, pixels.dtype),
         np.empty(part, np.float64),
     )
-    made, parts = gather(
-        batch.first, batch.row, batch.col, batch.length, batch.weight, pixels, mask, has_mask, *corner, band,
+    made, parts = _gather(
+        batch, pixels, mask, has_mask, *corner, band,
         full_pair, full_value, full_count, part_pair, part_value, part_weight,
     )  # fmt: skip
     return Runs(
@@ -347,10 +368,11 @@ def collect(
 
 
 @kernel
-def gather(  # noqa: ANN201
-    first, row, col, length, weight, pixels, valid, has_mask, row0, col0, band,  # noqa: ANN001
-    full_pair, full_value, full_count, part_pair, part_value, part_weight,  # noqa: ANN001
-):  # fmt: skip
+def _gather(
+    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int, band: int,
+    full_pair: Ints, full_value: NDArray[Any], full_count: Ints,
+    part_pair: Ints, part_value: NDArray[Any], part_weight: Floats,
+) -> tuple[int, int]:  # fmt: skip
     """Sorted distinct values with their counts in wholly covered cells, and values with weights in the others.
 
     Shapes: spans as in `Spans`; pixels, valid (band, y, x); outputs hold at least as many cells as the spans cover.
@@ -359,14 +381,14 @@ def gather(  # noqa: ANN201
     Reference: none; plain run-length coding.
     """
     made = parts = 0
-    for pair in range(len(first) - 1):
+    for pair in range(len(batch.first) - 1):
         begin = made
-        for span in range(first[pair], first[pair + 1]):
-            w = weight[span]
+        for span in range(batch.first[pair], batch.first[pair + 1]):
+            w = batch.weight[span]
             if w < SLIVER:
                 continue
-            r, c = row[span] - row0, col[span] - col0
-            for i in range(c, c + length[span]):
+            r, c = batch.row[span] - row0, batch.col[span] - col0
+            for i in range(c, c + batch.length[span]):
                 if has_mask and not valid[band, r, i]:
                     continue
                 if w == 1.0:
@@ -404,14 +426,19 @@ def quantiles(runs: Runs, zones: int, levels: Sequence[float]) -> NDArray[np.flo
     order = np.argsort(zone, kind="stable")
     first = np.searchsorted(zone[order], np.arange(zones + 1))
     value, weight, count = value[order], weight[order], count[order]
-    sort_runs(first, value, weight, count)
+    _sort_runs(first, value, weight, count)
     out = np.full((zones, len(levels)), np.nan)
-    weighted_quantiles(first, value, weight, count, np.asarray(levels, np.float64), out)
+    _weighted_quantiles(first, value, weight, count, np.asarray(levels, np.float64), out)
     return out
 
 
 @kernel
-def sort_runs(first, value, weight, count):  # noqa: ANN001, ANN201
+def _sort_runs(
+    first: Ints,
+    value: Floats,
+    weight: Floats,
+    count: Ints,
+) -> None:
     """Sort the observations of each zone by value, and equal values by weight, in place.
 
     Shapes: first (zone + 1); value, weight, count (run).
@@ -436,7 +463,14 @@ def sort_runs(first, value, weight, count):  # noqa: ANN001, ANN201
 
 
 @kernel
-def weighted_quantiles(first, value, weight, count, levels, out):  # noqa: ANN001, ANN201
+def _weighted_quantiles(
+    first: Ints,
+    value: Floats,
+    weight: Floats,
+    count: Ints,
+    levels: Floats,
+    out: Floats,
+) -> None:
     """Quantiles of values with weights, linear between distinct values.
 
     Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone, `count` cells of

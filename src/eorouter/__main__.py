@@ -46,8 +46,9 @@ def serve(
 def _announce(settings: "Settings") -> None:
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104
     url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    kept = (settings.database_url and "PostgreSQL") or settings.data_dir
-    _say(f"eorouter answers at {url}   documents {url}/docs   data in {kept}   stop with Ctrl-C")
+    kept = "PostgreSQL" if settings.database_url else settings.data_dir
+    _say(f"eorouter listening on {url}")
+    _say(f"Documents at {url}/docs, data in {kept}. Ctrl-C stops it.")
 
 
 def dispatcher(*, data_dir: Path | None = None, workers: int | None = None) -> None:
@@ -64,7 +65,7 @@ def dispatcher(*, data_dir: Path | None = None, workers: int | None = None) -> N
     from eorouter.jobs import dispatcher as jobs
 
     settings = app.prepared(data_dir=data_dir, worker_count=workers)
-    jobs.run(settings, supervised=False)
+    app.run(jobs.serve(settings, is_supervised=False))
 
 
 def migrate(*, data_dir: Path | None = None) -> None:
@@ -202,6 +203,19 @@ def demo(*, out: Path | None = None, keep_serving: bool = False, port: int | Non
     return run.main(out=out, keep_serving=keep_serving, port=port) or 0
 
 
+COMMANDS = (
+    (serve, "serve"),
+    (demo, "demo"),
+    (op, "op"),
+    (list_operations, "operations"),
+    (list_methods, "methods"),
+    (list_settings, "settings"),
+    (migrate, "migrate"),
+    (dispatcher, "dispatcher"),
+    (derive, "derive"),
+)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, and exit."""
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
@@ -247,17 +261,7 @@ def _application() -> Any:
         version=_version,
         help_format="markdown",
     )
-    for command, name in (
-        (serve, "serve"),
-        (demo, "demo"),
-        (op, "op"),
-        (list_operations, "operations"),
-        (list_methods, "methods"),
-        (list_settings, "settings"),
-        (migrate, "migrate"),
-        (dispatcher, "dispatcher"),
-        (derive, "derive"),
-    ):
+    for command, name in COMMANDS:
         application.command(command, name=name)
     return application
 

@@ -8,7 +8,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -197,17 +197,33 @@ async def serve(
             await migrate(settings)
         else:
             await _check_schema(settings)
-        async with AsyncExitStack() as running:
-            server = _server(create(settings), lambda: announce(settings))
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-            if has_cluster:
-                from eorouter.jobs.supervisor import Supervisor
-
-                supervisor = Supervisor(settings)
-                running.push_async_callback(supervisor.stop)
-                await supervisor.start()
+        server = _server(create(settings), lambda: announce(settings))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        async with _dispatching(settings, server) if has_cluster else nullcontext():
             await server.serve(sockets=[listener])
+
+
+@asynccontextmanager
+async def _dispatching(settings: Settings, server: Any) -> AsyncIterator[None]:
+    """A dispatcher beside the server. It comes up while requests are answered already: jobs wait in the queue."""
+    from eorouter.jobs.supervisor import Supervisor
+
+    supervisor = Supervisor(settings)
+    starting = asyncio.create_task(supervisor.start())
+    starting.add_done_callback(lambda task: setattr(server, "should_exit", server.should_exit or _failed(task)))
+    try:
+        yield
+        if _failed(starting):
+            raise BadStart(f"No worker came up: {starting.exception()}") from starting.exception()
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await supervisor.stop()
+
+
+def _failed(task: "asyncio.Task[None]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 def _addressed(settings: Settings, listener: socket.socket) -> Settings:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from eorouter_compute import expression
 from eorouter_compute.errors import InvalidExpression
 from eorouter_compute.expression import Operand, compile_expression, compile_expressions, evaluate
+from eorouter_kernels import expression as machine
 
 
 def value(text: str, **bands: float) -> float:
@@ -84,10 +85,10 @@ def test_where_hides_a_failed_branch_but_never_an_invalid_band():
     a, b = np.array([[1, 0, 1, 0]], np.uint8), np.array([[1, 0, 3, 0]], np.uint8)
     valid = np.array([[True, True, True, False]])
     got = evaluate(program, {"a": Operand(a), "b": Operand(b, valid=valid)})
-    np.testing.assert_array_equal(got, np.float32([[[0, 0, -0.5, np.nan]]]))
+    np.testing.assert_array_equal(got, np.array([[[0, 0, -0.5, np.nan]]], np.float32))
     unused = compile_expression("where(a > 0, 1, b)", ["a", "b"])
     got = evaluate(unused, {"a": Operand(a + 1), "b": Operand(b, valid=valid)})
-    np.testing.assert_array_equal(got, np.float32([[[1, 1, 1, np.nan]]]))
+    np.testing.assert_array_equal(got, np.array([[[1, 1, 1, np.nan]]], np.float32))
 
 
 HOSTILE = [
@@ -236,6 +237,27 @@ def test_evaluate_mixed_dtypes_byte_orders_and_strides_give_the_same_values():
     np.testing.assert_array_equal(turned, wanted.T)
     part = evaluate(program, {"a": Operand(a.astype("u1")[::2, 3:]), "b": Operand(b.astype("u1")[::2, 3:])})[0]
     np.testing.assert_array_equal(part, wanted[::2, 3:])
+
+
+def test_evaluate_arrays_that_may_not_be_written_to_are_read_like_others():
+    a = np.broadcast_to(np.array([[1, 2, 3]], np.uint16), (2, 3))
+    b = np.frombuffer(np.array([2, 2, 2, 4, 4, 4], np.uint16).tobytes(), np.uint16).reshape(2, 3)
+    valid = np.broadcast_to(np.array([True, True, False]), (2, 3))
+    program = compile_expression("a / b", ["a", "b"])
+    got = evaluate(program, {"a": Operand(a, valid=valid), "b": Operand(b)})[0]
+    np.testing.assert_array_equal(got, np.array([[0.5, 1, np.nan], [0.25, 0.5, np.nan]], np.float32))
+
+
+def test_evaluate_compiles_nothing_once_warmed_up():
+    machine.warm_up()
+    signatures = len(machine.run_program.signatures)  # pyright: ignore[reportFunctionMemberAccess]
+    assert signatures == 2
+    for text in ("a", "a + b", "where(a > b, a, exp(b))", "(a - b) / (a + b)"):
+        for dtype in ("uint8", "float32", "int64"):
+            operands = {name: Operand(np.ones((3, 4), dtype)) for name in "ab"}
+            for out in ("float32", "float64"):
+                evaluate(compile_expression(text, "ab"), operands, dtype=out)
+    assert len(machine.run_program.signatures) == signatures  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_evaluate_bands_of_different_shapes_are_refused():

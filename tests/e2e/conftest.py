@@ -63,8 +63,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             client.signup(email="ada@example.org", password="correct horse battery", name="Ada")
             project = client.call("projects.create", name="fields")
             key = client.call("api_keys.create", name="tests", mode="test", scopes=client.scopes())
-        yield Service(
-            url=url, api_key=key["secret"], project_id=project["id"], data_dir=data_dir, process=process
-        )
+        yield Service(url=url, api_key=key["secret"], project_id=project["id"], data_dir=data_dir, process=process)
     finally:
         stop_service(process)

@@ -9,6 +9,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -34,20 +35,21 @@ def _postgres_programs() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a fresh PostgreSQL server on loopback, without its database's name."""
+def postgres_server() -> Iterator[str]:
+    """Address of a fresh PostgreSQL server on loopback, without its database's name.
+
+    Its folder is not one of pytest's: those lie below a folder that every other run of pytest closes to all but its own
+    user, and for root the server runs as somebody else.
+    """
     programs = _postgres_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed: storage was tested on SQLite only")
-    folder = tmp_path_factory.mktemp("postgres")
+    folder = Path(tempfile.mkdtemp(prefix="eorouter-postgres-"))
     user = {}
     if os.geteuid() == 0:  # the server refuses to run as root
         account = pwd.getpwnam("postgres")
         user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         os.chown(folder, account.pw_uid, account.pw_gid)
-        for parent in folder.parents:
-            if parent.is_relative_to(tmp_path_factory.getbasetemp().parent.parent):
-                parent.chmod(parent.stat().st_mode | 0o011)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -63,6 +65,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
     yield f"postgresql+psycopg://eorouter@127.0.0.1:{port}"
     run("pg_ctl", "-w", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

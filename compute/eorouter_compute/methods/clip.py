@@ -30,7 +30,7 @@ from eorouter_compute.method import (
 )
 
 
-class ClipParams(Params, tag="clip"):
+class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
     """Cut rasters to an area of interest; pixel values are not touched, pixels outside are masked.
 
     Every input item gives one output item; every raster asset of it, on its own grid, gives one COG.
@@ -42,8 +42,8 @@ class ClipParams(Params, tag="clip"):
         assets: keys of the raster assets to clip; all by default.
         pixel_rule: a pixel belongs to the area when its centre is inside, or when the area touches it.
         crop: cut the raster down to the area's bounds; otherwise keep its extent and only mask.
-        mask: how missing pixels are stored. "nodata" keeps or sets a nodata value, "band" writes a mask band, "auto" takes
-            nodata where the source has one or holds floats, else the mask band.
+        mask: how missing pixels are stored. "nodata" keeps or sets a nodata value, "band" writes a mask band, "auto"
+            takes nodata where the source has one or holds floats, else the mask band.
         overview_resampling: how the output's overviews are made; "mode" or "nearest" for classes.
     """
 
@@ -88,7 +88,8 @@ def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
             try:
                 placed = onto(area, params.crs, asset.crs, asset.transform, asset.shape)
             except ComputeError as error:
-                raise type(error)(f"Item {item.id}, asset {asset.key}: {error.message}", pointer=error.pointer, **error.data)
+                where = f"Item {item.id}, asset {asset.key}: "
+                raise type(error)(where + error.message, pointer=error.pointer, **error.data) from None
             window = window_of(placed, asset.transform, asset.shape) if params.crop else asset.window
             found.append(
                 Target(
@@ -133,8 +134,8 @@ def _spec(params: ClipParams, asset: RasterAsset, bands: Sequence[Band], window:
     dtypes = {band.dtype for band in bands}
     if len(dtypes) > 1:
         raise InvalidParameter(
-            f"The bands of asset {asset.key} have different types ({', '.join(sorted(dtypes))}) and cannot share a file. "
-            "Choose them one by one with `bands`.",
+            f"The bands of asset {asset.key} have different types ({', '.join(sorted(dtypes))}) and cannot share a "
+            "file. Choose them one by one with `bands`.",
             pointer="/bands",
         )
     dtype = bands[0].dtype
@@ -250,7 +251,12 @@ def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part]
         name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', item.id)[:80]}_clip" + (f"_{number}" if len(inputs) > 1 else "")
         assets = [
             product.merge_asset(
-                target.spec, by_target[place], attempt, name=name, asset_key=target.asset.key, title=f"{item.id}, clipped"
+                target.spec,
+                by_target[place],
+                attempt,
+                name=name,
+                asset_key=target.asset.key,
+                title=f"{item.id}, clipped",
             )
             for place, target in enumerate(every)
             if target.item is item

@@ -58,8 +58,10 @@ class SpectralIndexParams(Params, frozen=True, kw_only=True, tag="spectral_index
     """
 
     indices: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)]
-    bands: Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=32)] = {}
-    parameters: Annotated[dict[str, float], Meta(max_length=32)] = {}
+    bands: Annotated[dict[str, Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=32)] = (
+        msgspec.field(default_factory=dict)
+    )
+    parameters: Annotated[dict[str, float], Meta(max_length=32)] = msgspec.field(default_factory=dict)
     kernel: Literal["RBF", "linear", "poly"] = "RBF"
 
 
@@ -169,7 +171,7 @@ def _task(params: SpectralIndexParams, item: InputItem) -> _Task:
     if strange := sorted(params.bands.keys() - set(needed)):
         raise InvalidParameter(
             f"{', '.join(params.indices)} need no band {', '.join(strange)}; they need {', '.join(needed)}.",
-            pointer=f"/task/bands/{strange[0]}",
+            pointer=f"/bands/{strange[0]}",
         )
     sensor = catalogue.sensor_of(item)
     program = catalogue.compile_indices(records, parameters=params.parameters, kernel=params.kernel, sensor=sensor)
@@ -201,8 +203,8 @@ def _task(params: SpectralIndexParams, item: InputItem) -> _Task:
 def _records(params: SpectralIndexParams) -> tuple[SpectralIndex, ...]:
     for place, name in enumerate(params.indices):
         if name in params.indices[:place]:
-            raise InvalidParameter(f"{name} is asked for twice.", pointer=f"/task/indices/{place}")
-    return tuple(catalogue.index(name, pointer=f"/task/indices/{place}") for place, name in enumerate(params.indices))
+            raise InvalidParameter(f"{name} is asked for twice.", pointer=f"/indices/{place}")
+    return tuple(catalogue.index(name, pointer=f"/indices/{place}") for place, name in enumerate(params.indices))
 
 
 def _resolve(item: InputItem, letter: str, params: SpectralIndexParams) -> tuple[RasterAsset, Band]:
@@ -211,7 +213,7 @@ def _resolve(item: InputItem, letter: str, params: SpectralIndexParams) -> tuple
     except ComputeError as error:
         wanted = [name for name in params.indices if letter in catalogue.index(name).bands]
         raise type(error)(
-            f"{', '.join(wanted)} need {letter}. {error.message}", pointer=f"/task/bands/{letter}", **error.data
+            f"{', '.join(wanted)} need {letter}. {error.message}", pointer=f"/bands/{letter}", **error.data
         ) from None
 
 
@@ -346,9 +348,13 @@ def _notes(task: _Task) -> list[str]:
 def _names(inputs: Sequence[InputItem]) -> list[str]:
     """A name per item, safe in a path and unique in the job."""
     names: list[str] = []
-    for number, item in enumerate(inputs, start=1):
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", item.id).strip(".-")[:100] or "item"
-        names.append(name if name not in names else f"{name}-{number}")
+    for item in inputs:
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", item.id).strip(".-")[:100] or "item"
+        name, copy = plain, 1
+        while name in names:
+            copy += 1
+            name = f"{plain}-{copy}"
+        names.append(name)
     return names
 
 

@@ -10,13 +10,13 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import shapely
-from eorouter_kernels import coverage, zonal
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 from pyarrow import csv
@@ -43,6 +43,7 @@ from eorouter_compute.method import (
     Shard,
     VectorAsset,
 )
+from eorouter_kernels import coverage, zonal
 
 SHARD_PIXELS = 16 << 20
 """Pixels times bands of one shard, at most, but never less than one canonical block."""
@@ -221,7 +222,7 @@ def _vector_asset(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) ->
                 return found[0]
             keys = ", ".join(asset.key for asset in item.vectors) or "none"
             raise InvalidParameter(
-                f"Item {wanted} has {len(found)} vector assets to choose from; name one in zones.asset. It has: {keys}.",
+                f"Item {wanted} has {len(found)} vector assets that fit; name one in zones.asset. Its own: {keys}.",
                 pointer="/zones/asset",
             )
     given = ", ".join(item.id for item in inputs)
@@ -403,7 +404,7 @@ def _touched(shapes: coverage.Outlines, grid: _Grid, bands: int) -> Iterator[Win
 
 
 def _overlap(box: NDArray[np.float64], grid: _Grid, bands: int) -> Iterator[Window]:
-    """Windows of whole canonical blocks around a box, with a block to spare: the box of a layer is projected roughly."""
+    """Windows of whole canonical blocks around a box, a little widened: the box of a layer is projected roughly."""
     whole = grid.asset.window
     if not np.isfinite(box).all():
         box = np.array([0.0, 0.0, whole.width, whole.height])
@@ -482,32 +483,26 @@ def _run(params: ZonalStatisticsParams, inputs: Sequence[InputItem], body: bytes
     _, shapes = _load(params, _vector_asset(params, inputs), grid)
     window = piece.window
     work = coverage.pairs(shapes, (window.row, window.col, window.row_stop, window.col_stop))
-    state = zonal.empty((len(work.zone), len(grid.columns)))
-    runs: list[list[zonal.Runs]] = [[] for _ in grid.columns]
-    dtypes = [np.dtype(column.band.dtype) for column in grid.columns]
+    states = [zonal.empty((len(work.zone), len(indices))) for _, indices in grid.reads]
+    values: list[list[tuple[zonal.Runs, np.dtype[Any]]]] = [[] for _ in grid.columns]
     report = ReadReport()
-    keeps_values = bool(_levels(params))
     for begin, end in _strips(work):
         read = _strip_window(work, begin, end)
+        corner, areas = (read.row, read.col), _row_areas(grid, read.row, read.height)
+        blocks, seen = _read(grid, read)
+        report += seen
         some = coverage.Pairs(work.zone[begin:end], work.block[begin:end], work.window[begin:end])
-        areas = _row_areas(grid, read.row, read.height)
-        column = 0
-        for asset, indices in grid.reads:
-            pixels, valid = raster.read_block(asset, indices, read)
-            seen = pixels.size if valid is None else int(np.count_nonzero(valid))
-            valid = None if seen == pixels.size else valid
-            report += ReadReport(reads=1, pixels=pixels.size, valid_pixels=seen)
-            for batch in coverage.spans(shapes, some):
-                part = state[begin:end, column : column + len(indices)]
-                zonal.update(batch, pixels, valid, (read.row, read.col), areas, part)
-                for band in range(len(indices) if keeps_values else 0):
-                    found = zonal.collect(batch, pixels, valid, (read.row, read.col), band)
-                    runs[column + band].append(
-                        found._replace(full_pair=some.zone[found.full_pair], part_pair=some.zone[found.part_pair])
-                    )
-                    dtypes[column + band] = pixels.dtype
-            column += len(indices)
-            attempt.advance(pixels.size)
+        for batch in coverage.spans(shapes, some):
+            column = 0
+            for (pixels, valid), state in zip(blocks, states, strict=True):
+                zonal.update(batch, pixels, valid, corner, areas, state[begin:end])
+                for band in range(len(pixels) if _levels(params) else 0):
+                    found = zonal.collect(batch, pixels, valid, corner, band)
+                    owned = found._replace(full_pair=some.zone[found.full_pair], part_pair=some.zone[found.part_pair])
+                    values[column + band].append((owned, pixels.dtype))
+                column += len(pixels)
+        attempt.advance(seen.pixels)
+    state = np.concatenate(states, axis=1)
     touched = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
     data = msgspec.msgpack.encode(
         _Partials(
@@ -515,7 +510,7 @@ def _run(params: ZonalStatisticsParams, inputs: Sequence[InputItem], body: bytes
             work.zone[touched].astype(np.int32).tobytes(),
             work.block[touched].astype(np.int32).tobytes(),
             state[touched].tobytes(),
-            [_pack(found, dtype) for found, dtype in zip(runs, dtypes, strict=True)] if keeps_values else [],
+            [_pack(found) for found in values] if _levels(params) else [],
         )
     )
     if len(data) <= BODY_BYTES_MAX:
@@ -530,7 +525,7 @@ def _strips(work: coverage.Pairs) -> Iterator[tuple[int, int]]:
     row, col = work.block[:, 0], work.block[:, 1]
     cuts = np.flatnonzero((np.diff(row) != 0) | (np.diff(col) > 1)) + 1
     edges = [0, *cuts.tolist(), len(row)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise(edges)
 
 
 def _strip_window(work: coverage.Pairs, begin: int, end: int) -> Window:
@@ -539,10 +534,22 @@ def _strip_window(work: coverage.Pairs, begin: int, end: int) -> Window:
     return Window(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
 
 
-def _pack(found: list[zonal.Runs], dtype: np.dtype[Any]) -> _Values:
+def _read(grid: _Grid, window: Window) -> tuple[list[tuple[NDArray[Any], NDArray[np.bool_] | None]], ReadReport]:
+    """The window of every asset of a grid; no mask where all is valid."""
+    blocks, report = [], ReadReport()
+    for asset, indices in grid.reads:
+        pixels, valid = raster.read_block(asset, indices, window)
+        seen = pixels.size if valid is None else int(np.count_nonzero(valid))
+        blocks.append((pixels, None if seen == pixels.size else valid))
+        report += ReadReport(reads=1, pixels=pixels.size, valid_pixels=seen)
+    return blocks, report
+
+
+def _pack(found: list[tuple[zonal.Runs, np.dtype[Any]]]) -> _Values:
     if not found:
-        return _Values(dtype.str, b"", b"", b"", b"", b"", b"")
-    runs = zonal.Runs(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        return _Values("f8", b"", b"", b"", b"", b"", b"")
+    dtype = found[0][1]
+    runs = zonal.Runs(*(np.concatenate(arrays) for arrays in zip(*(runs for runs, _ in found), strict=True)))
     return _Values(
         dtype.str,
         runs.full_pair.astype(np.int32).tobytes(),
@@ -587,7 +594,7 @@ def _merge(
         state = _fold(mine, len(zones), len(grid.columns))
         touched |= (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
         valid |= (state[..., zonal.WEIGHT] > 0.0).any(axis=1)
-        columns |= _columns(params, grid, mine, state, shapes, usable)
+        columns |= _columns(params, grid, mine, shapes, state)
     if usable.any() and not touched.any():
         _, shapes = _load(params, asset, grids[0])
         raise AoiOutside(_how_far(_box(shapes), grids[0]), pointer="/zones")
@@ -626,9 +633,8 @@ def _columns(
     params: ZonalStatisticsParams,
     grid: _Grid,
     partials: Sequence[_Partials],
-    state: NDArray[np.float64],
     shapes: coverage.Outlines,
-    usable: NDArray[np.bool_],
+    state: NDArray[np.float64],
 ) -> dict[str, pa.Array]:
     """The columns of the bands of a grid; null where a zone has no such number."""
     height, width = grid.asset.shape
@@ -651,7 +657,7 @@ def _columns(
             found |= {name: stored[:, at] * scale[number] + offset[number] for at, name in enumerate(levels)}
         for suffix in _suffixes(params):
             values = found[suffix]
-            columns[_name(column, suffix)] = pa.array(values, mask=np.isnan(values) | ~usable)
+            columns[_name(column, suffix)] = pa.array(values, mask=np.isnan(values) | ~(shapes.areas > 0.0))
     return columns
 
 

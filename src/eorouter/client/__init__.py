@@ -33,7 +33,6 @@ from eorouter.client.problems import (
     TransferFailed,
     Unauthenticated,
     Unavailable,
-    UploadFailed,
     WaitTimeout,
 )
 from eorouter.client.resources import ApiKeys, Items, Job, Jobs, Projects, Uploads
@@ -63,7 +62,6 @@ __all__ = [
     "TransferFailed",
     "Unauthenticated",
     "Unavailable",
-    "UploadFailed",
     "WaitTimeout",
 ]
 

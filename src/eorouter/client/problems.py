@@ -7,7 +7,6 @@
     │   └── ServiceFault 5xx ── Unavailable 502, 503, 504
     ├── ConnectionFailed           no answer at all, after every try that was safe
     ├── TransferFailed             a file did not arrive whole ── ChecksumMismatch
-    ├── UploadFailed               the file arrived but could not be taken in
     ├── JobFailed · JobCancelled   the job ended without its outputs
     └── WaitTimeout                it goes on, but not within the time given
 
@@ -135,18 +134,6 @@ class ChecksumMismatch(TransferFailed):
     """A downloaded file is not the one that the service published; it was removed."""
 
 
-class UploadFailed(EoRouterError):
-    """The service could not take the file in.
-
-    Attributes:
-        upload: the upload as the service describes it; `problem` in it says why.
-    """
-
-    def __init__(self, message: str, upload: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.upload = upload
-
-
 class JobFailed(EoRouterError):
     """A job ended in failure.
 
@@ -206,7 +193,11 @@ def problem_of(status: int, body: bytes, headers: Mapping[str, str]) -> ApiProbl
     return kind(
         status=status,
         code=str(document.get("code") or f"http_{status}"),
-        message=str(document.get("message") or document.get("detail") or f"The service answered {status} {_PHRASES.get(status, '')}".rstrip() + "."),
+        message=str(
+            document.get("message")
+            or document.get("detail")
+            or f"The service answered {status} {_PHRASES.get(status, '')}".rstrip() + "."
+        ),
         errors=_faults(document.get("errors")),
         request_id=str(document.get("request_id") or headers.get("x-request-id", "")),
         retry_after_s=retry_after_s(headers),

@@ -4,14 +4,16 @@ Answers stay plain dictionaries, exactly as the service gives them, so nothing i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, UploadFailed, WaitTimeout
+from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, WaitTimeout
 from eorouter.client.runtime import Json, Polling, Session, entries
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
+_LONG_WAIT_S = 20.0
+_OVER = frozenset({"completed", "failed", "cancelled"})
 _SHA256_MULTIHASH = "1220"  # multihash prefix of a 32-byte SHA-256: how STAC's file extension writes checksums
 
 
@@ -40,9 +42,17 @@ class ApiKeys:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def create(self, name: str, **fields: Any) -> Json:
-        """Make a key; `fields` as the operation `api_keys.create` takes them."""
-        return self._session.call("api_keys.create", {"name": name, **fields})
+    def create(self, name: str, *, scopes: Sequence[str] | None = None, **fields: Any) -> Json:
+        """Make a key; `secret` in the answer is the key itself.
+
+        Args:
+            name: what it is for.
+            scopes: what it may do; all that the caller may, by default.
+            fields: what else the operation `api_keys.create` takes.
+        """
+        if scopes is None:
+            scopes = self._session.call("auth.me", {})["scopes"]
+        return self._session.call("api_keys.create", {"name": name, "scopes": scopes, **fields})
 
     def list(self) -> Iterator[Json]:
         """Every key, without its secret."""
@@ -60,9 +70,9 @@ class Uploads:
         self._session = session
         self._polling = polling
 
-    def get(self, upload_id: str) -> Json:
-        """One upload."""
-        return self._session.call("uploads.get", {"upload_id": upload_id})
+    def progress(self, upload_id: str) -> Json:
+        """How far an upload is."""
+        return self._session.call("uploads.progress", {"upload_id": upload_id})
 
     def upload(
         self,
@@ -90,38 +100,31 @@ class Uploads:
             the completed upload; `item_id` in it is the new item.
 
         Raises:
-            UploadFailed: the service could not take it in; says why.
+            InvalidInput: the service cannot take the file in; says why.
             WaitTimeout: it is still being taken in.
         """
         file = Path(path)
-        upload = self._session.call(
-            "uploads.initiate",
-            {
-                "project_id": project_id,
-                "filename": filename or file.name,
-                "size_bytes": file.stat().st_size,
-                "sha256": sha256_of(file),
-                **fields,
-            },
-        )
+        asked = {
+            "project_id": project_id,
+            "filename": filename or file.name,
+            "size_bytes": file.stat().st_size,
+            "sha256": sha256_of(file),
+            **fields,
+        }
+        ticket = self._session.call("uploads.initiate", asked)
+        upload, address = ticket["upload"], ticket["address"]
         send_file(
-            self._session, "PUT", upload["upload_url"], file,
-            headers={}, on_progress=on_progress, timeout_s=transfer_timeout_s,
+            self._session, address["method"], address["url"], file,
+            headers=address["headers"], on_progress=on_progress, timeout_s=transfer_timeout_s,
         )  # fmt: skip
-        upload_id = upload["id"]
-        upload = self._session.call("uploads.complete", {"upload_id": upload_id})
         for _ in self._polling.beats(timeout_s):
+            # The call itself waits for some time, answers the same when repeated, and raises what the ingest ended with.
+            upload = self._session.call("uploads.complete", {"upload_id": upload["upload_id"]})
             if upload["state"] == "completed":
                 return upload
-            if upload["state"] == "failed":
-                problem = upload.get("problem") or {}
-                raise UploadFailed(
-                    f"{file.name} was not taken in: {problem.get('message', 'no reason given')} "
-                    f"[{problem.get('code', 'unknown')}, upload {upload_id}]",
-                    upload,
-                )
-            upload = self.get(upload_id)
-        raise WaitTimeout(f"{file.name} is still being taken in after {timeout_s:g} s (upload {upload_id}).")
+        raise WaitTimeout(
+            f"{file.name} is still being taken in after {timeout_s:g} s: upload {upload['upload_id']} is {upload['state']}."
+        )
 
 
 class Items:
@@ -139,13 +142,10 @@ class Items:
         *,
         project_id: str | None = None,
         bbox: Sequence[float] | None = None,
-        intersects: Mapping[str, Any] | None = None,
-        datetime: str | None = None,
         **fields: Any,
     ) -> Iterator[Json]:
         """Every item that matches, page after page; `fields` as the operation `items.search` takes them."""
-        asked = {"project_id": project_id, "bbox": bbox, "intersects": intersects, "datetime": datetime, **fields}
-        return entries(self._session, "items.search", asked)
+        return entries(self._session, "items.search", {"project_id": project_id, "bbox": bbox, **fields})
 
     def download(
         self,
@@ -160,19 +160,23 @@ class Items:
         Args:
             item_id: the item.
             asset: key of the asset, as in the item's `assets`.
-            to: the file to write, or a folder to write it into under its own name.
+            to: the file to write, or a folder to write it into under the name that the service gives it.
             on_progress: called with (bytes here, bytes in all, 0 when unknown).
 
         Returns:
             where it was written.
         """
-        found = self._asset(item_id, asset)
-        goal = Path(to)
+        found, goal = self._asset(item_id, asset), Path(to)
         if goal.is_dir():
-            goal /= _filename(found, asset)
-        checksum = str(found.get("file:checksum", ""))
-        sha256 = checksum.removeprefix(_SHA256_MULTIHASH) if checksum.startswith(_SHA256_MULTIHASH) else None
-        return receive_file(self._session, found["href"], goal, sha256=sha256, on_progress=on_progress)
+            folder, goal = goal, goal / f"{item_id}.{asset}"
+            return receive_file(
+                self._session, found["href"], goal, sha256=_sha256(found), on_progress=on_progress, into=folder
+            )
+        return receive_file(self._session, found["href"], goal, sha256=_sha256(found), on_progress=on_progress)
+
+    def sha256(self, item_id: str, asset: str) -> str | None:
+        """The published checksum of one file of an item, in hex; None when there is none."""
+        return _sha256(self._asset(item_id, asset))
 
     def delete(self, item_id: str) -> None:
         """Remove an item and its files."""
@@ -185,10 +189,9 @@ class Items:
         return assets[asset]
 
 
-def _filename(asset: Json, key: str) -> str:
-    """The last part of the asset's address, as a plain name whatever the address tries; the key without one."""
-    name = unquote(urlsplit(asset["href"]).path).replace("\\", "/").rsplit("/", 1)[-1]
-    return name if name.strip(". ") and name.isprintable() else key
+def _sha256(asset: Json) -> str | None:
+    checksum = str(asset.get("file:checksum", ""))
+    return checksum.removeprefix(_SHA256_MULTIHASH) if checksum.startswith(_SHA256_MULTIHASH) else None
 
 
 class Job:
@@ -206,7 +209,7 @@ class Job:
     @property
     def id(self) -> str:
         """Its id."""
-        return self.document["id"]
+        return self.document["job_id"]
 
     @property
     def state(self) -> str:
@@ -214,35 +217,69 @@ class Job:
         return self.document["state"]
 
     @property
-    def item_ids(self) -> list[str]:
-        """The items it made; empty until it completed."""
-        return list(self.document.get("item_ids") or ())
+    def items(self) -> dict[str, str]:
+        """The items it made: ids by the method's names for them; empty until it completed."""
+        result = self.document.get("result") or {}
+        return dict(result.get("items") or {})
 
-    def refresh(self) -> "Job":
-        """Ask the service again."""
-        self.document = self._session.call("jobs.get", {"job_id": self.id})
+    @property
+    def item_ids(self) -> list[str]:
+        """Ids of the items it made; empty until it completed."""
+        return list(self.items.values())
+
+    @property
+    def is_over(self) -> bool:
+        """It had ended, one way or another, when last asked."""
+        return self.state in _OVER
+
+    @property
+    def method(self) -> str:
+        """Id of its method."""
+        return self.document["method"]
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Pixels done, and at most to do, when last asked."""
+        progress = self.document["progress"]
+        return progress["pixels_done"], progress["pixels_total"]
+
+    @property
+    def shards(self) -> tuple[int, int]:
+        """Shards done, and in all, when last asked."""
+        progress = self.document["progress"]
+        return progress["shards_done"], progress["shards_total"]
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it worked, from its start to its end; None before its end, or when it never started."""
+        start, end = self.document.get("started_at"), self.document.get("finished_at")
+        if start is None or end is None:
+            return None
+        return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+    def refresh(self, *, wait_s: float = 0.0) -> "Job":
+        """Ask the service again; with `wait_s` it answers when the job has ended, or after that time."""
+        self.document = self._session.call("processing.jobs.get", {"job_id": self.id, "wait_s": wait_s or None})
         return self
 
     def cancel(self) -> "Job":
         """Ask the service to stop it."""
-        self.document = self._session.call("jobs.cancel", {"job_id": self.id}) or self.refresh().document
+        self.document = self._session.call("processing.jobs.cancel", {"job_id": self.id})
         return self
 
-    def wait(
-        self, *, timeout_s: float | None = None, on_progress: Callable[["Job"], object] | None = None
-    ) -> "Job":
+    def wait(self, *, timeout_s: float | None = None, on_progress: Callable[["Job"], object] | None = None) -> "Job":
         """Wait for it to complete.
 
         Args:
             timeout_s: longest to wait; None waits as long as it takes.
-            on_progress: called with this job each time it was asked.
+            on_progress: called with this job each time it was asked, several times a second at first.
 
         Raises:
             JobFailed: it failed; carries the problem.
             JobCancelled: somebody cancelled it.
             WaitTimeout: it goes on.
         """
-        for _ in self._polling.beats(timeout_s):
+        for left in self._polling.beats(timeout_s):
             if on_progress is not None:
                 on_progress(self)
             if self.state == "completed":
@@ -256,7 +293,8 @@ class Job:
                 )
             if self.state == "cancelled":
                 raise JobCancelled(f"Job {self.id} was cancelled.", self.document)
-            self.refresh()
+            # Who only waits for the end lets the service do the waiting: the answer comes the moment it is there.
+            self.refresh(wait_s=min(_LONG_WAIT_S, left) if on_progress is None else 0.0)
         raise WaitTimeout(f"Job {self.id} is still {self.state} after {timeout_s:g} s; it goes on.")
 
 
@@ -271,18 +309,41 @@ class Jobs:
         self,
         task: Mapping[str, Any],
         *,
-        inputs: Sequence[str],
+        inputs: Sequence[str] = (),
         project_id: str | None = None,
         name: str | None = None,
     ) -> Job:
-        """Start a task: a method's parameters with the method's id under `method`."""
-        asked = {"task": task, "inputs": list(inputs), "project_id": project_id, "name": name}
+        """Start a task.
+
+        Args:
+            task: a method's parameters, with the method's id under `method`.
+            inputs: ids of the items it reads, in the order it takes them.
+            project_id: where the results go; by default the project that the key is restricted to, or the only one.
+            name: what people call the job.
+        """
+        asked = {
+            "task": task,
+            "inputs": [{"item_id": item_id} for item_id in inputs],
+            "project_id": project_id or self._only_project(),
+            "name": name,
+        }
         return Job(self._session, self._polling, self._session.call("analytics.execute", asked))
 
     def get(self, job_id: str) -> Job:
         """One job."""
-        return Job(self._session, self._polling, self._session.call("jobs.get", {"job_id": job_id}))
+        return Job(self._session, self._polling, self._session.call("processing.jobs.get", {"job_id": job_id}))
 
     def list(self, **fields: Any) -> Iterator[Json]:
-        """Every job, newest first; `fields` as the operation takes them."""
-        return entries(self._session, "jobs.list", fields)
+        """Every job, newest first; `fields` as the operation `processing.jobs.list` takes them."""
+        return entries(self._session, "processing.jobs.list", fields)
+
+    def _only_project(self) -> str:
+        restricted = self._session.call("auth.me", {}).get("project_id")
+        if restricted:
+            return restricted
+        there_are = [project["project_id"] for project in entries(self._session, "projects.list", {})]
+        if len(there_are) != 1:
+            raise EoRouterError(
+                f"Say which project gets the results: project_id=… of {', '.join(there_are) or 'none yet'}."
+            )
+        return there_are[0]

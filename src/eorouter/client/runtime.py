@@ -28,6 +28,7 @@ from eorouter.client.problems import (
 Json = dict[str, Any]
 
 _READ_VERBS = frozenset({"search", "get", "list", "estimate", "me", "progress", "signed_url"})
+_REPEATABLE = frozenset({"uploads.complete"})  # repeating the call repeats the answer, as its documents say
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _BROKEN = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ReadTimeout, httpx2.WriteTimeout)
 
@@ -104,9 +105,8 @@ class Session:
     def call(self, operation_id: str, fields: Mapping[str, Any]) -> Any:
         """Run an operation by id and return its decoded answer; fields that are None are left out."""
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
-        verb = operation_id.rsplit(".", 1)[-1]
         headers = {"content-type": "application/json"}
-        is_repeatable = verb in _READ_VERBS or verb.split("_")[0] in _READ_VERBS
+        is_repeatable = operation_id in _REPEATABLE or operation_id.rsplit(".", 1)[-1] in _READ_VERBS
         path = f"/v1/op/{operation_id}"
         try:
             return self.send("POST", path, content=lambda: body, headers=headers, is_repeatable=is_repeatable)

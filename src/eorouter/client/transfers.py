@@ -7,16 +7,20 @@ the byte where it broke; if the object changed meanwhile the service sends all o
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 
 from eorouter.client.problems import ApiProblem, ChecksumMismatch, TransferFailed
 from eorouter.client.runtime import Session
 
+_NAME_UTF8 = re.compile(r"filename\*=UTF-8''([^;]+)", re.IGNORECASE)
+_NAME_PLAIN = re.compile(r'filename="([^"]*)"', re.IGNORECASE)
 _CHUNK_BYTES = 1 << 18
 
 Progress = Callable[[int, int], None]
@@ -78,8 +82,11 @@ def receive_file(
     *,
     sha256: str | None,
     on_progress: Progress | None = None,
+    into: Path | None = None,
 ) -> Path:
     """Download to `goal`, continuing where an earlier try or an earlier process stopped.
+
+    With `into`, a folder, the whole file takes the name that the service gives it there, if it gives one.
 
     Raises:
         ChecksumMismatch: the bytes are not those published; they are removed.
@@ -98,9 +105,11 @@ def receive_file(
             stalls = 0 if part.size > farthest else stalls + 1
             farthest = max(farthest, part.size)
             if stalls >= session.retries.tries:
-                raise TransferFailed(f"{url} breaks off at byte {part.size} again and again.") from None
+                raise TransferFailed(f"{goal.name} breaks off at byte {part.size} again and again.") from None
             time.sleep(session.retries.wait_s(stalls + 1))
-    part.check(url, sha256)
+    part.check(sha256)
+    if into is not None and part.filename:
+        goal = into / part.filename
     part.path.replace(goal)
     part.tag_path.unlink(missing_ok=True)
     return goal
@@ -114,7 +123,9 @@ class _Part:
     """The unfinished file, and beside it the entity tag of the object that its bytes came from."""
 
     def __init__(self, goal: Path) -> None:
+        self.goal = goal
         self.path = goal.with_name(goal.name + ".part")
+        self.filename = ""
         self.tag_path = goal.with_name(goal.name + ".part.etag")
 
     @property
@@ -131,7 +142,7 @@ class _Part:
         self.path.unlink(missing_ok=True)
         self.tag_path.write_text(etag or "")
 
-    def check(self, url: str, sha256: str | None) -> None:
+    def check(self, sha256: str | None) -> None:
         if sha256 is None:
             return
         found = sha256_of(self.path)
@@ -139,7 +150,7 @@ class _Part:
             self.path.unlink()
             self.tag_path.unlink(missing_ok=True)
             raise ChecksumMismatch(
-                f"{url} was published with sha256 {sha256}, but {found} arrived. The download was removed."
+                f"{self.goal.name} was published with sha256 {sha256}, but {found} arrived. The download was removed."
             )
 
 
@@ -154,6 +165,7 @@ def _piece(session: Session, url: str, part: _Part, on_progress: Progress | None
             if response.status_code != httpx2.codes.PARTIAL_CONTENT:
                 begun = 0
                 part.begin(response.headers.get("etag"))
+            part.filename = _filename(response.headers.get("content-disposition", ""))
             length = response.headers.get("content-length")
             total = begun + int(length) if length is not None else 0
             with part.path.open("ab") as file:
@@ -173,3 +185,11 @@ def _piece(session: Session, url: str, part: _Part, on_progress: Progress | None
             part.begin(None)  # nothing is missing, or the object shrank: only the whole of it tells
             raise _BrokeOff from problem
         raise
+
+
+def _filename(disposition: str) -> str:
+    """The name in a `Content-Disposition` (RFC 6266), as a plain name in one folder whatever the header tries."""
+    found = _NAME_UTF8.search(disposition)
+    name = unquote(found[1]) if found else (plain[1] if (plain := _NAME_PLAIN.search(disposition)) else "")
+    name = name.replace("\\", "/").rsplit("/", 1)[-1].strip()
+    return name if name.strip(".") and name.isprintable() else ""

@@ -63,12 +63,12 @@ class Frame:
 
 
 def picture(pixels: np.ndarray, *, longest: int = 900) -> str:
-    """An RGB picture (JPEG) as a data address, reduced to at most `longest` pixels a side."""
+    """A picture (y, x, RGB or RGBA) as a data address (WebP, which keeps clear pixels clear), `longest` pixels a side."""
     image = Image.fromarray(pixels)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=86, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "WEBP", quality=88, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def ndvi_picture(ndvi: np.ndarray, *, longest: int = 900) -> str:
@@ -91,6 +91,7 @@ def colour_of(ndvi: float) -> str:
 
 
 def draw(
+    name: str,
     view: View,
     href: str,
     zones: Sequence[Zone],
@@ -98,30 +99,33 @@ def draw(
     description: str,
     value_of: Callable[[Zone], float | None],
     label_of: Callable[[Zone], str],
-    is_filled: bool,
+    is_coloured: bool,
 ) -> str:
     """A whole map as one SVG element.
 
     Args:
+        name: of this map, unlike those of the page's others.
         view: the grid that the picture lies on.
         href: the picture, as a data address.
         zones: fields to outline.
         description: what the map shows, for those who do not see it.
         value_of: NDVI of a field; None draws it hatched.
         label_of: what a field says when pointed at.
-        is_filled: colour the fields by their value; otherwise only their outlines.
+        is_coloured: give the outlines the colour of their value; otherwise they are hairlines.
     """
     frame = Frame(bounds=view.bounds)
     width = _MARGIN["left"] + _SIZE + _MARGIN["right"]
     height = _MARGIN["top"] + frame.height + _MARGIN["bottom"]
     return "".join(
         [
-            f'<svg class="map" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:.0f} {height:.0f}"'
-            ' xmlns="http://www.w3.org/2000/svg">',
+            f'<svg class="map" role="img" aria-label="{escape(description)}" viewBox="0 0 {width:.0f} {height:.0f}">',
             f'<g transform="translate({_MARGIN["left"]:.0f} {_MARGIN["top"]:.0f})">',
+            f'<clipPath id="{name}-frame"><rect width="{_SIZE:.0f}" height="{frame.height:.1f}"/></clipPath>',
             f'<rect class="nodata" width="{_SIZE:.0f}" height="{frame.height:.1f}" fill="url(#hatch)"/>',
             f'<image width="{_SIZE:.0f}" height="{frame.height:.1f}" preserveAspectRatio="none" href="{href}"/>',
-            *_outlines(frame, zones, value_of, label_of, is_filled=is_filled),
+            f'<g clip-path="url(#{name}-frame)">',
+            *_outlines(frame, zones, value_of, label_of, is_coloured=is_coloured),
+            "</g>",
             f'<rect width="{_SIZE:.0f}" height="{frame.height:.1f}" class="frame"/>',
             *_graticule(frame),
             _scale_bar(frame),
@@ -171,23 +175,19 @@ def _outlines(
     value_of: Callable[[Zone], float | None],
     label_of: Callable[[Zone], str],
     *,
-    is_filled: bool,
+    is_coloured: bool,
 ) -> Iterable[str]:
     for zone in zones:
         value = value_of(zone)
         data = frame.path(zone.rings)
+        dash = ' stroke-dasharray="5 5"' if value is None else ""
         title = f"<title>{escape(label_of(zone))}</title>"
-        if is_filled:
-            fill = "url(#hatch)" if value is None else colour_of(value)
-            yield f'<path d="{data}" class="zone" fill="{fill}" fill-rule="evenodd">{title}</path>'
+        if is_coloured:
+            # A light casing under a coloured line keeps the outline readable on bright and on dark ground.
+            stroke = "#8a8a84" if value is None else colour_of(value)
+            yield f'<path d="{data}" class="casing"/><path d="{data}" class="outline" stroke="{stroke}"{dash}>{title}</path>'
         else:
-            # A dark casing under a coloured line keeps the outline readable on bright and on dark ground.
-            stroke = "#ffffff" if value is None else colour_of(value)
-            dash = ' stroke-dasharray="7 6"' if value is None else ""
-            yield (
-                f'<path d="{data}" class="casing"/>'
-                f'<path d="{data}" class="outline" stroke="{stroke}"{dash}>{title}</path>'
-            )
+            yield f'<path d="{data}" class="outline hairline"{dash}>{title}</path>'
 
 
 def _graticule(frame: Frame) -> Iterable[str]:

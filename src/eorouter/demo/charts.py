@@ -19,7 +19,8 @@ from eorouter.demo.story import Story
 _INK = "#0a0b0c"  # stands for the page's ink while drawing; replaced by currentColor in the SVG
 # Okabe and Ito 2008, "Color universal design": told apart by every kind of colour vision; with a marker each besides.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKERS = ("o", "s", "^", "D", "v", "p", "h", "<")
+_NARROW = (6.4, 3.0)
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "eorouter",
@@ -64,7 +65,7 @@ def curves(story: Story) -> str:
             axes.errorbar(
                 _dates(at for at, _ in seen), [mean for _, mean in seen], yerr=[_spread(story, crop, at) for at, _ in seen],
                 color=colour, fmt=marker if truth else marker + "-", ms=6, lw=1.4, elinewidth=1.0, capsize=2.5,
-                label=crop, mec="white", mew=0.6,
+                label=crop.replace("_", " "), mec="white", mew=0.6,
             )  # fmt: skip
         axes.xaxis_date()
         axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
@@ -72,7 +73,7 @@ def curves(story: Story) -> str:
         title = "points: measured" + ("\nlines: put in" if story.truth else "")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), title=title, alignment="left")
 
-    return _drawn("curves", f"NDVI over time for {_sentence(story.crops)}.", 3.6, paint)
+    return _drawn("curves", f"NDVI over time for {_sentence(story.crops).replace('_', ' ')}.", (10.0, 3.9), paint)
 
 
 def visibility(story: Story) -> str:
@@ -91,9 +92,9 @@ def visibility(story: Story) -> str:
         axes.set(ylabel="%", ylim=(0, 112), yticks=(0, 25, 50, 75, 100))
         axes.set_xticks(places, [f"{day.at:%d %b}" for day in story.days])
         axes.grid(visible=False, axis="x")
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    return _drawn("visibility", "Valid part of the fields, and cloud cover, for each acquisition.", 2.6, paint)
+    return _drawn("visibility", "Valid part of the fields, and cloud cover, for each acquisition.", _NARROW, paint)
 
 
 def histograms(story: Story) -> str:
@@ -110,7 +111,7 @@ def histograms(story: Story) -> str:
         axes.set(xlabel="NDVI (no unit)", ylabel="% of valid pixels", xlim=(-0.2, 1.0))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9.5)
 
-    return _drawn("histograms", "Histogram of NDVI over all valid pixels, for each acquisition.", 2.8, paint)
+    return _drawn("histograms", "Histogram of NDVI over all valid pixels, for each acquisition.", _NARROW, paint)
 
 
 def _spread(story: Story, crop: str, at: datetime) -> float:
@@ -127,16 +128,17 @@ def _sentence(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else "".join(words)
 
 
-def _drawn(name: str, description: str, height: float, paint: Callable[[Axes], None]) -> str:
+def _drawn(name: str, description: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
     """A chart as an element of the page: no prologue, no fixed size, ids of its own, the page's ink."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, height), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         paint(figure.subplots())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     opening = text[text.index("<svg") :]
     inner = opening[opening.index(">") + 1 :]
+    inner = inner.replace("http://www.w3.org/", "")  # names of namespaces, needless inside a page
     inner = re.sub(r"<metadata>.*?</metadata>", "", inner, flags=re.DOTALL)
     inner = re.sub(r'id="', f'id="{name}-', inner)
     inner = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", inner)

@@ -49,7 +49,7 @@ def _header(story: Story) -> str:
         (f"{len(story.days)}", "acquisitions"),
         (f"{pixels / 1e6:,.1f} M", "pixels computed"),
         (f"{len(story.steps)}", "jobs"),
-        (f"{story.seconds:.0f} s", "from nothing to this page"),
+        (f"{story.seconds:.0f} s", "start to finish"),
     )
     cards = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for value, label in figures)
     return (
@@ -63,6 +63,7 @@ def _maps(story: Story) -> str:
     if view is None:
         return ""
     readings = {reading.zone_id: reading for reading in story.readings if reading.at == view.at}
+    zones = [zone for zone in story.zones if view.shows(zone)]
 
     def value_of(zone: Zone) -> float | None:
         reading = readings.get(zone.id)
@@ -72,16 +73,18 @@ def _maps(story: Story) -> str:
         return _zone_label(zone, readings.get(zone.id))
 
     longitude, latitude = view.centre_lon_lat
-    where = f"{abs(latitude):.4f}° {'N' if latitude >= 0 else 'S'}, {abs(longitude):.4f}° {'E' if longitude >= 0 else 'W'}"
+    where = (
+        f"{abs(latitude):.4f}° {'N' if latitude >= 0 else 'S'}, {abs(longitude):.4f}° {'E' if longitude >= 0 else 'W'}"
+    )
     caption = f"{view.at:%d %B %Y}. Coordinates: {view.crs}, km; centre {where}."
     colour = cartography.draw(
-        view, cartography.picture(view.true_colour), story.zones, value_of=value_of, label_of=label_of, is_filled=False,
-        description=f"True-colour map of {view.at:%d %B %Y} with the outlines of {len(story.zones)} fields, "
+        "colour", view, cartography.picture(view.true_colour), zones, value_of=value_of, label_of=label_of, is_coloured=True,
+        description=f"True-colour map of {view.at:%d %B %Y} with the outlines of {len(zones)} fields, "
         "each outline coloured by the field's mean NDVI.",
     )  # fmt: skip
     ndvi = cartography.draw(
-        view, cartography.ndvi_picture(view.ndvi), story.zones, value_of=value_of, label_of=label_of, is_filled=False,
-        description=f"NDVI map of {view.at:%d %B %Y} with the outlines of {len(story.zones)} fields.",
+        "ndvi", view, cartography.ndvi_picture(view.ndvi), zones, value_of=value_of, label_of=label_of, is_coloured=False,
+        description=f"NDVI map of {view.at:%d %B %Y} with the outlines of {len(zones)} fields.",
     )  # fmt: skip
     return (
         '<section><h2>The place</h2><div class="pair">'
@@ -94,7 +97,7 @@ def _maps(story: Story) -> str:
 
 
 def _zone_label(zone: Zone, reading: Reading | None) -> str:
-    head = f"{zone.id} · {zone.crop} · {zone.area_ha:.2f} ha"
+    head = f"Field {zone.id} · {_words(zone.crop)} · {zone.area_ha:.2f} ha"
     if reading is None:
         return f"{head} · not measured"
     mean = "no valid pixel" if reading.mean is None else f"mean NDVI {reading.mean:.3f}"
@@ -116,6 +119,11 @@ def _day(day: Day) -> str:
 
 
 def _curves(story: Story) -> str:
+    if not story.days:
+        return ""
+    histogram = f"<figure>{charts.histograms(story)}<figcaption>All valid pixels, fields or not.</figcaption></figure>"
+    if not story.zones:
+        return f'<section><h2>What NDVI there is</h2><div class="pair">{histogram}</div></section>'
     truth = " Lines: the NDVI that the generator put into the fields." if story.truth else ""
     return (
         "<section><h2>How the crops grew</h2>"
@@ -123,12 +131,13 @@ def _curves(story: Story) -> str:
         f"{TRUSTED_VALID_FRACTION:.0%} was seen, weighted by the area seen; bars: one standard deviation between fields."
         f"{truth}</figcaption></figure>"
         f'<div class="pair"><figure>{charts.visibility(story)}<figcaption>What could be seen.</figcaption></figure>'
-        f"<figure>{charts.histograms(story)}<figcaption>All valid pixels, fields or not.</figcaption></figure></div>"
-        "</section>"
+        f"{histogram}</div></section>"
     )
 
 
 def _table(story: Story) -> str:
+    if not story.zones:
+        return ""
     head = "".join(f'<th scope="col">{day.at:%d %b}</th>' for day in story.days)
     rows = "".join(_crop_row(story, crop) for crop in story.crops)
     truth = " Small print: the value put in, and the difference." if story.truth else ""
@@ -144,7 +153,7 @@ def _crop_row(story: Story, crop: str) -> str:
     zones = [zone for zone in story.zones if zone.crop == crop]
     cells = "".join(_crop_cell(story, crop, day.at) for day in story.days)
     return (
-        f'<tr><th scope="row">{escape(crop)}</th><td>{len(zones)}</td>'
+        f'<tr><th scope="row">{escape(_words(crop))}</th><td>{len(zones)}</td>'
         f"<td>{sum(zone.area_ha for zone in zones):,.1f}</td>{cells}</tr>"
     )
 
@@ -203,6 +212,11 @@ def _plain_table(caption: str, names: Sequence[str], rows: str) -> str:
         f'<div class="scroll"><table class="plain"><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+def _words(name: str) -> str:
+    """A name of a data set as people write it."""
+    return name.replace("_", " ")
 
 
 def _size(size_bytes: int) -> str:

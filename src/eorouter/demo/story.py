@@ -63,7 +63,10 @@ class Day:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The map: one day in true colour and in NDVI on the same grid. Bounds are (west, south, east, north) in `crs`."""
+    """The map: one day in true colour (y, x, RGBA) and in NDVI on the same grid; clear and NaN where nothing was seen.
+
+    Bounds are (west, south, east, north) in `crs`.
+    """
 
     at: datetime
     true_colour: np.ndarray
@@ -72,6 +75,14 @@ class View:
     crs: str
     centre_lon_lat: tuple[float, float]
     ground_pixel_m: float
+
+    def shows(self, zone: Zone) -> bool:
+        """The middle of a field lies where the picture is not clear."""
+        west, south, east, north = self.bounds
+        x, y = zone.rings[0].mean(axis=0)
+        height, width = self.true_colour.shape[:2]
+        row, column = int((north - y) / (north - south) * height), int((x - west) / (east - west) * width)
+        return 0 <= row < height and 0 <= column < width and bool(self.true_colour[row, column, 3])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +116,7 @@ class Story:
         title, place: headline and where it plays.
         is_synthetic: the scenes were generated, so the truth is known.
         truth: NDVI that was put into the scenes, per crop: (time, value) pairs in order of time.
-        statistics: name and value of what the headline counts.
+        truth_on_days: the same on the days of the acquisitions, by (crop, time).
         notes: what a reader must know to not be misled.
     """
 
@@ -124,7 +135,8 @@ class Story:
     project_id: str
     started_at: datetime
     seconds: float
-    notes: Sequence[str] = field(default_factory=tuple)
+    truth_on_days: Mapping[tuple[str, datetime], float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def crops(self) -> list[str]:
@@ -163,7 +175,4 @@ class Story:
 
     def truth_at(self, crop: str, at: datetime) -> float | None:
         """The NDVI put into a crop's fields at a time, when it is known."""
-        for when, value in self.truth.get(crop, ()):
-            if when == at:
-                return value
-        return None
+        return self.truth_on_days.get((crop, at))

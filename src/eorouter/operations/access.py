@@ -143,7 +143,8 @@ async def _check_project(tx: AsyncConnection, principal: Principal, project_id: 
     if project_id is None:
         return
     query = sa.select(projects.c.id).where(owned(projects, principal), projects.c.id == project_id)
-    if (await tx.execute(query)).first() is None:
+    # Held until the key stands: a project deleted in between would leave it nothing to refer to.
+    if (await tx.execute(query.with_for_update(read=True, key_share=True))).first() is None:
         raise NotFound(f"There is no project {project_id}.")
 
 

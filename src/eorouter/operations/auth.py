@@ -156,8 +156,9 @@ async def signup(ctx: Context, request: AuthSignupInput) -> Session:
     }
     async with db.write() as tx:
         # The unique index decides, so of simultaneous sign-ups exactly one finds the address free.
-        added = await tx.execute(db.insert(users).values(user).on_conflict_do_nothing(index_elements=["email"]))
-        if added.rowcount != 1:
+        # RETURNING tells whether it was this one: SQLAlchemy keeps no rowcount of an INSERT on PostgreSQL.
+        added = db.insert(users).values(user).on_conflict_do_nothing(index_elements=["email"]).returning(users.c.id)
+        if (await tx.execute(added)).first() is None:
             raise EmailTaken("An account with this e-mail exists. Log in, or use another address.")
         await tx.execute(
             organisations.insert().values(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 import shapely
@@ -37,10 +37,11 @@ _EXTENSIONS = {
 }
 # https://github.com/stac-extensions/eo/tree/v2.0.0#common-band-names
 # fmt: off
-COMMON_NAMES = frozenset((
+CommonName = Literal[
     "pan", "coastal", "blue", "green", "green05", "yellow", "red", "rededge", "rededge071", "rededge075", "rededge078",
     "nir", "nir08", "nir09", "cirrus", "swir16", "swir22", "lwir", "lwir11", "lwir12",
-))
+]
+COMMON_NAMES = frozenset(get_args(CommonName))
 _SAME_NAME = (
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )
@@ -198,6 +199,7 @@ def _properties(output: OutputItem, provenance: Mapping[str, Any], job_id: str |
     if output.at is None and not ("start_datetime" in given and "end_datetime" in given):
         times |= {"start_datetime": UNDATED_SINCE, "end_datetime": created}
     made = {key if ":" in key else f"eorouter:{key}": value for key, value in provenance.items() if value is not None}
+    made.pop("eorouter:software", None)  # said by processing:software
     made.setdefault("processing:software", {"eorouter": _version()})
     if job_id is not None:
         made["eorouter:job_id"] = job_id

@@ -16,9 +16,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.errors import Conflict, InvalidInput, NotFound, QuotaExceeded
+from eorouter.errors import Conflict, NotFound, QuotaExceeded
 from eorouter.storage.database import Database
-from eorouter.storage.tables import organisations, outbox, owned, projects, uploads
+from eorouter.storage.tables import jobs, organisations, outbox, owned, projects, uploads
 from eorouter.types import Principal
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -189,12 +189,31 @@ async def grow(tx: AsyncConnection, row: Row, by_bytes: int) -> None:
     )
 
 
-async def claim(tx: AsyncConnection, upload_ids: Sequence[str]) -> bool:
-    """Take uploads for their ingest; False when another request did, or one of them ended. All or none."""
+async def grow_some(tx: AsyncConnection, row: Row, *, at_least: int, at_most: int) -> int:
+    """Declare `at_most` more bytes, or `at_least` where only those fit; returns how many. Spares a write per chunk.
+
+    Raises:
+        QuotaExceeded: not even `at_least` fit.
+    """
+    try:
+        await grow(tx, row, max(at_least, at_most))
+    except QuotaExceeded:  # nothing was changed
+        await grow(tx, row, at_least)
+        return at_least
+    return max(at_least, at_most)
+
+
+async def claim(tx: AsyncConnection, upload_ids: Sequence[str]) -> None:
+    """Take uploads for their ingest, all or none.
+
+    Raises:
+        Conflict: another request took one of them, or it ended; the transaction must not be committed.
+    """
     taken = await tx.execute(
         sa.update(uploads).where(uploads.c.id.in_(upload_ids), uploads.c.state.in_(OPEN)).values(state="ingesting")
     )
-    return taken.rowcount == len(set(upload_ids))
+    if taken.rowcount != len(set(upload_ids)):
+        raise Conflict("The upload was completed or given up by another request.")
 
 
 async def assign(tx: AsyncConnection, upload_ids: Sequence[str], job_id: str) -> None:
@@ -243,6 +262,15 @@ async def expire(tx: AsyncConnection, db: Database, now: datetime) -> int:
     count = await _end(
         tx, [uploads.c.state.in_(OPEN), uploads.c.expires_at < now], now, {"state": "failed", "problem": late}
     )
+    # A job can be cancelled before anything of it ran; then nobody was there to settle its uploads.
+    over = sa.select(jobs.c.id).where(jobs.c.state.in_(("failed", "cancelled")))
+    gone = {"code": "ingest_ended", "message": "The job that read the upload was cancelled or failed. Start a new one."}
+    count += await _end(
+        tx,
+        [uploads.c.state == "ingesting", uploads.c.job_id.in_(over)],
+        now,
+        {"state": "failed", "problem": gone},
+    )
     swept = await tx.execute(
         sa.update(uploads)
         .where(uploads.c.state.in_(ENDED), uploads.c.expires_at < now, uploads.c.object_key != "")
@@ -288,17 +316,3 @@ async def _delete_objects(tx: AsyncConnection, rows: Sequence[Row], now: datetim
 async def _locked(tx: AsyncConnection, upload_id: str) -> Row:
     """The row, held against other writers until the end of the transaction (SQLite has only one writer)."""
     return (await tx.execute(sa.select(uploads).where(uploads.c.id == upload_id).with_for_update())).one()
-
-
-def check_size(row: Row, size_bytes: int) -> None:
-    """Refuse bytes that are not as many as declared.
-
-    Raises:
-        InvalidInput: says both numbers.
-    """
-    if size_bytes != row.declared_bytes:
-        raise InvalidInput(
-            f"Upload {row.id} was declared with {row.declared_bytes} bytes, {size_bytes} came. Nothing was kept: "
-            "send the whole file again, or start an upload of the right size.",
-            code="size_mismatch",
-        )

@@ -39,14 +39,14 @@ class Page(msgspec.Struct, frozen=True):
 
 def handlers(registry: Registry, document: dict[str, Any]) -> list[Any]:
     """Route handlers for every page."""
-    html = "text/html; charset=utf-8"
+    html = "text/html"
     style = files("eorouter.surface").joinpath("docs.css").read_bytes()
     return [
         _handler("/openapi.json", Page(msgspec.json.encode(document), "application/json")),
         _handler("/docs", Page(operations_page(registry).encode(), html)),
         _handler("/docs/errors", Page(errors_page().encode(), html)),
         _handler("/docs/settings", Page(settings_page().encode(), html)),
-        _handler("/docs/docs.css", Page(style, "text/css; charset=utf-8")),
+        _handler("/docs/docs.css", Page(style, "text/css")),
         _handler("/", Page(_home(registry).encode(), html)),
     ]
 

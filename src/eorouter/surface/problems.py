@@ -37,7 +37,6 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 _HEADERS: dict[int, dict[str, str]] = {
     401: {"www-authenticate": "Bearer"},
-    413: {"connection": "close"},  # the rest of the body is not read
     503: {"retry-after": "5"},
 }
 

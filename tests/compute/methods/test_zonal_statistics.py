@@ -1,4 +1,4 @@
-"""The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut otherwise."""
+"""The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut anew."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +15,6 @@ from exactextract import exact_extract
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from rasterio.transform import from_origin
 
 from eorouter_compute import method, raster, vector
 from eorouter_compute.attempt import Attempt, read_object
@@ -68,10 +67,12 @@ def zones_item(path: Path) -> InputItem:
     return InputItem(id="zones", assets=(vector.describe(str(path)),))
 
 
-def write_raster(path: Path, pixels: np.ndarray, *, crs: str = "EPSG:32632", origin=(0.0, 0.0), size=1.0, **options: Any) -> Path:
+def write_raster(
+    path: Path, pixels: np.ndarray, *, crs: str = "EPSG:32632", origin=(0.0, 0.0), size=1.0, **options: Any
+) -> Path:
     with rasterio.open(
         path, "w", driver="GTiff", count=len(pixels), height=pixels.shape[1], width=pixels.shape[2],
-        dtype=pixels.dtype, crs=crs, transform=from_origin(*origin, size, size), **options,
+        dtype=pixels.dtype, crs=crs, transform=rasterio.Affine(size, 0, origin[0], 0, -size, origin[1]), **options,
     ) as target:  # fmt: skip
         target.write(pixels)
     return path
@@ -163,11 +164,272 @@ def compare(name: str, ours: float | None, theirs: float) -> None:
         assert ours == pytest.approx(theirs, rel=RELATIVE, abs=1e-9), name
 
 
-
 def as_float64(source: Path, target: Path) -> Path:
     with rasterio.open(source) as opened:
         profile = opened.profile | {"dtype": "float64", "nodata": np.nan, "driver": "GTiff"}
         pixels = opened.read(masked=True).astype(np.float64).filled(np.nan)
-    with rasterio.open(target, "w", **{key: profile[key] for key in ("driver", "width", "height", "count", "dtype", "crs", "transform", "nodata")}) as copy:
+    with rasterio.open(
+        target,
+        "w",
+        **{key: profile[key] for key in ("driver", "width", "height", "count", "dtype", "crs", "transform", "nodata")},
+    ) as copy:
         copy.write(pixels)
     return target
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> InputItem:
+    """Three by three cells of one metre, 1 … 9, upper-left corner at (0, 3)."""
+    pixels = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3)
+    return raster_item(write_raster(tmp_path / "drawn.tif", pixels, origin=(0.0, 3.0)))
+
+
+def test_the_drawn_square_gives_the_numbers_done_by_hand_in_every_view(drawn: InputItem, tmp_path: Path):
+    task = {
+        "zones": inline(shapely.box(0.5, 0.5, 2.5, 2.5), name=["square"]),
+        "crs": "EPSG:32632",
+        "zone_id": "name",
+        "statistics": ["count", "sum", "mean", "min", "max", "variance", "median", "area", "valid_fraction"],
+    }
+    result, _ = execute(task, [drawn], tmp_path)
+    expected = {
+        "zone_id": "square", "status": "ok", "detail": None, "count": 4.0, "sum": 20.0, "mean": 5.0, "min": 1.0,
+        "max": 9.0, "variance": 5.0, "median": 5.0, "area_m2": 4.0, "valid_fraction": 1.0,
+    }  # fmt: skip
+    (row,) = rows_of(result)
+    assert shapely.from_wkb(row.pop("geometry")).area == pytest.approx(4.0)
+    assert row == expected
+    assert result.summary["preview"] == [expected]
+    assert result.summary["statuses"] == {"ok": 1}
+    assert {"name": "area_m2", "band": "B1", "unit": "m²"} in result.summary["columns"]
+    files = {asset.key: asset.object.href.removeprefix("file://") for asset in result.items[0].assets}
+    assert pyarrow.csv.read_csv(files["csv"]).to_pylist()[0]["mean"] == 5
+    document = msgspec.json.decode(Path(files["geojson"]).read_bytes())
+    assert document["features"][0]["properties"] == expected
+    frame = geopandas.read_parquet(files["table"])
+    assert frame.crs.to_epsg() == 32632
+    assert frame["mean"].tolist() == [5.0]
+    found = vector.describe(files["table"])
+    described = next(asset.vector for asset in result.items[0].assets if asset.key == "table")
+    assert described is not None
+    assert (found.feature_count, found.fields, found.crs) == (1, described.fields, "EPSG:32632")
+    assert result.report.pixels == result.report.valid_pixels == 9
+
+
+def test_zones_that_cannot_be_measured_keep_their_row_and_say_why(tmp_path: Path):
+    pixels = np.full((1, 8, 8), 5, np.int16)
+    pixels[0, :4, :4] = -1
+    scene = raster_item(write_raster(tmp_path / "r.tif", pixels, origin=(0.0, 8.0), nodata=-1))
+    shapes = [
+        shapely.box(4, 0, 8, 4),
+        shapely.Polygon([(4, 4), (8, 8), (8, 4), (4, 8)]),
+        shapely.box(100, 100, 101, 101),
+        shapely.box(0, 4, 4, 8),
+        shapely.box(2, 2, 6, 12),
+        shapely.Point(1, 1),
+        shapely.Polygon([(1, 1), (2, 2), (1, 1), (1, 1)]),
+        None,
+        shapely.GeometryCollection([shapely.Point(1, 1), shapely.box(0, 0, 1, 1)]),
+    ]
+    task = {"zones": inline(*shapes), "crs": "EPSG:32632", "statistics": ["count", "mean", "valid_fraction"]}
+    rows = rows_of(execute(task, [scene], tmp_path)[0])
+    assert [row["status"] for row in rows] == [
+        "ok", "repaired", "outside", "no_data", "ok", "not_polygonal", "zero_area", "empty", "repaired",
+    ]  # fmt: skip
+    assert [row["count"] for row in rows] == [16.0, 8.0, 0.0, 0.0, 16.0, None, None, None, 1.0]
+    assert [row["mean"] for row in rows] == [5.0, 5.0, None, None, 5.0, None, None, None, 5.0]
+    # Zone 4: 40 cells, of which 16 beyond the raster and 8 without data.
+    assert [row["valid_fraction"] for row in rows] == [1.0, 1.0, 0.0, 0.0, 0.4, None, None, None, 1.0]
+    assert [row["zone_id"] for row in rows] == list(range(9))
+    assert "Self-intersection" in rows[1]["detail"]
+    assert [row["geometry"] is None for row in rows] == [False] * 5 + [True] * 3 + [False]
+
+
+def mosaic(folder: Path, bands: int = 2) -> tuple[InputItem, dict[str, Any]]:
+    rng = np.random.default_rng(7)
+    pixels = rng.integers(1, 4000, (bands, 1300, 1700)).astype(np.uint16)
+    pixels[:, 600:640, 300:900] = 0
+    scene = raster_item(write_raster(folder / "m.tif", pixels, origin=(500_000, 5_000_000), size=10.0, nodata=0))
+    centres = rng.uniform((499_900, 4_986_800), (517_200, 5_000_300), (60, 2))
+    shapes = [shapely.Point(x, y).buffer(rng.uniform(5, 900), quad_segs=7) for x, y in centres]
+    shapes.append(shapely.box(500_003, 4_987_007, 517_000, 5_000_000).difference(shapely.unary_union(shapes[:9])))
+    return scene, inline(*shapes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[InputItem, dict[str, Any], list[str]]:
+    folder = tmp_path_factory.mktemp("whole")
+    scene, zones = mosaic(folder)
+    task = {"zones": zones, "crs": "EPSG:32632", "statistics": [*MOMENTS, "median", "area"], "quantiles": [0.05]}
+    result, plan = execute(task, [scene], folder)
+    assert len(plan.shards) == 1
+    return scene, task, digests(result)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shard_pixels=st.sampled_from([1, 2 << 18, 4 << 19, 9 << 19]), seed=st.integers(0, 1000))
+def test_any_cut_into_shards_in_any_order_gives_the_same_bytes(
+    whole: tuple[InputItem, dict[str, Any], list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    shard_pixels: int,
+    seed: int,
+):
+    scene, task, expected = whole
+    monkeypatch.setattr(zonal_statistics, "SHARD_PIXELS", shard_pixels)
+
+    def shuffled(shards: list[Any]) -> list[Any]:
+        return [shards[i] for i in np.random.default_rng(seed).permutation(len(shards))]
+
+    result, plan = execute(task, [scene], tmp_path_factory.mktemp("cut"), shuffled)
+    assert len(plan.shards) > 1 or shard_pixels >= 9 << 19
+    assert digests(result) == expected
+
+
+def test_a_layer_and_inline_zones_give_the_same_numbers(
+    whole: tuple[InputItem, dict[str, Any], list[str]], tmp_path: Path
+):
+    scene, task, _ = whole
+    frame = geopandas.GeoDataFrame.from_features(task["zones"], crs="EPSG:32632")
+    frame.to_file(tmp_path / "zones.gpkg")
+    asked = task | {"zones": {"item_id": "zones", "asset": "zones"}, "crs": None}
+    rows = rows_of(execute(asked, [scene, zones_item(tmp_path / "zones.gpkg")], tmp_path / "a")[0])
+    assert rows == rows_of(execute(task, [scene], tmp_path / "b")[0])
+
+
+def test_bands_on_different_grids_are_each_measured_on_their_own(tmp_path: Path):
+    fine = write_raster(tmp_path / "fine.tif", np.full((1, 20, 20), 3.5, np.float32), origin=(0, 200), size=10)
+    coarse = write_raster(tmp_path / "coarse.tif", np.full((1, 10, 10), 8, np.uint8), origin=(0, 200), size=20)
+    task = {"zones": inline(shapely.box(0, 0, 100, 100)), "crs": "EPSG:32632", "statistics": ["count", "mean", "area"]}
+    (row,) = rows_of(execute(task, [raster_item(fine, coarse)], tmp_path)[0])
+    assert (row["fine_B1_count"], row["coarse_B1_count"]) == (100.0, 25.0)
+    assert (row["fine_B1_mean"], row["coarse_B1_mean"]) == (3.5, 8.0)
+    assert row["fine_B1_area_m2"] == row["coarse_B1_area_m2"] == 10_000.0
+
+
+@pytest.mark.parametrize("use_scale", [True, False])
+def test_scale_and_offset_are_applied_when_asked(tmp_path: Path, use_scale: bool):
+    path = write_raster(tmp_path / "s.tif", np.array([[[100, 200], [300, 400]]], np.int16), origin=(0, 2))
+    with rasterio.open(path, "r+") as target:
+        target.scales, target.offsets = (0.01,), (-1.0,)
+    statistics = ["sum", "mean", "min", "max", "stdev", "median"]
+    task = {"zones": inline(shapely.box(0, 0, 2, 2)), "crs": "EPSG:32632", "statistics": statistics}
+    (row,) = rows_of(execute(task | {"use_scale": use_scale}, [raster_item(path)], tmp_path)[0])
+    stored = np.array([100.0, 200.0, 300.0, 400.0])
+    values = stored * 0.01 - 1.0 if use_scale else stored
+    expected = [values.sum(), values.mean(), values.min(), values.max(), values.std(), np.median(values)]
+    assert [row[name] for name in statistics] == pytest.approx(expected, rel=1e-12)
+
+
+def test_area_of_degrees_is_that_of_the_ellipsoid(tmp_path: Path):
+    from pyproj import Geod
+
+    path = write_raster(tmp_path / "d.tif", np.ones((1, 40, 30), np.uint8), crs="EPSG:4326", origin=(6, 50), size=0.01)
+    zone = shapely.box(6.005, 49.703, 6.25, 49.95)
+    (row,) = rows_of(execute({"zones": inline(zone), "statistics": ["area"]}, [raster_item(path)], tmp_path)[0])
+    # Parallels are no geodesics: walk along them in small steps.
+    expected = abs(Geod(ellps="WGS84").geometry_area_perimeter(shapely.segmentize(zone, 1e-4))[0])
+    assert row["area_m2"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_south_up_and_rotated_grids_are_measured_where_they_lie(tmp_path: Path):
+    pixels = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3)
+    for name, transform in (
+        ("south_up", rasterio.Affine(1, 0, 10, 0, 1, 20)),
+        ("rotated", rasterio.Affine(0, 1, 10, 1, 0, 20)),
+    ):
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", driver="GTiff", count=1, height=3, width=3, dtype="uint8",
+            crs="EPSG:32632", transform=transform,
+        ) as target:  # fmt: skip
+            target.write(pixels)
+        task = {"zones": inline(shapely.box(12, 20, 13, 21)), "crs": "EPSG:32632", "statistics": ["count", "mean"]}
+        (row,) = rows_of(execute(task, [raster_item(tmp_path / f"{name}.tif")], tmp_path / name)[0])
+        assert (row["count"], row["mean"]) == (1.0, 3.0 if name == "south_up" else 7.0)
+
+
+def test_large_accumulators_travel_as_objects_of_the_attempt(
+    whole: tuple[InputItem, dict[str, Any], list[str]], tmp_path: Path
+):
+    scene, task, _ = whole
+    found = method.get("zonal_statistics")
+    params = msgspec.convert(task | {"method": "zonal_statistics"}, found.params)
+    part = found.run(params, [scene], method.plan(params, [scene]).shards[0].body, Attempt(tmp_path.as_uri()))
+    assert part.body == b""
+    assert part.objects["partials"].size == len(read_object(part.objects["partials"].href)) > 256 << 10
+
+
+def test_only_touched_blocks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pixels = np.ones((1, 2048, 2048), np.uint8)
+    scene = raster_item(write_raster(tmp_path / "r.tif", pixels, origin=(0, 2048)))
+    windows: list[Window] = []
+    read = raster.read_block
+
+    def spy(asset: RasterAsset, bands: Sequence[int], window: Window) -> Any:
+        windows.append(window)
+        return read(asset, bands, window)
+
+    monkeypatch.setattr(raster, "read_block", spy)
+    zones = inline(shapely.box(3.5, 2030, 20, 2040), shapely.box(2000, 10, 2040, 20))
+    execute({"zones": zones, "crs": "EPSG:32632"}, [scene], tmp_path)
+    assert windows == [Window(8, 3, 10, 17), Window(2028, 2000, 10, 40)]
+
+
+def test_plan_is_bounded_and_small(whole: tuple[InputItem, dict[str, Any], list[str]]):
+    scene, task, _ = whole
+    params = msgspec.convert(task | {"method": "zonal_statistics"}, zonal_statistics.ZonalStatisticsParams)
+    plan = method.plan(params, [scene])
+    assert all(len(shard.body) < 100 for shard in plan.shards)
+    assert plan.bound.pixels >= 2 * 1300 * 1700
+    assert plan.bound.memory_bytes > 0
+    assert plan.bound.seconds > 0
+
+
+FAR = inline(shapely.box(500_000, 0, 500_010, 10))
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "pointer", "says"),
+    [
+        ({"zones": FAR, "crs": "EPSG:32632"}, AoiOutside, "/zones", "499997 metre (499997 px) right of"),
+        ({"zones": inline(shapely.Point(1, 1)), "crs": "EPSG:32632"}, InvalidGeometry, "/zones", "A Point has no area"),
+        ({"zones": inline()}, InvalidGeometry, "/zones", "None of the 0 zones"),
+        ({"zones": {"item_id": "nowhere"}}, InvalidParameter, "/zones/item_id", "the inputs are: scene"),
+        ({"zones": {"item_id": "scene"}}, InvalidParameter, "/zones/asset", "0 vector assets"),
+        ({"zones": {"id": "x"}}, InvalidParameter, "/zones", "it has id"),
+        ({"zones": {"type": "Hexagon"}}, InvalidGeometry, "/zones/features/0/geometry", "cannot be read"),
+        ({"zones": {"type": "FeatureCollection"}}, NotAVector, "/zones/features", "needs `features`"),
+        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "", "It has: B1"),
+        ({"zones": FAR, "bands": ["B1", "B1"]}, InvalidParameter, "/bands", "twice"),
+        ({"zones": FAR, "statistics": []}, InvalidParameter, "/statistics", "one statistic"),
+        ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "does not know"),
+        ({"zones": FAR, "zone_id": "name"}, InvalidParameter, "", "has no field 'name'"),
+        (
+            {"zones": inline(shapely.box(0, 0, 1, 1), count=[1]), "include": ["count"]},
+            InvalidParameter, "/include", "name of a column",
+        ),
+    ],
+)  # fmt: skip
+def test_requests_that_cannot_be_done_are_refused_with_a_reason(
+    drawn: InputItem, task: dict[str, Any], error: type[Exception], pointer: str, says: str
+):
+    params = msgspec.convert({"method": "zonal_statistics"} | task, zonal_statistics.ZonalStatisticsParams)
+    with pytest.raises(error) as caught:
+        method.plan(params, [drawn])
+    assert says in caught.value.message  # pyright: ignore[reportAttributeAccessIssue]
+    assert caught.value.pointer == pointer  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_layer_that_misses_the_raster_is_refused_before_anything_is_read(drawn: InputItem, tmp_path: Path):
+    geopandas.GeoDataFrame(geometry=[shapely.box(9, 48, 10, 49)], crs="EPSG:4326").to_file(tmp_path / "z.gpkg")
+    params = zonal_statistics.ZonalStatisticsParams(zones={"item_id": "zones"})
+    with pytest.raises(AoiOutside, match="above"):
+        method.plan(params, [drawn, zones_item(tmp_path / "z.gpkg")])
+
+
+def test_a_window_that_cannot_be_read_fails_the_shard_by_name(data_dir: Path, tmp_path: Path):
+    broken = raster_item(data_dir / "formats" / "corrupt.tif")
+    x, y = broken.rasters[0].transform[2], broken.rasters[0].transform[5]
+    task = {"zones": inline(shapely.box(x, y - 1e6, x + 1e6, y)), "crs": "EPSG:3857"}
+    with pytest.raises(SourceUnreadable, match=r"corrupt\.tif"):
+        execute(task, [broken], tmp_path)

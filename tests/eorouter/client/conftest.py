@@ -49,7 +49,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             self.connection.close()
             return
-        body = step["bytes"].encode("latin-1") if "bytes" in step else json.dumps(step["json"]).encode() if "json" in step else b""
+        body = (
+            step["bytes"].encode("latin-1")
+            if "bytes" in step
+            else json.dumps(step["json"]).encode()
+            if "json" in step
+            else b""
+        )
         headers = dict(step.get("headers", {}))
         status = step.get("status", 200)
         wanted, tag = self.headers.get("range"), headers.get("etag")

@@ -62,7 +62,13 @@ def test_call_without_an_answer_returns_none(serve: Serve) -> None:
 def test_error_answer_has_the_class_of_its_status_and_the_code(
     serve: Serve, status: int, code: str, kind: type[ApiProblem]
 ) -> None:
-    fault = {"pointer": "/task/band", "message": "There is no band X.", "code": code, "expected": "red", "received": "X"}
+    fault = {
+        "pointer": "/task/band",
+        "message": "There is no band X.",
+        "code": code,
+        "expected": "red",
+        "received": "X",
+    }
     service = serve({OP + "things.create": problem(status, code, errors=[fault])})
     with service.client() as client, pytest.raises(kind) as caught:
         client.call("things.create")
@@ -71,8 +77,7 @@ def test_error_answer_has_the_class_of_its_status_and_the_code(
     assert (error.code, error.status, error.request_id) == (code, status, "req_1")
     assert error.errors[0].pointer == "/task/band"
     assert str(error) == (
-        f"It is {code}. [{code}, {status}, request req_1]\n"
-        "  /task/band: There is no band X. (expected red, got X)"
+        f"It is {code}. [{code}, {status}, request req_1]\n  /task/band: There is no band X. (expected red, got X)"
     )
 
 

@@ -14,7 +14,9 @@ CROPS = ("wheat", "maize", "rapeseed", "meadow")
 
 
 def _ring(west: float, south: float, side: float) -> np.ndarray:
-    return np.array([(west, south), (west + side, south), (west + side, south + side), (west, south + side), (west, south)])
+    return np.array(
+        [(west, south), (west + side, south), (west + side, south + side), (west, south + side), (west, south)]
+    )
 
 
 def _zones() -> list[Zone]:
@@ -65,7 +67,8 @@ def make_story() -> Callable[..., Story]:
                 Day(at=at, ndvi=ndvi, valid_fraction=float(np.isfinite(ndvi).mean()),
                     cloud_fraction=0.5 if number == 2 else 0.0, item_id=f"itm_{number}")
             )  # fmt: skip
-        colour = random.integers(20, 220, (200, 200, 3), dtype=np.uint8)
+        colour = random.integers(20, 220, (200, 200, 4), dtype=np.uint8)
+        colour[..., 3] = 255
         values: dict = {
             "title": "Sixteen fields, five looks",
             "place": "A square of two kilometres.",
@@ -76,6 +79,7 @@ def make_story() -> Callable[..., Story]:
             "view": View(at=days[1].at, true_colour=colour, ndvi=days[1].ndvi,
                          bounds=(WEST, NORTH - SIDE_M, WEST + SIDE_M, NORTH), crs="EPSG:32633",
                          centre_lon_lat=(15.0134, 47.8412), ground_pixel_m=10.0),
+            "truth_on_days": {(crop, day.at): _growth(crop, 28 * number) for crop in CROPS for number, day in enumerate(days)},
             "truth": {crop: [(start + timedelta(days=d), _growth(crop, d)) for d in range(0, 113, 4)] for crop in CROPS},
             "steps": [Step(title="NDVI of 1 April", method="spectral_index", job_id="job_1", seconds=0.4, pixels=40_000, shards=1)],
             "outputs": [OutputFile(title="NDVI of 1 April", path=Path("ndvi.tif"), size_bytes=61_234, sha256="ab" * 32, item_id="itm_0")],

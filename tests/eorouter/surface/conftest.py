@@ -1,18 +1,22 @@
 """A toy registry that has every shape of operation, and an application of it on both engines."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import httpx2
 import msgspec
 import pytest
 import sqlalchemy as sa
-from litestar.testing import AsyncTestClient
 from msgspec import Meta
+from structlog.testing import capture_logs
 
-from eorouter.errors import IdempotencyKeyMissing, NotFound, PaymentRequired
+from eorouter.errors import IdempotencyKeyMissing, NotFound, PaymentRequired, Unauthenticated
 from eorouter.operation import ANY, PUBLIC, Blob, Context, Example, Registry, Route, SpendAuthority, Tier, operation
 from eorouter.settings import Settings
 from eorouter.storage import Stores
+from eorouter.storage.database import Database, database_url
+from eorouter.storage.objects import Objects
 from eorouter.surface import http
 from eorouter.types import ANONYMOUS, Cursor, Id, Input, Output, PageLimit, Principal
 from eorouter_compute.errors import AoiOutside
@@ -276,8 +280,6 @@ SCOPES = {"Bearer all": ("toys:read", "toys:write"), "Bearer reads": ("toys:read
 
 async def authenticate(stores: Stores, settings: Settings, authorization: str | None, **_: Any) -> Principal:
     """Three callers who are told apart by their header."""
-    from eorouter.errors import Unauthenticated
-
     if authorization is None:
         return ANONYMOUS
     if authorization not in SCOPES:
@@ -295,16 +297,30 @@ def toys() -> Registry:
     return Registry([handler.__operation__ for handler in HANDLERS])
 
 
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[Any]]:
+    """What was logged, as mappings."""
+    with capture_logs() as entries:
+        yield entries
+
+
 @pytest.fixture
-async def client_of(stores: Stores, settings: Settings, toys: Registry) -> AsyncIterator[Callable[..., Any]]:
+async def toy_stores(tmp_path: Path) -> AsyncIterator[Stores]:
+    """Stores that no toy asks anything of but objects."""
+    stores = Stores(db=Database(database_url("", tmp_path)), objects=Objects("", tmp_path))
+    yield stores
+    await stores.db.close()
+
+
+@pytest.fixture
+def client_of(toy_stores: Stores, settings: Settings, toys: Registry) -> Callable[..., httpx2.AsyncClient]:
     """Make a client that calls the application in process, by default with every scope."""
 
-    def make(authorization: str | None = "Bearer all", **changes: Any) -> AsyncTestClient:
+    def make(authorization: str | None = "Bearer all", **changes: Any) -> httpx2.AsyncClient:
         changed = msgspec.structs.replace(settings, body_bytes_max=4096, upload_bytes_max=8192, **changes)
-        app = http.create(toys, stores, changed, authenticate=authenticate, schema_check=schema_check)
-        client = AsyncTestClient(app, raise_server_exceptions=False, base_url="http://testserver.local")
-        if authorization:
-            client.headers["authorization"] = authorization
-        return client
+        app = http.create(toys, toy_stores, changed, authenticate=authenticate, schema_check=schema_check)
+        headers = {"authorization": authorization} if authorization else {}
+        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+        return httpx2.AsyncClient(transport=transport, base_url="http://testserver.local", headers=headers)
 
     return make

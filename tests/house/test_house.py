@@ -1,0 +1,157 @@
+"""The house looks after itself: layout, sizes, names, and that everything has its page and its test."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eorouter.app import registry
+from eorouter.settings import PREFIX, Settings
+from eorouter.surface import docs
+from eorouter_compute.method import methods
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {
+    "tests/eorouter": "src/eorouter",
+    "tests/compute": "compute/eorouter_compute",
+    "tests/kernels": "kernels/eorouter_kernels",
+}
+SOURCES = sorted(path for root in ("src", "compute", "kernels") for path in (ROOT / root).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc", "schemas", "services"}
+LINES_MAX, FUNCTION_LINES_MAX = 600, 70
+
+LONGER_MODULES: frozenset[str] = frozenset()
+"""Modules over the ceiling, each with its reason beside it; the list is short and embarrassing."""
+
+TESTS_ACROSS_MODULES = {
+    "tests/eorouter/surface/test_authority.py",  # every operation × every caller who must be refused
+    "tests/eorouter/surface/test_hostile.py",  # every operation × whatever can be sent
+}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_sources_are_found():
+    assert len(SOURCES) > 30
+    assert len(TESTS) > 20
+
+
+def test_module_fits_a_reading():
+    long = {name(path) for path in SOURCES if len(path.read_text().splitlines()) > LINES_MAX}
+    assert long == LONGER_MODULES
+
+
+def test_function_fits_a_screen():
+    long = [
+        f"{name(path)}:{function.lineno} {function.name}"
+        for path in SOURCES
+        for function in functions(path)
+        if (function.end_lineno or 0) - function.lineno + 1 > FUNCTION_LINES_MAX
+    ]
+    assert long == []
+
+
+def test_module_says_what_it_decides():
+    assert [name(path) for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+
+
+def test_nothing_is_named_after_a_kind():
+    parts = {(name(path), part) for path in SOURCES for part in path.relative_to(ROOT).with_suffix("").parts}
+    assert [(path, part) for path, part in parts if part in BANNED_NAMES] == []
+
+
+def test_nothing_is_left_to_do():
+    mark = re.compile(r"#.*\b(TODO|FIXME|XXX|HACK)\b|\b(TODO|FIXME)\b:")
+    found = [
+        f"{name(path)}:{number}"
+        for path in [*SOURCES, *TESTS]
+        if path != Path(__file__).resolve()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if mark.search(line)
+    ]
+    assert found == []
+
+
+def test_tests_mirror_the_code():
+    astray = []
+    for tests, package in PACKAGES.items():
+        for path in (ROOT / tests).rglob("test_*.py"):
+            folder = ROOT / package / path.parent.relative_to(ROOT / tests)
+            subject = path.stem.removeprefix("test_")
+            places = (folder / f"{subject}.py", folder / f"__{subject}__.py", folder / subject / "__init__.py")
+            if not any(place.is_file() for place in places) and name(path) not in TESTS_ACROSS_MODULES:
+                astray.append(name(path))
+    assert astray == []
+
+
+def test_tests_are_no_package():
+    assert [name(path) for path in TESTS if path.name == "__init__.py"] == []
+
+
+@pytest.mark.parametrize(
+    "statement", ["import eorouter", "from eorouter import EoRouterClient", "import eorouter.__main__"]
+)
+def test_import_stays_light(statement):
+    heavy = ("numba", "dask", "distributed", "rasterio", "litestar", "sqlalchemy", "numpy", "obstore", "cyclopts")
+    script = f"{statement}; import sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_error_code_is_documented_and_unique():
+    rows = docs.error_rows()
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    assert len({row.code for row in rows}) == len(rows)
+    assert [row.code for row in rows if f'id="{row.code}"' not in page] == []
+    assert [row.code for row in rows if not re.fullmatch(r"[a-z][a-z0-9_]*", row.code) or not row.description] == []
+
+
+def test_every_setting_is_documented():
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    variables = [PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)]
+    assert [variable for variable in variables if f"`{variable}`" not in page] == []
+
+
+def test_every_setting_is_used():
+    text = "\n".join(path.read_text() for path in SOURCES if path.name != "settings.py")
+    fields = [field.name for field in msgspec.structs.fields(Settings)]
+    assert [field for field in fields if not re.search(rf"settings\.{field}\b|config\.{field}\b", text)] == []
+
+
+def test_every_operation_has_a_test_that_names_it():
+    text = "\n".join(path.read_text() for path in TESTS if path.parent.name not in {"house", "contract"})
+    missing = [op.id for op in registry() if op.id not in text and op.id.replace(".", "_") not in text]
+    assert missing == []
+
+
+def test_every_method_has_its_page():
+    missing = [
+        method for method, record in methods().items()
+        if not record.is_internal and not (ROOT / "docs/methods" / f"{method}.md").is_file()
+    ]  # fmt: skip
+    assert missing == []
+
+
+def test_no_address_of_a_machine_is_checked_in():
+    suspicious = re.compile(r"(?<![\w/])/(?:home|Users|root)/\w+")
+    found = [
+        name(path)
+        for folder in ("src", "compute", "kernels", "docs", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".md", ".toml", ".css"} and suspicious.search(path.read_text())
+    ]
+    assert found == []
