@@ -118,12 +118,13 @@ class Uploads:
             headers=address["headers"], on_progress=on_progress, timeout_s=transfer_timeout_s,
         )  # fmt: skip
         for _ in self._polling.beats(timeout_s):
-            # The call itself waits for some time, answers the same when repeated, and raises what the ingest ended with.
+            # The call waits for some time, answers the same when repeated, and raises what the ingest ended with.
             upload = self._session.call("uploads.complete", {"upload_id": upload["upload_id"]})
             if upload["state"] == "completed":
                 return upload
         raise WaitTimeout(
-            f"{file.name} is still being taken in after {timeout_s:g} s: upload {upload['upload_id']} is {upload['state']}."
+            f"{file.name} is still being taken in after {timeout_s:g} s: "
+            f"upload {upload['upload_id']} is {upload['state']}."
         )
 
 

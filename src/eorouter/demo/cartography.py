@@ -1,4 +1,4 @@
-"""Maps of the report: a picture, outlines that can be pointed at, a frame with coordinates, scale bar, north and legend.
+"""Maps of the report: a picture, outlines to point at, a frame with coordinates, scale bar, north arrow and legend.
 
 Drawn as SVG by hand: text and outlines stay sharp on paper and take the page's ink colour on dark screens, and each
 field names itself when pointed at, without a script.
@@ -63,7 +63,7 @@ class Frame:
 
 
 def picture(pixels: np.ndarray, *, longest: int = 900) -> str:
-    """A picture (y, x, RGB or RGBA) as a data address (WebP, which keeps clear pixels clear), `longest` pixels a side."""
+    """A picture (y, x, RGB or RGBA) as a data address (WebP keeps clear pixels clear), `longest` pixels a side."""
     image = Image.fromarray(pixels)
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -185,7 +185,8 @@ def _outlines(
         if is_coloured:
             # A light casing under a coloured line keeps the outline readable on bright and on dark ground.
             stroke = "#8a8a84" if value is None else colour_of(value)
-            yield f'<path d="{data}" class="casing"/><path d="{data}" class="outline" stroke="{stroke}"{dash}>{title}</path>'
+            yield f'<path d="{data}" class="casing"/>'
+            yield f'<path d="{data}" class="outline" stroke="{stroke}"{dash}>{title}</path>'
         else:
             yield f'<path d="{data}" class="outline hairline"{dash}>{title}</path>'
 
@@ -220,13 +221,15 @@ def _scale_bar(frame: Frame) -> str:
         f'<g><rect x="{left - 12:.0f}" y="{top - 8:.0f}" width="{units + 24:.1f}" height="44" rx="5" class="plate"/>'
         f'<rect x="{left}" y="{top + 22:.1f}" width="{units:.1f}" height="7" fill="#fff" stroke="#111"/>'
         f'<rect x="{left}" y="{top + 22:.1f}" width="{units / 2:.1f}" height="7" fill="#111"/>'
-        f'<text x="{left + units / 2:.1f}" y="{top + 15:.1f}" text-anchor="middle" class="plate-text">{label}</text></g>'
+        f'<text x="{left + units / 2:.1f}" y="{top + 15:.1f}" text-anchor="middle" class="plate-text">{label}</text>'
+        "</g>"
     )
 
 
 def _north() -> str:
     return (
-        f'<g transform="translate({_SIZE - 34:.0f} 14)"><rect x="-20" y="-4" width="40" height="62" rx="5" class="plate"/>'
+        f'<g transform="translate({_SIZE - 34:.0f} 14)">'
+        '<rect x="-20" y="-4" width="40" height="62" rx="5" class="plate"/>'
         '<path d="M0,2 L9,32 L0,25 L-9,32Z" fill="#111"/>'
         '<text y="51" text-anchor="middle" class="plate-text">N</text></g>'
     )

@@ -21,7 +21,7 @@ _INK = "#0a0b0c"  # stands for the page's ink while drawing; replaced by current
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
 _MARKERS = ("o", "s", "^", "D", "v", "p", "h", "<")
 _NARROW = (6.4, 3.0)
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "eorouter",
     "font.family": "sans-serif",
@@ -63,7 +63,8 @@ def curves(story: Story) -> str:
             means = [(at, story.crop_mean(crop, at)) for at in times]
             seen = [(at, mean) for at, mean in means if mean is not None]
             axes.errorbar(
-                _dates(at for at, _ in seen), [mean for _, mean in seen], yerr=[_spread(story, crop, at) for at, _ in seen],
+                _dates(at for at, _ in seen), [mean for _, mean in seen],
+                yerr=[_spread(story, crop, at) for at, _ in seen],
                 color=colour, fmt=marker if truth else marker + "-", ms=6, lw=1.4, elinewidth=1.0, capsize=2.5,
                 label=crop.replace("_", " "), mec="white", mew=0.6,
             )  # fmt: skip
@@ -102,7 +103,7 @@ def histograms(story: Story) -> str:
 
     def paint(axes: Axes) -> None:
         edges = np.linspace(-0.2, 1.0, 61)
-        shades = mpl.colormaps["viridis"](np.linspace(0.05, 0.9, max(1, len(story.days))))
+        shades = mpl.colormaps["plasma"](np.linspace(0.3, 0.85, max(1, len(story.days))))
         for day, shade in zip(story.days, shades, strict=True):
             valid = day.ndvi[np.isfinite(day.ndvi)]
             if valid.size:

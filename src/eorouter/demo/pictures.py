@@ -1,6 +1,5 @@
 """From the files that the service gave back to the values that the report draws."""
 
-import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -87,7 +86,7 @@ def _view(ndvi: Sequence[tuple[Scene, str, Path]], clip: Path) -> View | None:
     with rasterio.open(ndvi_path) as raster:
         window = from_bounds(*bounds, transform=raster.transform).round_offsets().round_lengths()
         values = raster.read(1, window=window, out_shape=shape)
-    seen = ~np.ma.getmaskarray(pixels).any(axis=0)
+    seen = np.asarray(~np.ma.getmaskarray(pixels).any(axis=0))
     to_degrees = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
     longitude, latitude = to_degrees.transform((bounds.left + bounds.right) / 2, (bounds.bottom + bounds.top) / 2)
     return View(

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself, for screens light and dark, for paper, and for screen readers.
+"""The report: one HTML page that needs nothing but itself, for light and dark screens, for paper and screen readers.
 
 Whatever comes from outside (names of fields, files and crops, versions, notes) is text: it passes through `escape`.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from eorouter.demo import cartography, charts
 from eorouter.demo.story import TRUSTED_VALID_FRACTION, Day, Reading, Story, Zone
 
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE_SHEET = Path(__file__).with_name("report.css")
 
 
@@ -35,7 +36,7 @@ def render(story: Story) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<title>{escape(story.title)}</title><style>{_STYLE_SHEET.read_text(encoding='utf-8')}</style></head>"
         f"<body>{cartography.hatch()}<main>{''.join(sections)}</main></body></html>\n"
     )
@@ -78,18 +79,20 @@ def _maps(story: Story) -> str:
     )
     caption = f"{view.at:%d %B %Y}. Coordinates: {view.crs}, km; centre {where}."
     colour = cartography.draw(
-        "colour", view, cartography.picture(view.true_colour), zones, value_of=value_of, label_of=label_of, is_coloured=True,
+        "colour", view, cartography.picture(view.true_colour), zones,
+        value_of=value_of, label_of=label_of, is_coloured=True,
         description=f"True-colour map of {view.at:%d %B %Y} with the outlines of {len(zones)} fields, "
         "each outline coloured by the field's mean NDVI.",
     )  # fmt: skip
     ndvi = cartography.draw(
-        "ndvi", view, cartography.ndvi_picture(view.ndvi), zones, value_of=value_of, label_of=label_of, is_coloured=False,
+        "ndvi", view, cartography.ndvi_picture(view.ndvi), zones,
+        value_of=value_of, label_of=label_of, is_coloured=False,
         description=f"NDVI map of {view.at:%d %B %Y} with the outlines of {len(zones)} fields.",
     )  # fmt: skip
     return (
         '<section><h2>The place</h2><div class="pair">'
-        f"<figure>{colour}<figcaption><b>True colour</b>, outlines coloured by each field’s mean NDVI. {escape(caption)}"
-        "</figcaption></figure>"
+        f"<figure>{colour}<figcaption><b>True colour</b>, outlines coloured by each field’s mean NDVI. "
+        f"{escape(caption)}</figcaption></figure>"
         f"<figure>{ndvi}<figcaption><b>NDVI</b> as the service computed it, {view.ground_pixel_m:g} m pixels. "
         "Point at a field for its numbers; a dashed outline was seen too little to be trusted.</figcaption></figure>"
         f"</div>{cartography.legend()}</section>"
@@ -128,7 +131,8 @@ def _curves(story: Story) -> str:
     return (
         "<section><h2>How the crops grew</h2>"
         f"<figure>{charts.curves(story)}<figcaption>Points: mean NDVI of each crop over the fields of which at least "
-        f"{TRUSTED_VALID_FRACTION:.0%} was seen, weighted by the area seen; bars: one standard deviation between fields."
+        f"{TRUSTED_VALID_FRACTION:.0%} was seen, weighted by the area seen; bars: one standard deviation between "
+        "fields."
         f"{truth}</figcaption></figure>"
         f'<div class="pair"><figure>{charts.visibility(story)}<figcaption>What could be seen.</figcaption></figure>'
         f"{histogram}</div></section>"
@@ -144,7 +148,8 @@ def _table(story: Story) -> str:
     return (
         '<section><h2>Numbers</h2><div class="scroll"><table class="numbers"><caption>Mean NDVI (no unit) per crop and '
         f"acquisition, with the share of its area that was valid.{truth}</caption>"
-        f'<thead><tr><th scope="col">Crop</th><th scope="col">Fields</th><th scope="col">Area (ha)</th>{head}</tr></thead>'
+        '<thead><tr><th scope="col">Crop</th><th scope="col">Fields</th><th scope="col">Area (ha)</th>'
+        f"{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div></section>"
     )
 
@@ -189,8 +194,9 @@ def _provenance(story: Story) -> str:
     versions = " · ".join(f"{escape(name)} {escape(version)}" for name, version in story.versions.items())
     return (
         '<section class="provenance"><h2>Where it comes from</h2>'
-        f"<p>Service <code>{escape(story.service_url)}</code>, project <code>{escape(story.project_id)}</code>, started "
-        f"{story.started_at:%Y-%m-%d %H:%M:%S} UTC. A result’s bytes do not depend on the machine, the number of workers "
+        f"<p>Service <code>{escape(story.service_url)}</code>, project <code>{escape(story.project_id)}</code>, "
+        f"started {story.started_at:%Y-%m-%d %H:%M:%S} UTC. A result’s bytes do not depend on the machine, the "
+        "number of workers "
         "or on retries: the same inputs and versions give the same checksums.</p>"
         + _plain_table("Jobs", ("What", "Method", "Job", "Pixels (M)", "Shards", "Time (s)"), steps)
         + _plain_table("Files beside this page", ("What", "File", "Size", "Item", "SHA-256"), outputs)

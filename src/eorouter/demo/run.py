@@ -1,17 +1,14 @@
 """The story: a service is started, scenes go in, a clip, NDVI and field statistics come out, a report is written.
 
-Everything after the start goes over HTTP through the Python client, as any user's program would. Whatever was started is
-stopped at the end, also after an error or an interrupt.
+Everything after the start goes over HTTP through the Python client, as any user's program would. Whatever was started
+is stopped at the end, also after an error or an interrupt.
 """
 
 import csv
-import json
 import math
 import platform
 import secrets
-import shutil
 import signal
-import sys
 import tempfile
 import time
 import webbrowser
@@ -64,7 +61,7 @@ def main(
         with _interruptible(), tempfile.TemporaryDirectory(prefix="eorouter-demo-") as name:
             folder = Path(name)
             if keep_serving:
-                serve_world(teller, folder, data=data, port=port or 8000, size_px=size_px)
+                serve_world(teller, folder, data=data, port=8000 if port is None else port, size_px=size_px)
             else:
                 path = tell(teller, folder, out=out or DEFAULT_OUT, data=data, port=port or 0, size_px=size_px)
                 if opens:
@@ -323,13 +320,14 @@ def _follow(run: _Run, jobs: Mapping[str, Job]) -> dict[str, Job]:
                 seconds = job.seconds if job.seconds is not None else time.monotonic() - start
                 bars.show(label, 1, 1, f"{total / 1e6:.1f} Mpixel in {seconds:.2f} s")
                 run.steps.append(
-<<<<<<< HEAD
-                    Step(title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards[1])
-=======
                     Step(
-                        title=label, method=job.method, job_id=job.id, seconds=seconds, pixels=total, shards=job.shards
+                        title=label,
+                        method=job.method,
+                        job_id=job.id,
+                        seconds=seconds,
+                        pixels=total,
+                        shards=job.shards[1],
                     )
->>>>>>> main
                 )
                 del waiting[label]
             run.service.check()

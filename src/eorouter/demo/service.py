@@ -63,7 +63,7 @@ def running(
     log = data_dir / "service.log"
     command = [sys.executable, "-m", "eorouter", "serve", "--port", str(port), "--data-dir", str(data_dir)]
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,

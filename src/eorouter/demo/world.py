@@ -84,8 +84,8 @@ def generate(folder: Path, *, size_px: int) -> World:
     return World(
         title="A season over the fields",
         place=f"A generated landscape of {side_km:.1f} × {side_km:.1f} km in the Marchfeld east of Vienna, "
-        f"{len(features):,} fields, {len(scenes)} acquisitions of {scenes[0].at:%Y}; what grows where is known, so every "
-        "number can be compared with the one that was put in.",
+        f"{len(features):,} fields, {len(scenes)} acquisitions of {scenes[0].at:%Y}; what grows where is known, so "
+        "every number can be compared with the one that was put in.",
         scenes=scenes,
         fields=land.fields,
         zone_field="id",
@@ -94,16 +94,17 @@ def generate(folder: Path, *, size_px: int) -> World:
         curves=_curves(features, [scene.at for scene in land.scenes]),
         truth=_truth(features, truth, [scene.at for scene in land.scenes]),
         notes=(
-            "The scenes are generated, not measured: reflectance of each field is mixed from soil and vegetation so that "
-            "its NDVI is the one of its crop’s calendar, then texture, haze-free noise, clouds and shadows are laid over.",
+            "The scenes are generated, not measured: reflectance of each field is mixed from soil and vegetation so "
+            "that its NDVI is the one of its crop’s calendar, then texture, noise, clouds and shadows are laid over.",
             "Pixels that the scene classification calls cloud, shadow, cirrus, saturated or missing were set to nodata "
             "before upload, so “valid” means: seen. What the classification misses at cloud edges stays in.",
-            f"Fields of which less than {TRUSTED_VALID_FRACTION:.0%} was seen on a day are drawn dashed and enter no mean "
-            "of that day.",
+            f"Fields of which less than {TRUSTED_VALID_FRACTION:.0%} was seen on a day are drawn dashed and enter no "
+            "mean of that day.",
             "A field’s own statistics weigh each pixel by the exact fraction of it that lies inside; pixels at a "
             "field’s edge also hold some of its neighbour, which pulls small fields towards what surrounds them.",
-            "Lines and “put in” are means over all fields of a crop; fields that burnt or were hidden by cloud make "
-            "the measured mean differ from them.",
+            "Lines are the calendars of the crops and do not know of bloom and fire: rapeseed in flower, at the end of "
+            "April, reflects more red than its calendar’s NDVI allows, and some fields burnt at the end of July. The "
+            "values “put in” of the table do know of both. They are means over all fields of a crop, seen or not.",
         ),
     )
 
@@ -143,7 +144,8 @@ def date_of(name: str) -> datetime | None:
     if found is None:
         return None
     try:
-        return datetime(*(int(part) for part in found.groups()), 12, tzinfo=UTC)  # pyright: ignore[reportArgumentType]
+        year, month, day = (int(part) for part in found.groups())
+        return datetime(year, month, day, 12, tzinfo=UTC)
     except ValueError:
         return None
 
@@ -169,9 +171,11 @@ def _mask(bands: Path, classes: Path, target: Path) -> None:
         pixels, hidden = scene.read(), np.isin(classification.read(1), HIDDEN_CLASSES)
         pixels[:, hidden] = scene.nodata
         profile = {
-            "driver": "GTiff", "dtype": scene.dtypes[0], "count": scene.count, "width": scene.width, "height": scene.height,
+            "driver": "GTiff", "dtype": scene.dtypes[0], "count": scene.count, "width": scene.width,
+            "height": scene.height,
             "crs": scene.crs, "transform": scene.transform, "nodata": scene.nodata, "tiled": True, "blockxsize": 256,
-            "blockysize": 256, "compress": "deflate", "predictor": 2, "interleave": "pixel", "photometric": "minisblack",
+            "blockysize": 256, "compress": "deflate", "predictor": 2, "interleave": "pixel",
+            "photometric": "minisblack",
         }  # fmt: skip
         with rasterio.open(target, "w", **profile) as copy:
             copy.descriptions, copy.scales, copy.offsets = scene.descriptions, scene.scales, scene.offsets

@@ -22,7 +22,7 @@ class _Handler(BaseHTTPRequestHandler):
     script: dict[str, list[dict[str, Any]]]
     journal: list[dict[str, Any]]
 
-    def log_message(self, format: str, *args: object) -> None: ...
+    def log_message(self, *_: object) -> None: ...
 
     def _any(self) -> None:
         if self.path == "/journal":
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body)
 
-    do_GET = do_POST = do_PUT = _any
+    do_GET = do_POST = do_PUT = _any  # noqa: N815 - names that the base class looks for
 
 
 def _serve(script: dict[str, list[dict[str, Any]]], port: Any) -> None:

@@ -166,7 +166,9 @@ def upload_state(state: str, **more: Any) -> dict[str, Any]:
 def test_upload_streams_and_waits_for_the_item(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "scene.tif"
     path.write_text(CONTENT)
-    service = serve(uploading(upload_state("ingesting"), upload_state("ingesting"), upload_state("completed", item_id="itm_1")))
+    service = serve(
+        uploading(upload_state("ingesting"), upload_state("ingesting"), upload_state("completed", item_id="itm_1"))
+    )
     seen: list[tuple[int, int]] = []
     with service.client() as client:
         done = client.uploads.upload(path, project_id="prj_1", title="A scene", on_progress=lambda *at: seen.append(at))
@@ -198,7 +200,11 @@ def test_upload_is_sent_again_from_its_beginning_when_the_line_breaks(serve: Ser
 def test_upload_that_is_refused_while_it_is_sent_is_not_sent_again(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "scene.tif"
     path.write_text(CONTENT)
-    refusal = {"status": 413, "json": {"code": "quota_exceeded", "message": "10 bytes are left."}, "headers": {"connection": "close"}}
+    refusal = {
+        "status": 413,
+        "json": {"code": "quota_exceeded", "message": "10 bytes are left."},
+        "headers": {"connection": "close"},
+    }
     service = serve(uploading(upload_state("completed"), put=[refusal]))
     with service.client() as client, pytest.raises(TooLarge, match="10 bytes are left"):
         client.uploads.upload(path, project_id="prj_1")
@@ -210,7 +216,10 @@ def test_upload_that_cannot_be_taken_in_says_why(serve: Serve, tmp_path: Path) -
     path.write_text("not a raster")
     refusal = {"status": 422, "json": {"code": "unreadable", "message": "It is no raster.", "request_id": "req_9"}}
     service = serve(uploading(upload_state("ingesting"), refusal))
-    with service.client() as client, pytest.raises(InvalidInput, match=r"It is no raster\. \[unreadable, 422, request req_9"):
+    with (
+        service.client() as client,
+        pytest.raises(InvalidInput, match=r"It is no raster\. \[unreadable, 422, request req_9"),
+    ):
         client.uploads.upload(path, project_id="prj_1")
 
 
@@ -218,7 +227,7 @@ def test_upload_that_takes_too_long_stops_waiting(serve: Serve, tmp_path: Path) 
     path = tmp_path / "scene.tif"
     path.write_text(CONTENT)
     service = serve(uploading(upload_state("ingesting"), upload_state("ingesting")))
-    with service.client() as client, pytest.raises(WaitTimeout, match="still being taken in after 0.05 s"):
+    with service.client() as client, pytest.raises(WaitTimeout, match=r"still being taken in after 0\.05 s"):
         client.uploads.upload(path, project_id="prj_1", timeout_s=0.05)
 
 
@@ -230,12 +239,18 @@ def test_job_is_asked_until_it_completed(serve: Serve) -> None:
     service = serve(
         {
             OP + "analytics.execute": job("queued"),
-            OP + "processing.jobs.get": [job("running"), job("running", pixels_done=5), job("completed", result={"items": {"clip": "itm_2"}})],
+            OP + "processing.jobs.get": [
+                job("running"),
+                job("running", pixels_done=5),
+                job("completed", result={"items": {"clip": "itm_2"}}),
+            ],
         }
     )
     seen: list[str] = []
     with service.client() as client:
-        done = client.execute("itm_1", method="clip", project_id="prj_1", aoi=[1, 2, 3, 4]).wait(on_progress=lambda j: seen.append(j.state))
+        done = client.execute("itm_1", method="clip", project_id="prj_1", aoi=[1, 2, 3, 4]).wait(
+            on_progress=lambda j: seen.append(j.state)
+        )
     assert seen == ["queued", "running", "running", "completed"]
     assert done.item_ids == ["itm_2"]
     assert json.loads(service.journal("analytics.execute")[0]["body"]) == {
@@ -281,7 +296,7 @@ def test_job_goes_to_the_project_there_can_be_only_one_of(
 def test_job_asks_for_its_project_where_there_are_several(serve: Serve) -> None:
     there_are = {"json": {"projects": [{"project_id": "prj_1"}, {"project_id": "prj_2"}], "next_cursor": None}}
     service = serve({OP + "auth.me": {"json": {"project_id": None}}, OP + "projects.list": there_are})
-    with service.client() as client, pytest.raises(EoRouterError, match="project_id=… of prj_1, prj_2"):
+    with service.client() as client, pytest.raises(EoRouterError, match=r"project_id=… of prj_1, prj_2"):
         client.execute("itm_1", method="clip")
 
 

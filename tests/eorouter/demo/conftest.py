@@ -79,10 +79,16 @@ def make_story() -> Callable[..., Story]:
             "view": View(at=days[1].at, true_colour=colour, ndvi=days[1].ndvi,
                          bounds=(WEST, NORTH - SIDE_M, WEST + SIDE_M, NORTH), crs="EPSG:32633",
                          centre_lon_lat=(15.0134, 47.8412), ground_pixel_m=10.0),
-            "truth_on_days": {(crop, day.at): _growth(crop, 28 * number) for crop in CROPS for number, day in enumerate(days)},
-            "truth": {crop: [(start + timedelta(days=d), _growth(crop, d)) for d in range(0, 113, 4)] for crop in CROPS},
-            "steps": [Step(title="NDVI of 1 April", method="spectral_index", job_id="job_1", seconds=0.4, pixels=40_000, shards=1)],
-            "outputs": [OutputFile(title="NDVI of 1 April", path=Path("ndvi.tif"), size_bytes=61_234, sha256="ab" * 32, item_id="itm_0")],
+            "truth_on_days": {
+                (crop, day.at): _growth(crop, 28 * number) for crop in CROPS for number, day in enumerate(days)
+            },
+            "truth": {
+                crop: [(start + timedelta(days=d), _growth(crop, d)) for d in range(0, 113, 4)] for crop in CROPS
+            },
+            "steps": [Step(title="NDVI of 1 April", method="spectral_index", job_id="job_1", seconds=0.4,
+                           pixels=40_000, shards=1)],
+            "outputs": [OutputFile(title="NDVI of 1 April", path=Path("ndvi.tif"), size_bytes=61_234,
+                                   sha256="ab" * 32, item_id="itm_0")],
             "versions": {"eorouter": "0.1.0"},
             "service_url": "127.0.0.1:8000",
             "project_id": "prj_1",

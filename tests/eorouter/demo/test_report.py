@@ -61,7 +61,8 @@ def test_report_is_a_well_formed_page_with_all_its_parts(make_story: MakeStory) 
     page = Page(report.render(make_story()))
     headings = re.findall(r"<h2>(.*?)</h2>", report.render(make_story()))
     assert headings == [
-        "The place", "The season in NDVI", "How the crops grew", "Numbers", "What to keep in mind", "Where it comes from",
+        "The place", "The season in NDVI", "How the crops grew", "Numbers", "What to keep in mind",
+        "Where it comes from",
     ]  # fmt: skip
     assert len(page.all("html")) == 1
     assert page.all("html")[0]["lang"] == "en"
@@ -114,7 +115,11 @@ def test_report_takes_names_for_text_and_never_for_markup(make_story: MakeStory)
         readings=[replace(reading, zone_id=f"{reading.zone_id}{HOSTILE}") for reading in story.readings],
         versions={HOSTILE: HOSTILE},
         steps=[replace(story.steps[0], title=HOSTILE, method=HOSTILE, job_id=HOSTILE)],
-        outputs=[replace(story.outputs[0], title=HOSTILE, path=Path(HOSTILE.replace("/", "")), item_id=HOSTILE, sha256=HOSTILE)],
+        outputs=[
+            replace(
+                story.outputs[0], title=HOSTILE, path=Path(HOSTILE.replace("/", "")), item_id=HOSTILE, sha256=HOSTILE
+            )
+        ],
     )  # fmt: skip
     page = Page(report.render(hostile))
     assert not page.all("script")
