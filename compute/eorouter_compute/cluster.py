@@ -204,7 +204,8 @@ def _decoded(task: bytes, inputs: bytes, shared: str | None) -> tuple[Any, tuple
     if shared is not None:
         task, inputs = msgspec.msgpack.decode(read_object(shared), type=tuple[bytes, bytes])
     tag = msgspec.json.decode(task, type=_Tagged).method
-    params = msgspec.json.decode(task, type=method.get(tag).params)
+    # strict=False: numbers that JSON cannot hold (a nodata value of NaN) travel as strings
+    params = msgspec.json.decode(task, type=method.get(tag).params, strict=False)
     return params, msgspec.msgpack.decode(inputs, type=tuple[InputItem, ...])
 
 
