@@ -7,7 +7,7 @@ the common case then costs no memory traffic for a mask.
 
 import numpy as np
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import WARM_DTYPES, kernel
 
 MOMENTS = 5
 """Numbers per tile and band: count, mean, sum of squared deviations, minimum, maximum."""
@@ -249,14 +249,13 @@ def _merge_pair(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def warm_up() -> None:
-    """Compile for every pixel type, or load from the cache."""
+    """Compile for the usual pixel types, or load from the cache."""
     every, some = np.empty((0, 0, 0), np.bool_), np.ones((1, 2, 2), np.bool_)
-    for name in DTYPES:
+    for name in WARM_DTYPES:
         pixels, out = np.ones((1, 2, 2), name), np.empty((1, 1, 1), name)
         for valid in (every, some):
             if pixels.dtype.kind == "f":
                 halve_mean_floats(pixels, valid, 0.0, out, np.empty((1, 1, 1), np.bool_))
             else:
                 halve_mean_integers(pixels, valid, 0, out, np.empty((1, 1, 1), np.bool_))
-            halve_mode(pixels, valid, 0.0, out, np.empty((1, 1, 1), np.bool_))
             tile_moments(pixels, valid, 2, np.empty((1, 1, 1, MOMENTS)))

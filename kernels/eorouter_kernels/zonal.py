@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import WARM_DTYPES, kernel
 from eorouter_kernels.coverage import Spans
 
 Floats = NDArray[np.float64]
@@ -519,12 +519,12 @@ def _weighted_quantiles(
 
 
 def warm_up() -> None:
-    """Compile the kernels of this module for the dtypes of rasters, or load them from the cache."""
+    """Compile the kernels of this module for the usual pixel types, or load them from the cache."""
     first = np.array([0, 2])
     place = np.array([0, 1], np.int32)
     weight = np.array([1.0, 0.5])
     batch = Spans(0, first, place, place, np.ones(2, np.int32), weight)
-    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64):
+    for dtype in WARM_DTYPES:
         pixels = np.ones((1, 2, 2), dtype)
         state = empty((1, 1))
         update(batch, pixels, None, (0, 0), np.ones(2), state)
