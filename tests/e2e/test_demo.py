@@ -50,7 +50,7 @@ def test_demo_leaves_rasters_tables_and_a_report_that_agree_with_the_truth(
     # At 256 pixels a side some crops have a handful of small fields, half of them under cloud, so single means stray.
     assert float(np.median(np.abs(differences))) < 0.03
 
-    cloudy = list(csv.DictReader((out / "fields_20241026.csv").open()))
+    cloudy = list(csv.DictReader((out / "fields_20241026.csv").read_text().splitlines()))
     assert any(float(row["valid_fraction"]) < 0.5 for row in cloudy)
     with rasterio.open(out / "ndvi_20240519.tif") as ndvi:
         values = ndvi.read(1)
