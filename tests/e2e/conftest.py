@@ -31,11 +31,11 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 def start_service(data_dir: Path) -> tuple[subprocess.Popen[str], str]:
     """Start `eorouter serve` and wait until it says where it listens."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eorouter", "serve", "--port", "0", "--data-dir", str(data_dir), "--workers", "2"],
-        stdout=subprocess.PIPE, stderr=(data_dir / "stderr.log").open("w"), text=True,
-        env=environment | {"EOROUTER_BCRYPT_COST": "4"},
-    )  # fmt: skip
+    with (data_dir / "stderr.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "eorouter", "serve", "--port", "0", "--data-dir", str(data_dir), "--workers", "2"],
+            stdout=subprocess.PIPE, stderr=log, text=True, env=environment | {"EOROUTER_BCRYPT_COST": "4"},
+        )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("eorouter listening on "):
@@ -76,10 +76,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     process, url = start_service(data_dir)
     try:
         with EoRouterClient(url) as client:
-            client.wait_until_ready(timeout_s=120)
-            client.signup(email="ada@example.org", password="correct horse battery", name="Ada")
-            project = client.call("projects.create", name="fields")
-            key = client.call("api_keys.create", name="tests", mode="test", scopes=client.scopes())
-        yield Service(url=url, api_key=key["secret"], project_id=project["id"], data_dir=data_dir, process=process)
+            wait_until_ready(url)
+            client.signup("ada@example.org", "correct horse battery", name="Ada")
+            project = client.projects.create("fields")
+            key = client.api_keys.create("tests")
+        yield Service(
+            url=url, api_key=key["secret"], project_id=project["project_id"], data_dir=data_dir, process=process
+        )
     finally:
         stop_service(process)
