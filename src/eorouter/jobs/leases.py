@@ -225,7 +225,7 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
     for each in failed:
         if await fail_shard(tx, job, each, now):
             return False
-    if len(shards) < len(done):
+    if len(shards) < len(done) and not job.is_cancelling:
         await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
@@ -354,7 +354,9 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
 
 def problem(failure: Failure, *, shard: int) -> dict[str, Any]:
     """What the job's owner is told."""
-    found: dict[str, Any] = {"code": failure.code, "message": failure.message, "shard": shard}
+    found: dict[str, Any] = {"code": failure.code, "message": failure.message}
+    if shard != MERGE:
+        found["shard"] = shard
     return found | ({"pointer": failure.pointer} if failure.pointer else {})
 
 

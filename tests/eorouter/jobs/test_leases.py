@@ -245,6 +245,22 @@ async def test_end_cancelled_waits_for_leased_shards(stores, create):
     assert (await job(stores, job_id)).state == "cancelled"
 
 
+async def test_merge_that_lands_after_a_cancellation_publishes_nothing(stores, create):
+    from eorouter.types import Principal
+
+    job_id = await create(shards=0)
+    (merge,), _ = await claim(stores)
+    who = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset())
+    async with stores.db.write() as tx:
+        await queue.cancel(tx, job_id, who, utc_now())
+    outcome = Outcome(part=msgspec.msgpack.encode(await written_result(stores)))
+    assert await record(stores, Landed(claim=merge, outcome=outcome)) == []
+    async with stores.db.write() as tx:
+        assert await leases.end_cancelled(tx, now=utc_now()) == [job_id]
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(items))).all() == []
+
+
 async def test_inputs_with_nan_nodata_survive_the_database(stores, create, dispatcher):
     import math
 
