@@ -204,7 +204,8 @@ def _decoded(task: bytes, inputs: bytes, shared: str | None) -> tuple[Any, tuple
     if shared is not None:
         task, inputs = msgspec.msgpack.decode(read_object(shared), type=tuple[bytes, bytes])
     tag = msgspec.json.decode(task, type=_Tagged).method
-    params = msgspec.json.decode(task, type=method.get(tag).params)
+    # strict=False: numbers that JSON cannot hold (a nodata value of NaN) travel as strings
+    params = msgspec.json.decode(task, type=method.get(tag).params, strict=False)
     return params, msgspec.msgpack.decode(inputs, type=tuple[InputItem, ...])
 
 
@@ -245,7 +246,7 @@ def _peak_rss_bytes() -> int:
 
 
 def pulse(cancelled: list[str]) -> list[tuple[str, int, int, int]]:
-    """Take the ids of jobs to give up, tell what runs here; on the worker's event loop, so also while shards compute."""
+    """Take the ids of jobs to give up, tell what runs here; on the worker's event loop, so while shards compute too."""
     global _cancelled  # noqa: PLW0603 - the one word every attempt of this process reads
     _cancelled = frozenset(cancelled)
     return [(*run, pixels) for run, pixels in list(_running.items())]

@@ -26,8 +26,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     """Two worker processes of one thread each, that know the toy method."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOYS))
-        ours = [path for path in sys.path if path and "site-packages" not in path and Path(path).is_dir()]
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TOYS), *ours]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([path for path in sys.path if "site-packages" not in path]))
         method.methods.cache_clear()
         made = Cluster(
             worker_count=2,
@@ -100,8 +99,9 @@ async def test_run_defect_tells_its_traceback_to_the_logs_only(cluster, order):
 
 
 async def test_run_same_attempt_twice_loses_to_its_own_objects(cluster, order):
-    assert (await cluster.run(order(token=7))).failure is None
-    failure = (await cluster.run(order(token=7))).failure
+    first = order(token=7)
+    assert (await cluster.run(first)).failure is None
+    failure = (await cluster.run(msgspec.structs.replace(first, job_id="job_ghost"))).failure
     assert (failure.kind, failure.code) == ("machine", "attempt_exists")
 
 

@@ -99,28 +99,30 @@ async def create(
             created_at=now,
         )
     )
-    rows = [(number, shard.body, shard.bound) for number, shard in enumerate(plan.shards)]
-    await tx.execute(
-        sa.insert(job_shards),
-        [
-            {
-                "job_id": job_id,
-                "number": number,
-                "state": ShardState.WAITING.value,
-                "body": body,
-                "bound": msgspec.to_builtins(bound),
-                "attempt": 0,
-                "token": 0,
-                "ready_at": now,
-            }
-            for number, body, bound in [*rows, (MERGE, b"", plan.merge_bound)]
-        ],
-    )
+    await tx.execute(sa.insert(job_shards), _shard_rows(job_id, plan, now))
     summary = {"method": method_id, "shards_total": len(plan.shards), "pixels_total": plan.bound.pixels}
     await append(tx, job_id, "job.created", summary | ({"notes": plan.notes} if plan.notes else {}), now)
     if dispatches:
         await _queue(tx, job_id, now)
     return job_id
+
+
+def _shard_rows(job_id: str, plan: Plan, now: datetime) -> list[dict[str, Any]]:
+    """A row per shard, and one for the merge; all wait until the job is dispatched."""
+    planned = [(number, shard.body, shard.bound) for number, shard in enumerate(plan.shards)]
+    return [
+        {
+            "job_id": job_id,
+            "number": number,
+            "state": ShardState.WAITING.value,
+            "body": body,
+            "bound": msgspec.to_builtins(bound),
+            "attempt": 0,
+            "token": 0,
+            "ready_at": now,
+        }
+        for number, body, bound in [*planned, (MERGE, b"", plan.merge_bound)]
+    ]
 
 
 def _json(value: Any) -> Any:

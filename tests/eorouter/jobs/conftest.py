@@ -32,9 +32,7 @@ Create = Callable[..., Awaitable[str]]
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The toy method, found through its entry point here and in every process started from here."""
     monkeypatch.syspath_prepend(str(TOYS))
-    inherited = os.environ.get("PYTHONPATH", "")
-    ours = [path for path in sys.path if path and "site-packages" not in path and Path(path).is_dir()]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys([str(TOYS), *ours, *inherited.split(os.pathsep)])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([path for path in sys.path if "site-packages" not in path]))
     method.methods.cache_clear()
     yield
     method.methods.cache_clear()

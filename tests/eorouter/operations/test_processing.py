@@ -1,0 +1,221 @@
+"""Jobs as callers see them, on both engines."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from eorouter.errors import Conflict, InvalidCursor, NotFound
+from eorouter.jobs import queue
+from eorouter.operation import Registry
+from eorouter.operations import processing
+from eorouter.operations.processing import (
+    AnalyticsExecuteInput,
+    ClipCreateFromItemInput,
+    InputRef,
+    ProcessingCreateInput,
+    ProcessingDispatchInput,
+    ProcessingEventsListInput,
+    ProcessingJobsCancelInput,
+    ProcessingJobsGetInput,
+    ProcessingJobsListInput,
+)
+from eorouter.storage import items
+from eorouter.storage.tables import job_shards, jobs
+from eorouter.types import Principal, utc_now
+from eorouter_compute import method
+from eorouter_compute.attempt import ObjectRef
+from eorouter_compute.errors import AoiOutside, BandNotFound
+from eorouter_compute.method import Band, OutputAsset, OutputItem, RasterAsset
+
+ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset())
+OTHER = Principal(kind="user", id="usr_other", org_id="org_other", scopes=frozenset())
+CLIP = method.get("clip").params
+BOX = (0.1, 0.1, 0.4, 0.4)
+
+
+@pytest.fixture
+async def item(peopled):
+    """An item of `prj_a`: one band, a thousand pixels a side, over the degree north-east of the origin."""
+    raster = RasterAsset(
+        key="data", href="", crs="EPSG:4326", transform=(0.001, 0.0, 0.0, 0.0, -0.001, 1.0), shape=(1000, 1000),
+        bands=(Band(name="B04", index=1, dtype="uint16", common_name="red", nodata=0.0),), block_shape=(256, 256),
+    )  # fmt: skip
+    asset = OutputAsset(
+        key="data", object=ObjectRef(href="x", size=10, sha256="0" * 64), media_type="image/tiff", roles=("data",),
+        filename="data.tif", raster=raster,
+    )  # fmt: skip
+    square = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
+    output = OutputItem(
+        name="scene", assets=(asset,), footprint=square, bbox=(0, 0, 1, 1), at=datetime(2024, 5, 1, tzinfo=UTC)
+    )
+    async with peopled.db.write() as tx:
+        await items.add(
+            tx, peopled.db, org_id="org_me", project_id="prj_a", item_id="itm_scene", output=output,
+            keys={"data": "org_me/prj_a/items/itm_scene/data.tif"}, job_id=None, provenance={}, now=utc_now(),
+        )  # fmt: skip
+    return "itm_scene"
+
+
+def asked(item_id, **changes):
+    fields = {"project_id": "prj_a", "task": CLIP(aoi=BOX), "inputs": (InputRef(item_id=item_id),), "name": "field"}
+    return ProcessingCreateInput(**(fields | changes))
+
+
+def test_registry_takes_the_module_whole():
+    registry = Registry.of([processing])
+    assert [op.id for op in registry] == [
+        "analytics.execute",
+        "clip.create_from_item",
+        "processing.create",
+        "processing.create_and_dispatch",
+        "processing.dispatch",
+        "processing.events.list",
+        "processing.jobs.cancel",
+        "processing.jobs.get",
+        "processing.jobs.list",
+    ]
+    assert registry.scopes == ("processing:read", "processing:write")
+
+
+def test_task_union_offers_every_method_but_internal_ones():
+    schema = msgspec.json.schema(ProcessingCreateInput)
+    offered = set(schema["$defs"]["ProcessingCreateInput"]["properties"]["task"]["discriminator"]["mapping"])
+    assert offered == {found.id for found in method.methods().values() if not found.is_internal}
+
+
+def test_clip_input_has_the_methods_own_fields_and_limits():
+    mine = {field.name: field for field in msgspec.structs.fields(ClipCreateFromItemInput)}
+    for field in msgspec.structs.fields(CLIP):
+        assert (mine[field.name].type, mine[field.name].default) == (field.type, field.default)
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.convert({"item_id": "i", "aoi": BOX, "aio": 1}, ClipCreateFromItemInput)
+
+
+async def test_create_tells_the_bound_and_starts_nothing(context, item):
+    job = await processing.create(context(ME), asked(item))
+    assert (job.state, job.method, job.name, job.item_ids) == ("created", "clip", "field", (item,))
+    assert job.bound.pixels >= 300 * 300
+    assert job.bound.memory_bytes > 0
+    assert (job.progress.pixels_done, job.progress.pixels_total) == (0, job.bound.pixels)
+    assert (job.progress.fraction, job.result, job.problem, job.queued_at) == (0.0, None, None, None)
+
+
+async def test_create_shards_are_those_of_the_plan(context, item, stores):
+    job = await processing.create_and_dispatch(context(ME), asked(item))
+    assert job.state == "queued"
+    async with stores.db.read() as tx:
+        inputs = await items.load_inputs(tx, stores.objects, ME, [item])
+        rows = await tx.execute(sa.select(job_shards.c.body, job_shards.c.state).order_by(job_shards.c.number))
+        merge, *shards = rows.all()
+    plan = method.plan(CLIP(aoi=BOX), inputs)
+    assert [row.body for row in shards] == [shard.body for shard in plan.shards]
+    assert {row.state for row in shards} == {"ready"}
+    assert merge.state == "waiting"
+
+
+@pytest.mark.parametrize("change", [{"project_id": "prj_other"}, {"inputs": (InputRef(item_id="itm_unknown"),)}])
+async def test_create_on_what_is_not_mine_is_not_found_and_writes_nothing(context, item, stores, change):
+    with pytest.raises(NotFound):
+        await processing.create_and_dispatch(context(ME), asked(item, **change))
+    with pytest.raises(NotFound):
+        await processing.create_and_dispatch(context(OTHER), asked(item, project_id="prj_other"))
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar() == 0
+
+
+async def test_create_refused_by_the_method_carries_its_own_code(context, item):
+    with pytest.raises(AoiOutside):
+        await processing.create(context(ME), asked(item, task=CLIP(aoi=(50.0, 50.0, 51.0, 51.0))))
+    with pytest.raises(BandNotFound):
+        await processing.create(context(ME), asked(item, task=CLIP(aoi=BOX, bands=("nir",))))
+
+
+async def test_dispatch_queues_once(context, item):
+    job = await processing.create(context(ME), asked(item))
+    request = ProcessingDispatchInput(job_id=job.job_id)
+    with pytest.raises(NotFound):
+        await processing.dispatch(context(OTHER), request)
+    assert (await processing.dispatch(context(ME), request)).state == "queued"
+    with pytest.raises(Conflict, match="queued"):
+        await processing.dispatch(context(ME), request)
+
+
+async def test_clip_from_item_goes_to_the_items_project_and_first(context, item, stores):
+    job = await processing.clip_from_item(context(ME), ClipCreateFromItemInput(item_id=item, aoi=BOX, crop=False))
+    assert (job.project_id, job.method, job.state) == ("prj_a", "clip", "queued")
+    row = await queue.wait(stores.db, job.job_id, 0)
+    assert row.is_interactive
+    assert msgspec.convert(row.task, CLIP) == CLIP(aoi=BOX, crop=False)
+
+
+async def test_analytics_answers_after_its_wait_with_the_job_as_it_is(context, item):
+    request = AnalyticsExecuteInput(
+        project_id="prj_a", task=CLIP(aoi=BOX), inputs=(InputRef(item_id=item),), wait_s=0.2
+    )
+    assert (await processing.execute(context(ME), request)).state == "queued"
+
+
+async def test_get_tells_task_and_events_and_is_the_owners_only(context, item):
+    job = await processing.create_and_dispatch(context(ME), asked(item))
+    told = await processing.get_job(context(ME), ProcessingJobsGetInput(job_id=job.job_id))
+    assert told.task["aoi"] == list(BOX)
+    assert [event.type for event in told.events] == ["job.created", "job.queued"]
+    assert told.events[0].data["pixels_total"] == job.bound.pixels
+    with pytest.raises(NotFound):
+        await processing.get_job(context(OTHER), ProcessingJobsGetInput(job_id=job.job_id))
+    restricted = msgspec.structs.replace(ME, project_id="prj_b")
+    with pytest.raises(NotFound):
+        await processing.get_job(context(restricted), ProcessingJobsGetInput(job_id=job.job_id))
+
+
+async def test_list_pages_through_each_job_once_newest_first(context, item):
+    made = [(await processing.create(context(ME), asked(item))).job_id for _ in range(5)]
+    seen, cursor = [], None
+    while True:
+        page = await processing.list_jobs(context(ME), ProcessingJobsListInput(limit=2, cursor=cursor))
+        seen += [job.job_id for job in page.jobs]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == sorted(made, reverse=True)
+    assert (await processing.list_jobs(context(OTHER), ProcessingJobsListInput())).jobs == ()
+
+
+async def test_list_filters_and_binds_its_cursor_to_them(context, item):
+    drafts = [await processing.create(context(ME), asked(item)) for _ in range(2)]
+    await processing.create_and_dispatch(context(ME), asked(item, project_id="prj_b"))
+    page = await processing.list_jobs(context(ME), ProcessingJobsListInput(state="created", limit=1))
+    assert page.jobs[0].job_id in {job.job_id for job in drafts}
+    with pytest.raises(InvalidCursor):
+        await processing.list_jobs(context(ME), ProcessingJobsListInput(state="queued", cursor=page.next_cursor))
+    queued = await processing.list_jobs(context(ME), ProcessingJobsListInput(project_id="prj_b"))
+    assert [job.state for job in queued.jobs] == ["queued"]
+
+
+async def test_cancel_ends_a_queued_job_and_refuses_an_ended_one(context, item):
+    job = await processing.create_and_dispatch(context(ME), asked(item))
+    request = ProcessingJobsCancelInput(job_id=job.job_id)
+    with pytest.raises(NotFound):
+        await processing.cancel_job(context(OTHER), request)
+    cancelled = await processing.cancel_job(context(ME), request)
+    assert (cancelled.state, cancelled.is_cancelling) == ("cancelled", False)
+    assert cancelled.finished_at is not None
+    with pytest.raises(Conflict, match="cancelled"):
+        await processing.cancel_job(context(ME), request)
+
+
+async def test_events_follow_a_job_without_gap_or_repeat(context, item):
+    job = await processing.create_and_dispatch(context(ME), asked(item))
+    first = await processing.list_events(context(ME), ProcessingEventsListInput(job_id=job.job_id, limit=1))
+    rest = await processing.list_events(
+        context(ME), ProcessingEventsListInput(job_id=job.job_id, after=first.next_after)
+    )
+    assert [event.type for event in (*first.events, *rest.events)] == ["job.created", "job.queued"]
+    idle = await processing.list_events(
+        context(ME), ProcessingEventsListInput(job_id=job.job_id, after=rest.next_after)
+    )
+    assert (idle.events, idle.next_after) == ((), rest.next_after)
+    with pytest.raises(NotFound):
+        await processing.list_events(context(OTHER), ProcessingEventsListInput(job_id=job.job_id))
