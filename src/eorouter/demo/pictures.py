@@ -17,6 +17,7 @@ from eorouter.demo.story import Day, View, Zone
 from eorouter.demo.world import Scene, World
 
 _LONGEST_PX = 900
+_EQUAL_AREA = "EPSG:6933"
 _UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
 _RED_GREEN_BLUE = (("red", "B04"), ("green", "B03"), ("blue", "B02"))
 
@@ -52,10 +53,11 @@ def _day(scene: Scene, item_id: str, path: Path) -> Day:
 
 
 def _zones(scenery: World, crs: str) -> list[Zone]:
-    """The fields in the map's CRS; areas on the map's plane."""
-    frame = pyogrio.read_dataframe(scenery.fields).to_crs(crs)
+    """The fields in the map's CRS; areas on an equal-area plane, so that they hold whatever the map's CRS is."""
+    frame = pyogrio.read_dataframe(scenery.fields)
+    areas_ha = frame.to_crs(_EQUAL_AREA).area.to_numpy() / 10_000
     zones = []
-    for number, row in enumerate(frame.itertuples(index=False)):
+    for number, row in enumerate(frame.to_crs(crs).itertuples(index=False)):
         polygons = shapely.get_parts(row.geometry)
         rings = [
             shapely.get_coordinates(ring)
@@ -65,8 +67,7 @@ def _zones(scenery: World, crs: str) -> list[Zone]:
         ]
         zone_id = getattr(row, scenery.zone_field) if scenery.zone_field else number
         crop = getattr(row, scenery.crop_field) if scenery.crop_field else "all fields"
-        area_ha = float(shapely.area(row.geometry)) / 10_000
-        zones.append(Zone(id=str(zone_id), crop=str(crop), area_ha=area_ha, rings=rings))
+        zones.append(Zone(id=str(zone_id), crop=str(crop), area_ha=float(areas_ha[number]), rings=rings))
     return zones
 
 
@@ -82,6 +83,8 @@ def _view(ndvi: Sequence[tuple[Scene, str, Path]], clip: Path) -> View | None:
         shape = (math.ceil(raster.height / step), math.ceil(raster.width / step))
         indexes = _colour_indexes(raster)
         pixels = raster.read(indexes, out_shape=(len(indexes), *shape), resampling=Resampling.average, masked=True)
+        if not raster.crs.is_projected:  # a scale bar would lie
+            return None
         bounds, crs, ground_pixel_m = raster.bounds, raster.crs, abs(raster.transform.a)
     with rasterio.open(ndvi_path) as raster:
         window = from_bounds(*bounds, transform=raster.transform).round_offsets().round_lengths()

@@ -262,7 +262,8 @@ def _statistics(
 ) -> list[Reading]:
     """Statistics of NDVI in every field, for every scene."""
     if fields_item is None or not ndvi:
-        run.teller.say("There are no polygons, so there are no statistics of fields.")
+        what = "polygons" if fields_item is None else "rasters of NDVI"
+        run.teller.say(f"There are no {what}, so there are no statistics of fields.")
         return []
     run.teller.chapter("Statistics of every field")
     include = [name for name in (scenery.crop_field,) if name]

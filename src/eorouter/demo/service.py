@@ -19,7 +19,7 @@ import httpx2
 
 _ANNOUNCEMENT = re.compile(r"eorouter (?:listening on|answers at) (http://\S+)")
 _STOP_S = 20.0
-_SLOW_S = 8.0
+_SLOW_S = 15.0
 
 
 class ServiceFailed(Exception):

@@ -21,6 +21,11 @@ HIDDEN_CLASSES = (0, 1, 3, 8, 9, 10)
 """Classes of Sen2Cor's scene classification that do not show the ground: no data, saturated, shadow, cloud (medium and
 high probability), thin cirrus."""
 
+# https://github.com/stac-extensions/eo/tree/v2.0.0#common-band-names
+SENTINEL_2 = {
+    "B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge071", "B06": "rededge075",
+    "B07": "rededge078", "B08": "nir", "B8A": "nir08", "B09": "nir09", "B11": "swir16", "B12": "swir22",
+}  # fmt: skip
 _DATE = re.compile(r"(?<!\d)(19\d\d|20\d\d)[-_]?(0[1-9]|1[0-2])[-_]?(0[1-9]|[12]\d|3[01])(?!\d)")
 
 
@@ -122,7 +127,9 @@ def find(folder: Path) -> World:
         raise ValueError(f"{folder} has no raster. Expected files ending in {', '.join(RASTER_ENDINGS)}.")
     fields = next((path for path in vectors if "field" in path.stem.lower()), vectors[0] if vectors else None)
     zone_field, crop_field = _field_names(fields) if fields is not None else ("", "")
-    scenes = [Scene(path=path, title=path.stem, at=date_of(path.name)) for path in rasters]
+    scenes = [
+        Scene(path=path, title=path.stem, at=date_of(path.name), bands=_sentinel_2_bands(path)) for path in rasters
+    ]
     return World(
         title=f"Your data: {folder.name}",
         place=f"{len(rasters)} raster file(s) and {'the polygons of ' + fields.name if fields else 'no polygons'} "
@@ -148,6 +155,20 @@ def date_of(name: str) -> datetime | None:
         return datetime(year, month, day, 12, tzinfo=UTC)
     except ValueError:
         return None
+
+
+def _sentinel_2_bands(path: Path) -> list[tuple[str, str]]:
+    """Names and common names, where the file calls all its bands as Sentinel-2 does; the file's own word otherwise."""
+    import rasterio
+    from rasterio.errors import RasterioIOError
+
+    try:
+        with rasterio.open(path) as raster:
+            names = [name or "" for name in raster.descriptions]
+    except RasterioIOError:
+        return []  # the service will say what is wrong with it
+    known = all(name in SENTINEL_2 for name in names)
+    return [(name, SENTINEL_2[name]) for name in names] if known and names else []
 
 
 def _field_names(path: Path) -> tuple[str, str]:

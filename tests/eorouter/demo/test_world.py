@@ -54,6 +54,16 @@ def test_found_world_is_in_order_of_time_with_its_polygons(tmp_path: Path) -> No
     assert not found.truth
 
 
+def test_bands_called_as_sentinel_2_does_get_their_common_names(tmp_path: Path) -> None:
+    for name, bands in (("a", ("B04", "B08")), ("b", ("B04", "elevation"))):
+        profile = {"driver": "GTiff", "width": 16, "height": 16, "count": 2, "dtype": "uint16", "crs": "EPSG:32632"}
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", transform=rasterio.Affine(10, 0, 0, 0, -10, 0), **profile
+        ) as to:
+            to.descriptions = bands
+    assert [scene.bands for scene in world.find(tmp_path).scenes] == [[("B04", "red"), ("B08", "nir")], []]
+
+
 def test_folder_without_rasters_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no raster\. Expected files ending in \.tif"):
         world.find(tmp_path)
