@@ -19,15 +19,6 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 import numpy as np
-
-# GDAL reads this list when its drivers are first registered, so it must be in the environment before rasterio is.
-# Kept to drivers that are handed a name and fetch something else; vectors have their own module and their own GDAL.
-os.environ.setdefault(
-    "GDAL_SKIP",
-    "VRT,GTI,WMS,WCS,WMTS,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,Rasterlite,KMLSUPEROVERLAY,"
-    "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr,netCDF,HDF5,HDF5Image",
-)
-
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
@@ -47,6 +38,21 @@ from eorouter_compute.errors import (
 )
 from eorouter_compute.grid import Window
 from eorouter_compute.method import Band, RasterAsset
+
+# Drivers that are handed a name and fetch something else. GDAL reads the list when it registers its drivers, which
+# happens once, just below; the variable is put back because vectors are read with a GDAL of their own.
+_SKIPPED = (
+    "VRT,GTI,WMS,WCS,WMTS,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,KMLSUPEROVERLAY,"
+    "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr"
+)
+_skipped_before = os.environ.get("GDAL_SKIP")
+os.environ["GDAL_SKIP"] = _SKIPPED
+with rasterio.Env():
+    pass  # registers the drivers
+if _skipped_before is None:
+    del os.environ["GDAL_SKIP"]
+else:
+    os.environ["GDAL_SKIP"] = _skipped_before
 
 T = TypeVar("T")
 

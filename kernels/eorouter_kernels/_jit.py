@@ -11,8 +11,8 @@ from typing import ParamSpec, TypeVar, cast
 import numba
 
 WARM_DTYPES = ("uint8", "uint16", "int16", "float32")
-"""Pixel types compiled at start: nearly every scene is one of these. The others compile when they first come, in a second
-or two; all of them at start cost a cold machine 50 s instead of 20."""
+"""Pixel types compiled at start: nearly every scene is one of these. The others compile when they first come, in a
+second or two; all of them at start cost a cold machine twice the time."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -190,17 +190,26 @@ def derive(*, write: bool = False, root: Path | None = None) -> int:
     return 1 if paths and not write else 0
 
 
-def demo(*, out: Path | None = None, keep_serving: bool = False, port: int | None = None) -> int:
+def demo(
+    *,
+    data: Path | None = None,
+    out: Path | None = None,
+    open_report: bool = False,
+    keep_serving: bool = False,
+    port: int | None = None,
+) -> int:
     """Show the main job from imagery to pictures: take scenes in, clip, NDVI, zonal statistics, and a report.
 
     Args:
-        out: Folder for the results.
+        data: Folder with rasters and a polygon file of your own, instead of the generated landscape.
+        out: Folder for the results; `demo-output` by default.
+        open_report: Show the report in the browser at the end.
         keep_serving: Leave the service running afterwards, and print its address and an API key.
-        port: Port to listen on; 0 takes a free one.
+        port: Port to listen on; a free one by default.
     """
     from eorouter.demo import run
 
-    return run.main(out=out, keep_serving=keep_serving, port=port) or 0
+    return run.main(data=data, out=out, opens=open_report, keep_serving=keep_serving, port=port)
 
 
 COMMANDS = (

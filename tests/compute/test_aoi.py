@@ -145,7 +145,9 @@ def test_coverage_is_gdals_and_does_not_depend_on_the_window(seed, rule, is_rota
     shape = (700, 1100)
     angles = np.sort(rng.random(9)) * 2 * np.pi
     reach = rng.uniform(0.1, 0.6, 9) * 700
-    pixels = np.stack([rng.uniform(200, 900) + reach * np.cos(angles), rng.uniform(100, 600) + reach * np.sin(angles)], 1)
+    pixels = np.stack(
+        [rng.uniform(200, 900) + reach * np.cos(angles), rng.uniform(100, 600) + reach * np.sin(angles)], 1
+    )
     corners = [Affine(*transform) @ (float(x), float(y)) for x, y in pixels]
     area = aoi._multi(shapely.make_valid(shapely.Polygon(corners)))
     coverage = aoi.Coverage(area, transform, shape, rule)

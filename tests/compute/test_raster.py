@@ -67,9 +67,7 @@ def test_nan_is_missing_whatever_nodata_says(tmp_path):
 def test_nodata_that_the_type_cannot_hold_hides_nothing(tmp_path):
     pixels = asymmetric((40, 60), dtype="uint8")
     asset = write_raster(tmp_path / "a.tif", pixels)
-    odd = msgspec.structs.replace(
-        asset, bands=(msgspec.structs.replace(asset.bands[0], nodata=-9999.0),)
-    )
+    odd = msgspec.structs.replace(asset, bands=(msgspec.structs.replace(asset.bands[0], nodata=-9999.0),))
     assert whole(odd).valid is None
     assert raster.storable(-9999.0, "uint8") is None
     assert raster.storable(0.5, "int16") is None
@@ -185,7 +183,9 @@ def test_overviews_kept_elsewhere_are_refused(tmp_path):
         raster.describe(str(tmp_path / "a.tif"))
 
 
-@pytest.mark.parametrize("href", ["http://example.com/a.tif", "https://x/a.tif", "ftp://x/a", "s3:///a", "s3://b/a?x=1", "/vsicurl/http://x"])
+@pytest.mark.parametrize(
+    "href", ["http://example.com/a.tif", "https://x/a.tif", "ftp://x/a", "s3:///a", "s3://b/a?x=1", "/vsicurl/http://x"]
+)
 def test_other_addresses_are_refused(href):
     with pytest.raises(SourceUnreadable, match=r"expected file://|virtual file systems"):
         raster.describe(href)

@@ -13,7 +13,6 @@ from eorouter_compute import raster, tiff
 from eorouter_compute.testing import asymmetric
 from eorouter_compute.tiff import Code
 
-
 PLACE = Affine(10.0, 0.0, 500.0, 0.0, -10.0, 900.0)
 
 

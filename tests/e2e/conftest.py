@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import msgspec
 import pytest
 
@@ -37,8 +39,23 @@ def start_service(data_dir: Path) -> tuple[subprocess.Popen[str], str]:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("eorouter listening on "):
-            return process, line.split()[-1]
+            return process, line.split()[3]
     raise AssertionError(f"the service did not start: {(data_dir / 'stderr.log').read_text()[-2000:]}")
+
+
+def wait_until_ready(url: str, timeout_s: float = 180.0) -> None:
+    """Wait until database, objects and workers all answer."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            answer = httpx2.get(f"{url}/readyz", timeout=30)
+            if answer.status_code == 200:
+                return
+            last = answer.text
+        except httpx2.TransportError as error:
+            last = str(error)
+        assert time.monotonic() < end, f"not ready after {timeout_s} s: {last}"
+        time.sleep(0.2)
 
 
 def stop_service(process: subprocess.Popen[str]) -> None:

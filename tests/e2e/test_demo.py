@@ -50,7 +50,7 @@ def test_demo_leaves_rasters_tables_and_a_report_that_agree_with_the_truth(
     # At 256 pixels a side some crops have a handful of small fields, half of them under cloud, so single means stray.
     assert float(np.median(np.abs(differences))) < 0.03
 
-    cloudy = list(csv.DictReader((out / "fields_20241026.csv").open()))
+    cloudy = list(csv.DictReader((out / "fields_20241026.csv").read_text().splitlines()))
     assert any(float(row["valid_fraction"]) < 0.5 for row in cloudy)
     with rasterio.open(out / "ndvi_20240519.tif") as ndvi:
         values = ndvi.read(1)
@@ -65,7 +65,9 @@ def test_demo_leaves_rasters_tables_and_a_report_that_agree_with_the_truth(
 
 def test_interrupted_demo_stops_its_service_and_removes_its_folder(tmp_path: Path, temporary: Path) -> None:
     log = tmp_path / "log"
-    program = f"import sys; from eorouter.demo import run; sys.exit(run.main(keep_serving=True, port=0, size_px={SIZE_PX}))"
+    program = (
+        f"import sys; from eorouter.demo import run; sys.exit(run.main(keep_serving=True, port=0, size_px={SIZE_PX}))"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     with log.open("w") as output:
         process = subprocess.Popen([sys.executable, "-c", program], stdout=output, stderr=output, env=environment)

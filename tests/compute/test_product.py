@@ -1,0 +1,118 @@
+"""From windows to items: shards cover the output once, bounds hold, nothing depends on the cut."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from eorouter_compute import cog, product, raster
+from eorouter_compute.attempt import Attempt, local_path
+from eorouter_compute.errors import AttemptExists, Cancelled
+from eorouter_compute.grid import SHARD_PIXELS, Window
+from eorouter_compute.method import Band, Part, ReadReport
+from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric
+
+COSTS = {"bytes_read_per_pixel": 2.0, "memory_bytes_per_pixel": 6.0, "seconds_per_pixel": 1e-8}
+
+
+def spec_for(pixels, **fields):
+    names = ("red", "green", "blue", "nir")
+    bands = tuple(
+        Band(name=names[n], index=n + 1, dtype=pixels.dtype.name, common_name=names[n]) for n in range(len(pixels))
+    )
+    return cog.CogSpec(shape=pixels.shape[1:], transform=ROTATED_TRANSFORM, crs="EPSG:32632", dtype=pixels.dtype.name,
+                       bands=bands, **fields)  # fmt: skip
+
+
+def made(folder, spec, pixels, *, shard_pixels):
+    advanced = []
+    parts = []
+    for number, shard in enumerate(product.plan_product(spec, **COSTS, shard_pixels=shard_pixels)):
+        attempt = Attempt((folder / str(number)).as_uri(), on_progress=advanced.append)
+        report = ReadReport(reads=1, pixels=number)
+        told = [report]
+        part = product.run_product(
+            spec,
+            shard.body,
+            attempt,
+            lambda w: (pixels[:, w.row : w.row_stop, w.col : w.col_stop], None),
+            told.pop,
+        )
+        assert part.report == report
+        parts.append(msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=Part))
+    assert sum(advanced) == spec.shape[0] * spec.shape[1]
+    return product.merge_product(spec, parts, Attempt((folder / "merge").as_uri()), name="thing", title="A thing")
+
+
+def test_an_item_is_a_cog_and_a_preview_whatever_the_shards(tmp_path):
+    pixels = asymmetric((1300, 1100), bands=3, dtype="uint8")
+    spec = spec_for(pixels)
+    items = [made(tmp_path / str(n), spec, pixels, shard_pixels=n) for n in (1, 512 * 512, 1024 * 1024, 10**8)]
+    assert len({tuple(asset.object.sha256 for asset in item.assets) for item in items}) == 1
+    data, preview = items[0].assets
+    assert (data.media_type, data.roles) == (product.COG_MEDIA_TYPE, ("data",))
+    assert preview.media_type == "image/png"
+    block = raster.read_block(data.raster, [1, 2, 3], Window(500, 300, 100, 200))
+    np.testing.assert_array_equal(block.pixels, pixels[:, 500:600, 300:500])
+    assert data.raster.sha256 == data.object.sha256
+    assert items[0].footprint["type"] == "Polygon"
+    assert data.statistics[2]["maximum"] == pixels[2].max()
+
+
+def test_shards_cover_the_output_once_and_their_bounds_hold():
+    spec = spec_for(np.zeros((1, 10, 10), np.uint16), nodata=0.0)
+    spec = msgspec.structs.replace(spec, shape=(10_980, 10_980))
+    shards = product.plan_product(spec, **COSTS)
+    bodies = [msgspec.msgpack.decode(shard.body, type=product.ProductShard) for shard in shards]
+    assert sum(body.window.pixels for body in bodies) == 10_980**2
+    assert len({body.window for body in bodies}) == len(bodies) == 36
+    assert all(shard.bound.pixels == body.window.pixels for shard, body in zip(shards, bodies, strict=True))
+    assert all(shard.bound.memory_bytes < 300 << 20 for shard in shards)
+    token = SHARD_PIXELS.set(10**9)
+    try:
+        assert len(product.plan_product(spec, **COSTS)) == 1
+    finally:
+        SHARD_PIXELS.reset(token)
+
+
+def test_heavy_pixels_get_small_pieces():
+    spec = msgspec.structs.replace(spec_for(np.zeros((1, 9, 9), np.float32)), shape=(9000, 9000))
+    assert product.piece_side(spec, 4.0) == 2048
+    assert product.piece_side(spec, 150.0) == 1024
+    assert product.piece_side(spec, 5000.0) == 512
+
+
+def test_a_cancelled_shard_leaves_nothing(tmp_path):
+    pixels = asymmetric((100, 100), dtype="uint8")
+    spec = spec_for(pixels)
+    (shard,) = product.plan_product(spec, **COSTS)
+    attempt = Attempt(tmp_path.as_uri(), is_cancelled=lambda: True)
+    with pytest.raises(Cancelled):
+        product.run_product(spec, shard.body, attempt, lambda w: (pixels, None), ReadReport)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_attempt_is_written_once(tmp_path):
+    pixels = asymmetric((100, 100), dtype="uint8")
+    spec = spec_for(pixels)
+    (shard,) = product.plan_product(spec, **COSTS)
+    product.run_product(spec, shard.body, Attempt(tmp_path.as_uri()), lambda w: (pixels, None), ReadReport)
+    before = (tmp_path / "segment.bin").read_bytes()
+    with pytest.raises(AttemptExists):
+        product.run_product(spec, shard.body, Attempt(tmp_path.as_uri()), lambda w: (pixels + 1, None), ReadReport)
+    assert (tmp_path / "segment.bin").read_bytes() == before
+
+
+def test_preview_shows_the_colors_of_three_assets(tmp_path):
+    import imagecodecs
+
+    from eorouter_compute.testing import write_raster
+
+    assets = []
+    for n, name in enumerate(("blue", "green", "red")):
+        pixels = np.zeros((1, 40, 60), np.uint8)
+        pixels[0, :, n * 20 : n * 20 + 20] = 200
+        assets.append(write_raster(tmp_path / f"{name}.tif", pixels, names=[name]))
+    shown = product.preview(assets, Attempt((tmp_path / "out").as_uri()), name="x")
+    picture = imagecodecs.png_decode(local_path(shown.object.href).read_bytes())
+    assert picture[5, 5].tolist() == [0, 0, 255, 255]
+    assert picture[5, 55].tolist() == [255, 0, 0, 255]
