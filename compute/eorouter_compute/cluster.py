@@ -246,7 +246,7 @@ def _peak_rss_bytes() -> int:
 
 
 def pulse(cancelled: list[str]) -> list[tuple[str, int, int, int]]:
-    """Take the ids of jobs to give up, tell what runs here; on the event loop, so also while shards compute."""
+    """Take the ids of jobs to give up, tell what runs here; on the worker's event loop, so while shards compute too."""
     global _cancelled  # noqa: PLW0603 - the one word every attempt of this process reads
     _cancelled = frozenset(cancelled)
     return [(*run, pixels) for run, pixels in list(_running.items())]
