@@ -43,7 +43,7 @@ from eorouter_compute.method import Band, RasterAsset
 # happens once, just below; the variable is put back because vectors are read with a GDAL of their own.
 _SKIPPED = (
     "VRT,GTI,WMS,WCS,WMTS,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,KMLSUPEROVERLAY,"
-    "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr"
+    "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr,Rasterlite,netCDF,HDF5,HDF5Image"
 )
 _skipped_before = os.environ.get("GDAL_SKIP")
 os.environ["GDAL_SKIP"] = _SKIPPED
