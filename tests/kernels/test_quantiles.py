@@ -27,7 +27,9 @@ def drawn(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], distinct
         pool = np.concatenate([[0.0, -0.0, -np.inf, 1e-40], rng.normal(0, 1, distinct) * 10.0 ** rng.integers(-9, 9)])
     else:
         info = np.iinfo(kind)
-        pool = np.concatenate([np.array([info.min, info.max], kind), rng.integers(info.min, info.max, distinct, dtype=kind)])
+        pool = np.concatenate(
+            [np.array([info.min, info.max], kind), rng.integers(info.min, info.max, distinct, dtype=kind)]
+        )
     return rng.choice(pool, shape).astype(kind)
 
 
@@ -51,7 +53,10 @@ def test_the_two_zeros_are_one_value():
 
 @SEEDED
 @given(
-    seed=st.integers(0, 10_000), dtype=st.sampled_from(DTYPES), distinct=st.integers(1, 400), masked=st.none() | st.just(0.3)
+    seed=st.integers(0, 10_000),
+    dtype=st.sampled_from(DTYPES),
+    distinct=st.integers(1, 400),
+    masked=st.none() | st.just(0.3),
 )
 def test_quantiles_equal_twin(seed: int, dtype: str, distinct: int, masked: float | None):
     rng = np.random.default_rng(seed)
@@ -114,8 +119,8 @@ def test_long_and_short_pairs_are_sorted_alike(dtype: str, n: int):
     rng = np.random.default_rng(n)
     for top in (3, 1 << 12, np.iinfo(dtype).max):
         pixels = rng.integers(0, top, (1, n), dtype=dtype, endpoint=True)
-        batch = Spans(0, np.array([0, n]), *(np.zeros((2, n), np.int32) + [[0] * n, range(n)]).astype(np.int32),
-                      np.ones(n, np.int32), np.ones(n))  # fmt: skip
+        place = np.arange(n, dtype=np.int32)
+        batch = Spans(0, np.array([0, n]), place * 0, place, np.ones(n, np.int32), np.ones(n))
         runs = quantiles.collect(batch, pixels, None, (0, 0))
         value, count = np.unique(pixels, return_counts=True)
         np.testing.assert_array_equal(runs.key, value)

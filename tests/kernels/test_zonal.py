@@ -30,9 +30,7 @@ def measure(
     owners, runs = [], []
     for batch in coverage.spans(shapes, work):
         zonal.update(batch, pixels, valid, (0, 0), np.ones(pixels.shape[1]), partial)
-        runs.append(
-            quantiles.collect(batch, quantiles.keys(pixels[0]), None if valid is None else valid[0], (0, 0))
-        )
+        runs.append(quantiles.collect(batch, quantiles.keys(pixels[0]), None if valid is None else valid[0], (0, 0)))
         owners.append(work.zone[batch.start : batch.start + len(batch.first) - 1])
     zones = len(shapes.areas)
     state = zonal.empty((zones, len(pixels)))

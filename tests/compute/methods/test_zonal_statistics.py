@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from eorouter_compute import method, raster, vector
+from eorouter_compute import method, raster, vector, zones
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.errors import (
     AoiOutside,
@@ -24,7 +24,7 @@ from eorouter_compute.errors import (
     InvalidGeometry,
     InvalidParameter,
     NotAVector,
-    SourceUnreadable,
+    SourceTruncated,
 )
 from eorouter_compute.grid import Window
 from eorouter_compute.method import InputItem, Plan, RasterAsset, Result
@@ -116,11 +116,11 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize(("scene", "zones"), REAL, ids=[Path(scene).stem for scene, _ in REAL])
-def test_statistics_of_real_scenes_equal_exactextract(data_dir: Path, tmp_path: Path, scene: str, zones: str):
+@pytest.mark.parametrize(("scene", "layer_path"), REAL, ids=[Path(scene).stem for scene, _ in REAL])
+def test_statistics_of_real_scenes_equal_exactextract(data_dir: Path, tmp_path: Path, scene: str, layer_path: str):
     if not (data_dir / scene).exists():
         pytest.skip(f"{scene} is not among the real scenes")
-    item, layer = raster_item(data_dir / scene), zones_item(data_dir / zones)
+    item, layer = raster_item(data_dir / scene), zones_item(data_dir / layer_path)
     task = {
         "zones": {"item_id": "zones"},
         "statistics": [*MOMENTS, "median"],
@@ -130,10 +130,10 @@ def test_statistics_of_real_scenes_equal_exactextract(data_dir: Path, tmp_path: 
     rows = rows_of(execute(task, [item, layer], tmp_path)[0])
     asset = item.rasters[0]
     a, b, _, d, e, _ = asset.transform
-    read = vector.read_zones(
+    read = zones.read(
         layer.vectors[0],
         target_crs=asset.crs,
-        edge_tolerance=zonal_statistics.EDGE_TOLERANCE_PX * min(np.hypot(a, d), np.hypot(b, e)),
+        edge_tolerance=zones.EDGE_TOLERANCE_PX * min(np.hypot(a, d), np.hypot(b, e)),
     )
     features = geopandas.GeoDataFrame(geometry=read.projected(), crs=asset.crs)
     foreign = exact_extract(str(data_dir / scene), features, list(MOMENTS), output="pandas").to_dict("records")
@@ -431,5 +431,5 @@ def test_a_window_that_cannot_be_read_fails_the_shard_by_name(data_dir: Path, tm
     broken = raster_item(data_dir / "formats" / "corrupt.tif")
     x, y = broken.rasters[0].transform[2], broken.rasters[0].transform[5]
     task = {"zones": inline(shapely.box(x, y - 1e6, x + 1e6, y)), "crs": "EPSG:3857"}
-    with pytest.raises(SourceUnreadable, match=r"corrupt\.tif"):
+    with pytest.raises(SourceTruncated, match=r"corrupt\.tif"):
         execute(task, [broken], tmp_path)
