@@ -45,10 +45,10 @@ SPAN_CAPACITY = 1 << 19
 
 # Index of the lowest set bit by de Bruijn multiplication (Leiserson, Prokop, Randall 1998, "Using de Bruijn Sequences
 # to Index a 1 in a Computer Word"): numba offers the machine instruction only under an `unsafe` private name.
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_BIT_INDEX = np.zeros(64, np.int64)
+DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+BIT_INDEX = np.zeros(64, np.int64)
 for _bit in range(64):
-    _BIT_INDEX[((0x03F79D71B4CB0A89 << _bit) & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
+    BIT_INDEX[((0x03F79D71B4CB0A89 << _bit) & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
 
 class Outlines(NamedTuple):
@@ -133,12 +133,7 @@ def pairs(shapes: Outlines, window: tuple[int, int, int, int]) -> Pairs:
         shapes: the zones.
         window: (row, col, row_stop, col_stop) in cells; whole blocks, or blocks cut by the edge of the raster.
     """
-    row, col, row_stop, col_stop = window
-    boxes = np.nan_to_num(shapes.boxes, nan=-1.0, posinf=-1.0, neginf=-1.0)
-    limit = np.array([col, row, col_stop, row_stop], np.float64)
-    lower = np.clip(np.floor(boxes[:, :2]), limit[:2], limit[2:]).astype(np.int64)
-    upper = np.clip(np.ceil(boxes[:, 2:]), limit[:2], limit[2:]).astype(np.int64)
-    touching = np.flatnonzero((lower < upper).all(axis=1) & ~np.isnan(shapes.boxes[:, 0]))
+    touching, lower, upper = _reach(shapes, window)
     first = lower[touching] // BLOCK
     counts = (upper[touching] - 1) // BLOCK - first + 1
     sizes = counts[:, 0] * counts[:, 1]
@@ -159,6 +154,26 @@ def pairs(shapes: Outlines, window: tuple[int, int, int, int]) -> Pairs:
         axis=1,
     )
     return Pairs(zone, np.stack([block_row, block_col], axis=1), cells)
+
+
+def block_counts(shapes: Outlines, window: tuple[int, int, int, int]) -> NDArray[np.int64]:
+    """How many canonical blocks of a window each zone may touch, (zone): as many pairs as `pairs` gives it."""
+    touching, lower, upper = _reach(shapes, window)
+    counts = np.zeros(len(shapes.areas), np.int64)
+    counts[touching] = ((upper[touching] - 1) // BLOCK - lower[touching] // BLOCK + 1).prod(axis=1)
+    return counts
+
+
+def _reach(
+    shapes: Outlines, window: tuple[int, int, int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Zones whose boxes touch a window, and the first and last cell (x, y) of all boxes, cut to it."""
+    row, col, row_stop, col_stop = window
+    boxes = np.nan_to_num(shapes.boxes, nan=-1.0, posinf=-1.0, neginf=-1.0)
+    limit = np.array([col, row, col_stop, row_stop], np.float64)
+    lower = np.clip(np.floor(boxes[:, :2]), limit[:2], limit[2:]).astype(np.int64)
+    upper = np.clip(np.ceil(boxes[:, 2:]), limit[:2], limit[2:]).astype(np.int64)
+    return np.flatnonzero((lower < upper).all(axis=1) & ~np.isnan(shapes.boxes[:, 0])), lower, upper
 
 
 def spans(shapes: Outlines, work: Pairs) -> Iterator[Spans]:
@@ -415,7 +430,7 @@ def _sum_rows(
             while pending != 0:
                 lowest = pending & (~pending + np.uint64(1))
                 pending ^= lowest
-                k = (word << 6) + _BIT_INDEX[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+                k = (word << 6) + BIT_INDEX[(lowest * DE_BRUIJN) >> np.uint64(58)]
                 if k > done and total > 0.0:
                     span_row[made], span_col[made] = row + r, col + done
                     span_length[made], span_weight[made] = k - done, min(total, 1.0)

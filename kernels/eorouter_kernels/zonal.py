@@ -6,12 +6,11 @@ An accumulator is one row of `STATE` numbers per (zone, canonical block, band), 
 folds the rows of a zone in the order of their blocks: so neither the cut into shards nor the order in which they end
 can change a bit of the result.
 
-Quantiles are exact and need the values themselves. `collect` keeps, per block, how often each value occurs in wholly
-covered cells, and every partly covered cell with its weight; `quantiles` sorts what all blocks gave.
+Quantiles need the values themselves and are made in `quantiles`.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from eorouter_kernels.coverage import Spans
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Ints32 = NDArray[np.int32]
 
 WEIGHT, MASKED, SUM, MEAN, M2, MIN, MAX, AREA = range(8)
 STATE = 8
@@ -34,20 +32,6 @@ to 10⁻¹⁰ of a cell: an edge that lies on a cell border by intention must no
 
 MOMENTS = ("count", "sum", "mean", "min", "max", "variance", "stdev", "valid_fraction", "area")
 """What `finish` gives, in this order. Variance is that of the population: divided by the summed weight."""
-
-
-class Runs(NamedTuple):
-    """Values kept for quantiles; `pair` says whose. Cells wholly covered are counted by value, others stand alone.
-
-    Shapes: full_pair, full_value, full_count (full); part_pair, part_value, part_weight (part).
-    """
-
-    full_pair: NDArray[np.int64]
-    full_value: NDArray[np.float64]
-    full_count: NDArray[np.int64]
-    part_pair: NDArray[np.int64]
-    part_value: NDArray[np.float64]
-    part_weight: NDArray[np.float64]
 
 
 def empty(shape: Sequence[int]) -> NDArray[np.float64]:
@@ -332,192 +316,6 @@ def finish(
     return {name: results[name] for name in MOMENTS}
 
 
-def collect(
-    batch: Spans, pixels: NDArray[np.generic], valid: NDArray[np.bool_] | None, corner: tuple[int, int], band: int
-) -> Runs:
-    """Values of one band under the spans of a batch, for `quantiles`; pairs are counted from the first of all."""
-    has_mask = valid is not None
-    # One memory layout, so that one compiled version serves all callers.
-    pixels = np.ascontiguousarray(pixels)
-    mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
-    kept = batch.weight >= SLIVER
-    whole = int(batch.length[kept & (batch.weight == 1.0)].sum(dtype=np.int64))
-    part = int(batch.length[kept & (batch.weight != 1.0)].sum(dtype=np.int64))
-    full_pair, full_value, full_count = (
-        np.empty(whole, np.int64),
-        np.empty(whole, pixels.dtype),
-        np.empty(whole, np.int64),
-    )
-    part_pair, part_value, part_weight = (
-        np.empty(part, np.int64),
-        np.empty(part, pixels.dtype),
-        np.empty(part, np.float64),
-    )
-    made, parts = _gather(
-        batch, pixels, mask, has_mask, *corner, band,
-        full_pair, full_value, full_count, part_pair, part_value, part_weight,
-    )  # fmt: skip
-    return Runs(
-        full_pair[:made] + batch.start,
-        full_value[:made].astype(np.float64),
-        full_count[:made],
-        part_pair[:parts] + batch.start,
-        part_value[:parts].astype(np.float64),
-        part_weight[:parts],
-    )
-
-
-@kernel
-def _gather(
-    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int, band: int,
-    full_pair: Ints, full_value: NDArray[Any], full_count: Ints,
-    part_pair: Ints, part_value: NDArray[Any], part_weight: Floats,
-) -> tuple[int, int]:  # fmt: skip
-    """Sorted distinct values with their counts in wholly covered cells, and values with weights in the others.
-
-    Shapes: spans as in `Spans`; pixels, valid (band, y, x); outputs hold at least as many cells as the spans cover.
-    Units: those of the pixels; weights are fractions of a cell.
-    Nodata: cells that are not valid, and slivers, are left out.
-    Reference: none; plain run-length coding.
-    """
-    made = parts = 0
-    for pair in range(len(batch.first) - 1):
-        begin = made
-        for span in range(batch.first[pair], batch.first[pair + 1]):
-            w = batch.weight[span]
-            if w < SLIVER:
-                continue
-            r, c = batch.row[span] - row0, batch.col[span] - col0
-            for i in range(c, c + batch.length[span]):
-                if has_mask and not valid[band, r, i]:
-                    continue
-                if w == 1.0:
-                    full_value[made] = pixels[band, r, i]
-                    made += 1
-                else:
-                    part_pair[parts], part_value[parts], part_weight[parts] = pair, pixels[band, r, i], w
-                    parts += 1
-        if made > begin:
-            full_value[begin:made].sort()
-            at = begin
-            full_pair[at], full_count[at] = pair, 1
-            for i in range(begin + 1, made):
-                if full_value[i] == full_value[at]:
-                    full_count[at] += 1
-                else:
-                    at += 1
-                    full_pair[at], full_value[at], full_count[at] = pair, full_value[i], 1
-            made = at + 1
-    return made, parts
-
-
-def quantiles(runs: Runs, zones: int, levels: Sequence[float]) -> NDArray[np.float64]:
-    """Weighted quantiles of each zone, (zone, level); NaN for a zone without values. `pair` of the runs is the zone.
-
-    Each *distinct value* x_k, k = 0 … n − 1 in rising order, has the summed fraction w_k of the cells that hold it. It
-    stands at s_k = k·w_k + (n − 1)·Σ_{i<k} w_i, the quantile q at q·(n − 1)·Σw, and between values we interpolate.
-    This is exactextract's definition, so that numbers can be compared; exactextract then cuts the quantiles of integer
-    rasters to integers, which we do not. For values that all differ and weigh alike it is the usual linear quantile.
-    """
-    zone = np.concatenate([runs.full_pair, runs.part_pair])
-    value = np.concatenate([runs.full_value, runs.part_value])
-    weight = np.concatenate([np.ones(len(runs.full_pair)), runs.part_weight])
-    count = np.concatenate([runs.full_count, np.ones(len(runs.part_pair), np.int64)])
-    order = np.argsort(zone, kind="stable")
-    first = np.searchsorted(zone[order], np.arange(zones + 1))
-    value, weight, count = value[order], weight[order], count[order]
-    _sort_runs(first, value, weight, count)
-    out = np.full((zones, len(levels)), np.nan)
-    _weighted_quantiles(first, value, weight, count, np.asarray(levels, np.float64), out)
-    return out
-
-
-@kernel
-def _sort_runs(
-    first: Ints,
-    value: Floats,
-    weight: Floats,
-    count: Ints,
-) -> None:
-    """Sort the observations of each zone by value, and equal values by weight, in place.
-
-    Shapes: first (zone + 1); value, weight, count (run).
-    Units: any.
-    Nodata: none.
-    Reference: none. `np.lexsort` over all zones took five times as long at 10 million cells.
-    """
-    for zone in range(len(first) - 1):
-        begin, end = first[zone], first[zone + 1]
-        order = np.argsort(value[begin:end]) + begin
-        i = 0
-        while i < len(order):
-            stop = i + 1
-            while stop < len(order) and value[order[stop]] == value[order[i]]:
-                stop += 1
-            if stop > i + 1:
-                order[i:stop] = order[i:stop][np.argsort(weight[order[i:stop]])]
-            i = stop
-        value[begin:end] = value[order]
-        weight[begin:end] = weight[order]
-        count[begin:end] = count[order]
-
-
-@kernel
-def _weighted_quantiles(
-    first: Ints,
-    value: Floats,
-    weight: Floats,
-    count: Ints,
-    levels: Floats,
-    out: Floats,
-) -> None:
-    """Quantiles of values with weights, linear between distinct values.
-
-    Shapes: first (zone + 1); value, weight, count (run), sorted by value and weight within a zone, `count` cells of
-        that value and weight; overwritten; levels (level), 0 … 1; out (zone, level).
-    Units: those of the values.
-    Nodata: a zone without observations is left as it is.
-    Reference: the definition at https://stats.stackexchange.com/a/13223 over distinct values, as in exactextract 0.3.
-    """
-    for zone in range(len(first) - 1):
-        begin, end = first[zone], first[zone + 1]
-        # Cells of equal value and weight are counted before they are weighed: the sum sees one order, whatever blocks
-        # they came from.
-        distinct = begin
-        i = begin
-        while i < end:
-            x = value[i]
-            mass = 0.0
-            while i < end and value[i] == x:
-                w = weight[i]
-                cells = np.int64(0)
-                while i < end and value[i] == x and weight[i] == w:
-                    cells += count[i]
-                    i += 1
-                mass += w * cells
-            value[distinct], weight[distinct] = x, mass
-            distinct += 1
-        if distinct == begin:
-            continue
-        gaps = float(distinct - begin - 1)
-        total = 0.0
-        for i in range(begin, distinct):
-            total += weight[i]
-        for level in range(len(levels)):
-            wanted = levels[level] * (total * gaps)
-            before = stood = 0.0
-            found = value[distinct - 1]
-            for k in range(distinct - begin):
-                i = begin + k
-                stands = k * weight[i] + gaps * before
-                if stands > wanted:
-                    found = value[i - 1] + (wanted - stood) * (value[i] - value[i - 1]) / (stands - stood)
-                    break
-                before += weight[i]
-                stood = stands
-            out[zone, level] = found
-
-
 def warm_up() -> None:
     """Compile the kernels of this module for the usual pixel types, or load them from the cache."""
     first = np.array([0, 2])
@@ -528,6 +326,4 @@ def warm_up() -> None:
         pixels = np.ones((1, 2, 2), dtype)
         state = empty((1, 1))
         update(batch, pixels, None, (0, 0), np.ones(2), state)
-        runs = collect(batch, pixels, None, (0, 0), 0)
-        quantiles(runs, 1, (0.5,))
         merge(np.zeros(1, np.int64), state, empty((1, 1)))

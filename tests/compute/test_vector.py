@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from eorouter_compute import vector
+from eorouter_compute import vector, zones
 from eorouter_compute.errors import (
     ComputeError,
     DecompressionBomb,
@@ -27,7 +27,7 @@ from eorouter_compute.errors import (
     SourceUnreadable,
     UnsupportedFormat,
 )
-from eorouter_compute.vector import Status
+from eorouter_compute.polygons import Status
 
 SQUARE = {"type": "Polygon", "coordinates": [[[6, 49], [7, 49], [7, 50], [6, 50], [6, 49]]]}
 
@@ -58,24 +58,24 @@ def test_real_layers_are_described_and_read(data_dir: Path, path: str, expected:
     assert asset.feature_count == expected[0] == len(theirs)
     assert asset.bounds == pytest.approx(tuple(theirs.total_bounds))
     assert pyproj.CRS.from_user_input(asset.crs).equals(pyproj.CRS(theirs.crs), ignore_axis_order=True)
-    zones = vector.read_zones(asset, target_crs="EPSG:4326", fields=asset.fields)
-    assert list(zones.status) == expected[1]
+    found = zones.read(asset, target_crs="EPSG:4326", fields=asset.fields)
+    assert list(found.status) == expected[1]
     np.testing.assert_allclose(
-        shapely.bounds(zones.projected()), shapely.bounds(theirs.to_crs("EPSG:4326").geometry.values), rtol=1e-9
+        shapely.bounds(found.projected()), shapely.bounds(theirs.to_crs("EPSG:4326").geometry.values), rtol=1e-9
     )
-    assert zones.attributes.column_names == list(asset.fields)
+    assert found.attributes.column_names == list(asset.fields)
 
 
 def test_invalid_polygons_are_repaired_and_named(data_dir: Path):
     asset = vector.describe(str(data_dir / "timeseries/landsat8_ny_2018/nycd.gpkg"))
     theirs = geopandas.read_file(data_dir / "timeseries/landsat8_ny_2018/nycd.gpkg").geometry.values
-    zones = vector.read_zones(asset, target_crs=asset.crs)
+    found = zones.read(asset, target_crs=asset.crs)
     broken = ~shapely.is_valid(theirs)
     assert broken.sum() == 18
-    assert [status == Status.REPAIRED for status in zones.status] == broken.tolist()
-    assert all(("Self-intersection" in (detail or "")) == bad for detail, bad in zip(zones.detail, broken, strict=True))
-    assert shapely.is_valid(zones.projected()).all()
-    np.testing.assert_allclose(shapely.area(zones.projected()), shapely.area(shapely.make_valid(theirs)), rtol=1e-12)
+    assert [status == Status.REPAIRED for status in found.status] == broken.tolist()
+    assert all(("Self-intersection" in (detail or "")) == bad for detail, bad in zip(found.detail, broken, strict=True))
+    assert shapely.is_valid(found.projected()).all()
+    np.testing.assert_allclose(shapely.area(found.projected()), shapely.area(shapely.make_valid(theirs)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["gpkg", "geojson", "parquet", "fgb", "shp.zip"])
@@ -99,57 +99,46 @@ def test_every_format_gives_the_same_zones(frame: geopandas.GeoDataFrame, tmp_pa
     asset = vector.describe(path.as_uri())
     assert (asset.crs, asset.feature_count, asset.bounds) == ("EPSG:32632", 2, (0.0, 0.0, 300.0, 100.0))
     assert sorted(asset.fields) == ["crop", "id"]
-    zones = vector.read_zones(asset, target_crs="EPSG:32632", id_field="crop", fields=["id"])
-    by_name = dict(zip(zones.ids.to_pylist(), zones.projected(), strict=True))
+    found = zones.read(asset, target_crs="EPSG:32632", id_field="crop", fields=["id"])
+    by_name = dict(zip(found.ids.to_pylist(), found.projected(), strict=True))
     assert {name: shape.area for name, shape in by_name.items()} == {"rye": 10_000.0, "oat": 5_000.0}
-    assert sorted(zones.attributes["id"].to_pylist()) == [7, 9]
+    assert sorted(found.attributes["id"].to_pylist()) == [7, 9]
 
 
 def test_geojson_is_longitude_and_latitude_unless_it_says_otherwise():
     for document in (SQUARE, {"type": "Feature", "geometry": SQUARE, "properties": None}, collection(SQUARE)):
-        zones = vector.read_zones(document, target_crs="EPSG:4326")
-        assert shapely.bounds(zones.projected()).tolist() == [[6, 49, 7, 50]]
+        found = zones.read(document, target_crs="EPSG:4326")
+        assert shapely.bounds(found.projected()).tolist() == [[6, 49, 7, 50]]
     for name in ("urn:ogc:def:crs:OGC:1.3:CRS84", "EPSG:4326", "urn:ogc:def:crs:EPSG::4326"):
         member = {"type": "name", "properties": {"name": name}}
-        zones = vector.read_zones(collection(SQUARE, crs=member), target_crs="EPSG:32632")
-        assert shapely.bounds(zones.projected())[0, 1] == pytest.approx(5_427_937, abs=4_000), name
+        found = zones.read(collection(SQUARE, crs=member), target_crs="EPSG:32632")
+        assert shapely.bounds(found.projected())[0, 1] == pytest.approx(5_427_937, abs=4_000), name
 
 
 def test_ids_are_a_field_or_the_features_own_or_their_position():
     features = collection(SQUARE, SQUARE)
-    assert vector.read_zones(features, target_crs="EPSG:4326").ids.to_pylist() == [0, 1]
-    assert vector.read_zones(features, target_crs="EPSG:4326", id_field="n").ids.to_pylist() == [0, 1]
+    assert zones.read(features, target_crs="EPSG:4326").ids.to_pylist() == [0, 1]
+    assert zones.read(features, target_crs="EPSG:4326", id_field="n").ids.to_pylist() == [0, 1]
     for i, feature in enumerate(features["features"]):
         feature["id"] = f"zone-{i}"
-    assert vector.read_zones(features, target_crs="EPSG:4326").ids.to_pylist() == ["zone-0", "zone-1"]
+    assert zones.read(features, target_crs="EPSG:4326").ids.to_pylist() == ["zone-0", "zone-1"]
 
 
 def test_fields_of_mixed_and_nested_values_become_text():
     features = collection(SQUARE, SQUARE, SQUARE)
     for feature, value in zip(features["features"], (1, "a", {"b": [1]}), strict=True):
         feature["properties"] = {"mixed": value, "whole": 3}
-    zones = vector.read_zones(features, target_crs="EPSG:4326", fields=["mixed", "whole"])
-    assert zones.attributes["mixed"].to_pylist() == ["1", '"a"', '{"b":[1]}']
-    assert zones.attributes["whole"].to_pylist() == [3, 3, 3]
-
-
-def test_bounds_keep_only_zones_that_touch_them():
-    shapes = [shapely.geometry.mapping(shapely.box(i, 0, i + 0.5, 1)) for i in range(5)]
-    zones = vector.read_zones(collection(*shapes, None), target_crs="EPSG:4326", fields=["n"], bounds=(1.2, 0, 3.1, 1))
-    assert zones.index.tolist() == [1, 2, 3, 5]
-    assert zones.attributes["n"].to_pylist() == [1, 2, 3, 5]
-    assert zones.status[-1] == Status.EMPTY
-    nothing = vector.read_zones(collection(*shapes), target_crs="EPSG:4326", bounds=(50, 50, 51, 51))
-    assert len(nothing) == len(nothing.projected()) == 0
-    assert shapely.area(zones.projected()).tolist() == [0.5, 0.5, 0.5, 0.0]
+    found = zones.read(features, target_crs="EPSG:4326", fields=["mixed", "whole"])
+    assert found.attributes["mixed"].to_pylist() == ["1", '"a"', '{"b":[1]}']
+    assert found.attributes["whole"].to_pylist() == [3, 3, 3]
 
 
 def test_heights_are_dropped_and_holes_kept():
     shell = [[0, 0, 5], [4, 0, 5], [4, 4, 5], [0, 4, 5], [0, 0, 5]]
     hole = [[1, 1, 5], [1, 2, 5], [2, 2, 5], [2, 1, 5], [1, 1, 5]]
-    zones = vector.read_zones({"type": "Polygon", "coordinates": [shell, hole]}, target_crs="EPSG:4326")
-    assert zones.projected()[0].area == 15.0
-    assert zones.rings.rings.tolist() == [0, 5, 10]
+    found = zones.read({"type": "Polygon", "coordinates": [shell, hole]}, target_crs="EPSG:4326")
+    assert found.projected()[0].area == 15.0
+    assert found.rings.rings.tolist() == [0, 5, 10]
 
 
 @pytest.mark.parametrize(
@@ -163,12 +152,12 @@ def test_heights_are_dropped_and_holes_kept():
 def test_long_edges_are_bent_to_within_the_tolerance(source: str, target: str, shape: shapely.Polygon):
     tolerance = 1e-6 if target == "EPSG:4326" else 0.1
     document = shapely.geometry.mapping(shape)
-    bent = vector.read_zones(document, target_crs=target, crs=source, edge_tolerance=tolerance).projected()[0]
+    bent = zones.read(document, target_crs=target, crs=source, edge_tolerance=tolerance).projected()[0]
     transformer = pyproj.Transformer.from_crs(source, target, always_xy=True)
     dense = shapely.get_coordinates(shapely.segmentize(shape.exterior, shape.length / 20_011))
     truth = shapely.points(*transformer.transform(*dense.T))
     assert shapely.distance(truth, bent.boundary).max() < 1.1 * tolerance
-    straight = vector.read_zones(document, target_crs=target, crs=source).projected()[0]
+    straight = zones.read(document, target_crs=target, crs=source).projected()[0]
     assert shapely.distance(truth, straight.boundary).max() > 100 * tolerance
 
 
@@ -178,9 +167,9 @@ def test_neighbours_bend_their_common_edge_alike(seed: int):
     points = shapely.MultiPoint(np.random.default_rng(seed).uniform((0, 40), (20, 60), (6, 2)))
     parts = shapely.get_parts(shapely.voronoi_polygons(points, extend_to=shapely.box(0, 40, 20, 60)))
     document = collection(*(shapely.geometry.mapping(part) for part in parts))
-    zones = vector.read_zones(document, target_crs="EPSG:3035", edge_tolerance=5.0).projected()
-    whole = shapely.union_all(zones)
-    assert shapely.area(zones).sum() == pytest.approx(whole.area, rel=1e-12)
+    found = zones.read(document, target_crs="EPSG:3035", edge_tolerance=5.0).projected()
+    whole = shapely.union_all(found)
+    assert shapely.area(found).sum() == pytest.approx(whole.area, rel=1e-12)
     assert whole.geom_type == "Polygon"
     assert not whole.interiors
 
@@ -263,7 +252,7 @@ def test_a_layer_must_be_named_where_there_are_several(frame: geopandas.GeoDataF
 
 def test_unknown_fields_are_refused_with_those_there_are():
     with pytest.raises(InvalidParameter, match="It has: n"):
-        vector.read_zones(collection(SQUARE), target_crs="EPSG:4326", fields=["m"])
+        zones.read(collection(SQUARE), target_crs="EPSG:4326", fields=["m"])
 
 
 @pytest.mark.parametrize(
@@ -280,7 +269,7 @@ def test_coordinates_that_are_no_place_are_refused_with_the_feature(coordinates:
     text = repr(collection(SQUARE, {"type": "Polygon", "coordinates": coordinates}))
     data = text.replace("'", '"').replace("inf", "1e400").encode()
     with pytest.raises(InvalidGeometry, match=says) as caught:
-        vector.read_zones(data, target_crs=crs)
+        zones.read(data, target_crs=crs)
     assert caught.value.pointer == "/zones/features/1/geometry"
 
 
@@ -292,4 +281,4 @@ def test_coordinates_that_are_not_finite_in_a_file_are_refused(tmp_path: Path):
     )
     asset = vector.describe(str(tmp_path / "nan.parquet"))
     with pytest.raises(InvalidGeometry, match="Feature 1"):
-        vector.read_zones(asset, target_crs="EPSG:4326")
+        zones.read(asset, target_crs="EPSG:4326")

@@ -28,8 +28,6 @@ LINES_MAX, FUNCTION_LINES_MAX = 600, 70
 
 LONGER_MODULES = {
     "compute/eorouter_compute/cog.py",  # one writer: layout, encoding and multipart order depend on each other
-    "compute/eorouter_compute/methods/zonal_statistics.py",  # a method is one file
-    "compute/eorouter_compute/vector.py",
 }
 LONGER_FUNCTIONS: set[str] = set()
 """What is over a ceiling; the lists are short and embarrassing, and what is mended must leave them."""

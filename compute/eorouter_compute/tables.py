@@ -1,0 +1,115 @@
+"""Tables of features as files: GeoParquet, CSV and GeoJSON; the same table gives the same bytes."""
+
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from eorouter_compute.attempt import Attempt
+from eorouter_compute.method import OutputAsset, VectorAsset
+from eorouter_compute.polygons import WGS84, Bounds, as_crs, lonlat_bounds, to_wgs84
+
+CHUNK_ROWS = 4096
+
+
+def write_geoparquet(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_], crs: str) -> None:
+    """Write a table with a column `geometry` of WKB, as GeoParquet 1.1."""
+    from pyarrow import parquet
+
+    present = geometries[~shapely.is_missing(geometries)]
+    kinds = np.unique(shapely.get_type_id(present))
+    column: dict[str, Any] = {
+        "encoding": "WKB",
+        "geometry_types": sorted(_type_name(int(kind)) for kind in kinds),
+        "crs": as_crs(crs).to_json_dict(),
+    }
+    if len(present):
+        column["bbox"] = [float(value) for value in shapely.total_bounds(present)]
+    geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+    full = table.append_column("geometry", pa.array(shapely.to_wkb(geometries), pa.binary()))
+    full = full.replace_schema_metadata({"geo": msgspec.json.encode(geo)})
+    parquet.write_table(full, target, compression="zstd")
+
+
+def write_csv(target: BinaryIO, table: pa.Table) -> None:
+    """Write the columns of a table, with a header."""
+    from pyarrow import csv
+
+    csv.write_csv(table, target)
+
+
+def write_geojson(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_]) -> None:
+    """Write features with the columns of a table as properties; geometries are in longitude and latitude."""
+    names = [msgspec.json.encode(name).replace(b"%", b"%%") + b":%b" for name in table.column_names]
+    line = b'\n{"type":"Feature","geometry":%b,"properties":{' + b",".join(names) + b"}}"
+    target.write(b'{"type":"FeatureCollection","features":[')
+    for begin in range(0, table.num_rows, CHUNK_ROWS):
+        rows = slice(begin, begin + CHUNK_ROWS)
+        shapes = ((text or "null").encode() for text in shapely.to_geojson(geometries[rows]))
+        columns = [_texts(column) for column in table.slice(begin, CHUNK_ROWS).columns]
+        target.write((b"," if begin else b"") + b",".join(line % row for row in zip(shapes, *columns, strict=True)))
+    target.write(b"\n]}\n")
+
+
+def write_all(
+    attempt: Attempt, name: str, table: pa.Table, geometries: NDArray[np.object_], crs: str
+) -> tuple[tuple[OutputAsset, ...], Bounds]:
+    """Write a table in all formats, as objects of an attempt; with the box around it in longitude and latitude."""
+    lonlat = to_wgs84(geometries, crs)
+    present = shapely.total_bounds(geometries)
+    with attempt.create(f"{name}.parquet") as target:
+        write_geoparquet(target, table, geometries, crs)
+    with attempt.create(f"{name}.csv") as target:
+        write_csv(target, table)
+    with attempt.create(f"{name}.geojson") as target:
+        write_geojson(target, table, lonlat)
+    endings = {"table": "parquet", "csv": "csv", "geojson": "geojson"}
+    written = {key: attempt.refs[f"{name}.{ending}"] for key, ending in endings.items()}
+    x_min, y_min, x_max, y_max = (float(value) for value in present)
+    west, south, east, north = (float(value) for value in shapely.total_bounds(lonlat))
+    described = {
+        key: VectorAsset(
+            key=key,
+            href=written[key].href,
+            crs=crs if key == "table" else WGS84,
+            feature_count=table.num_rows,
+            bounds=(x_min, y_min, x_max, y_max) if key == "table" else (west, south, east, north),
+            fields=tuple(table.column_names),
+        )
+        for key in ("table", "geojson")
+    }
+    kinds = {
+        "table": ("application/vnd.apache.parquet", "Zones with statistics, GeoParquet"),
+        "csv": ("text/csv", "Statistics without geometries"),
+        "geojson": ("application/geo+json", "Zones with statistics, longitude and latitude"),
+    }
+    assets = tuple(
+        OutputAsset(
+            key=key,
+            object=written[key],
+            media_type=media_type,
+            roles=("data",),
+            filename=f"{name}.{endings[key]}",
+            title=title,
+            vector=described.get(key),
+        )
+        for key, (media_type, title) in kinds.items()
+    )
+    return assets, lonlat_bounds(lonlat)
+
+
+def _type_name(kind: int) -> str:
+    names = ("Point", "LineString", "LinearRing", "Polygon", "MultiPoint", "MultiLineString", "MultiPolygon")
+    return names[kind] if kind < len(names) else "GeometryCollection"
+
+
+def _texts(column: pa.ChunkedArray) -> list[bytes]:
+    """Each value as JSON."""
+    values = column.to_pylist()
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        # No number holds a comma: one call for all, where a call for each takes ten times as long.
+        return msgspec.json.encode(values)[1:-1].split(b",")
+    return [msgspec.json.encode(value) for value in values]

@@ -1,0 +1,314 @@
+"""Features as zones, placed on the grid of a raster: what is measured where, and how large a cell is.
+
+    layer or GeoJSON ──read──► Zones ──place──► Outlines in pixel coordinates ──touched──► windows to measure
+
+Nothing is dropped in silence: every feature is a zone, and `Zones.status` says what became of it. Zones are placed once
+per process and grid, not once per shard.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from eorouter_compute import polygons, vector
+from eorouter_compute.attempt import local_path
+from eorouter_compute.grid import Window
+from eorouter_compute.method import RasterAsset, VectorAsset
+from eorouter_compute.polygons import Rings, Status, as_crs, crs_name
+from eorouter_kernels import coverage
+
+EDGE_TOLERANCE_PX = 0.01
+"""How far the edge of a zone may stray from its projected course."""
+
+CACHE_ENTRIES = 4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zones:
+    """Features ready to be measured, in the order of their source.
+
+    Attributes:
+        ids: values of the id field; else GeoJSON's `id`, where every feature has one; else the position.
+        attributes: the fields that were asked for, one column each.
+        geometries: (zone) polygons as measured, in `crs`: repaired, 2-D; None where there is nothing to measure.
+        crs: where `geometries` lie, as WKT or authority code.
+        rings: the same polygons in the target CRS.
+        status: (zone) what became of each feature.
+        detail: (zone) why, for a reader; None where there is nothing to say.
+    """
+
+    ids: pa.Array
+    attributes: pa.Table
+    geometries: NDArray[np.object_]
+    crs: str
+    rings: Rings
+    status: tuple[Status, ...]
+    detail: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.geometries)
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """(zone) whether there is something to measure."""
+        return ~shapely.is_missing(self.geometries)
+
+    def projected(self) -> NDArray[np.object_]:
+        """The polygons in the target CRS as shapely multipolygons."""
+        offsets = (self.rings.rings, self.rings.polygons, self.rings.zones)
+        return shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, self.rings.vertices, offsets)
+
+
+def read(
+    source: VectorAsset | dict[str, Any] | bytes,
+    *,
+    target_crs: str,
+    crs: str | None = None,
+    id_field: str | None = None,
+    fields: Sequence[str] = (),
+    edge_tolerance: float | None = None,
+    west: float = -180.0,
+) -> Zones:
+    """Read features, repair them and project them; see `polygons.project`.
+
+    Args:
+        source: a described layer, or GeoJSON (FeatureCollection, Feature or geometry) as a document or as its bytes.
+        target_crs: where `Zones.rings` lie.
+        crs: where inline coordinates lie, when they do not follow GeoJSON.
+        id_field: field that names the zones.
+        fields: fields to carry over.
+        edge_tolerance: in units of the target CRS; None projects vertices only.
+        west: longitude that a geographic target begins at.
+
+    Raises:
+        InvalidGeometry: coordinates that are no numbers, or that the target CRS has no place for; names the feature.
+        InvalidParameter: a field or CRS that does not exist; names those that do.
+        NotAVector: inline data is not GeoJSON, or the file is broken.
+    """
+    wanted: tuple[str, ...] = tuple(dict.fromkeys((id_field, *fields) if id_field else fields))
+    found = vector.read(msgspec.json.encode(source) if isinstance(source, dict) else source, wanted, crs)
+    shapes, status, detail = polygons.repair(found.geometries, found.crs)
+    return Zones(
+        ids=_ids(found, id_field),
+        attributes=found.table.select(list(fields)),
+        geometries=shapes,
+        crs=crs_name(found.crs),
+        rings=polygons.project(shapes, found.crs, as_crs(target_crs), edge_tolerance, west),
+        status=status,
+        detail=detail,
+    )
+
+
+def _ids(layer: vector.Layer, id_field: str | None) -> pa.Array:
+    if id_field is not None:
+        column = layer.table[id_field]
+        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return pa.array(np.arange(len(layer.geometries))) if layer.ids is None else vector.column(layer.ids)
+
+
+# On a grid, once per process ------------------------------------------------------------------------------------------
+
+_cache: OrderedDict[Any, Any] = OrderedDict()
+_cache_lock = threading.Lock()
+_load_lock = threading.Lock()
+
+
+def _cached(key: Any, make: Callable[[], T]) -> T:
+    """A few of the latest are kept; one thread makes, the others wait for it."""
+    with _load_lock:
+        with _cache_lock:
+            if key in _cache:
+                _cache.move_to_end(key)
+                return _cache[key]
+        value = make()
+        with _cache_lock:
+            _cache[key] = value
+            while len(_cache) > CACHE_ENTRIES:
+                _cache.popitem(last=False)
+    return value
+
+
+def place(
+    source: VectorAsset | dict[str, Any],
+    grid: RasterAsset,
+    *,
+    crs: str | None = None,
+    id_field: str | None = None,
+    fields: tuple[str, ...] = (),
+) -> tuple[Zones, coverage.Outlines]:
+    """The zones, and their outlines in pixel coordinates of a raster; raises as `read`."""
+    content: VectorAsset | bytes
+    if isinstance(source, VectorAsset):
+        content = source
+        path = local_path(source.href)
+        changed = (path.stat().st_mtime_ns, path.stat().st_size) if path is not None and path.exists() else None
+        identity: Any = (source.href, source.layer, source.sha256, changed)
+    else:
+        content = msgspec.json.encode(source)
+        identity = hashlib.sha256(content).hexdigest()
+    asked = (identity, crs, id_field, fields)
+
+    def load() -> Zones:
+        a, b, _, d, e, _ = grid.transform
+        return read(
+            content,
+            target_crs=grid.crs,
+            crs=crs,
+            id_field=id_field,
+            fields=fields,
+            edge_tolerance=EDGE_TOLERANCE_PX * min(float(np.hypot(a, d)), float(np.hypot(b, e))),
+            west=_west(grid),
+        )
+
+    def make() -> tuple[Zones, coverage.Outlines]:
+        zones = load()
+        rings = zones.rings
+        return zones, coverage.outlines(to_pixels(rings.vertices, grid), rings.rings, rings.polygons[rings.zones])
+
+    return _cached((asked, grid.crs, grid.transform, grid.shape), make)
+
+
+def _extent(grid: RasterAsset) -> NDArray[np.float64]:
+    """Box around a raster in its CRS."""
+    a, b, c, d, e, f = grid.transform
+    rows, cols = np.array([0, 0, grid.shape[0], grid.shape[0]]), np.array([0, grid.shape[1], 0, grid.shape[1]])
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    return np.array([x.min(), y.min(), x.max(), y.max()])
+
+
+def _west(grid: RasterAsset) -> float:
+    """The longitude half a turn west of a raster's middle: the turn from there holds it whole, unless it is wider."""
+    box = _extent(grid)
+    return float((box[0] + box[2]) / 2.0 - 180.0)
+
+
+def to_pixels(points: NDArray[np.float64], grid: RasterAsset) -> NDArray[np.float64]:
+    """Points (point, xy) of the raster's CRS as columns and rows."""
+    a, b, c, d, e, f = grid.transform
+    x, y = points[:, 0] - c, points[:, 1] - f
+    if b == 0.0 and d == 0.0:
+        return np.stack([x / a, y / e], axis=1)
+    determinant = a * e - b * d
+    return np.stack([(e * x - b * y) / determinant, (a * y - d * x) / determinant], axis=1)
+
+
+def row_areas(grid: RasterAsset, row: int, height: int) -> NDArray[np.float64]:
+    """Area in m² of a cell of each row: on the ellipsoid for degrees, on the plane of the projection otherwise."""
+    a, b, _, d, e, f = grid.transform
+    crs = as_crs(grid.crs)
+    unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 1.0
+    if not crs.is_geographic or crs.ellipsoid is None:
+        return np.full(height, abs(a * e - b * d) * unit * unit)
+    # Area between two parallels: Snyder 1987, "Map Projections: A Working Manual", USGS PP 1395, eq. 3-12 (q).
+    radius, flattening = crs.ellipsoid.semi_major_metre, 1.0 / crs.ellipsoid.inverse_flattening
+    eccentricity = float(np.sqrt(flattening * (2.0 - flattening)))
+    sine = np.sin(np.clip((f + e * np.arange(row, row + height + 1)) * unit, -np.pi / 2, np.pi / 2))
+    if eccentricity == 0.0:
+        zone = 2.0 * sine
+    else:
+        zone = (1 - eccentricity**2) * (
+            sine / (1 - (eccentricity * sine) ** 2) + np.arctanh(eccentricity * sine) / eccentricity
+        )
+    return np.abs(np.diff(zone)) * radius**2 / 2.0 * abs(a) * unit
+
+
+# Where there is something to measure ----------------------------------------------------------------------------------
+
+
+def touched(work: coverage.Pairs, grid: RasterAsset, side: int) -> Iterator[Window]:
+    """Windows of at most side × side canonical blocks around the blocks that boxes of zones touch."""
+    if not len(work.block):
+        return
+    blocks = np.unique(work.block, axis=0)
+    tile = blocks // side
+    for at in np.unique(tile, axis=0):
+        inside = blocks[(tile == at).all(axis=1)]
+        low, high = inside.min(axis=0) * coverage.BLOCK, (inside.max(axis=0) + 1) * coverage.BLOCK
+        yield Window(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])).intersect(grid.window)
+
+
+def overlap(box: NDArray[np.float64], grid: RasterAsset, side: int) -> Iterator[Window]:
+    """Windows of whole canonical blocks around a box, a little widened: the box of a layer is projected roughly."""
+    whole = grid.window
+    if not np.isfinite(box).all():
+        box = np.array([0.0, 0.0, whole.width, whole.height])
+    spare = 0.02 * max(box[2] - box[0], box[3] - box[1]) + 1.0
+    limit = np.array([whole.width, whole.height], np.float64)
+    low = np.clip(np.floor(box[:2] - spare), 0, limit).astype(int)
+    high = np.clip(np.ceil(box[2:] + spare), 0, limit).astype(int)
+    if (low >= high).any():
+        return
+    step = side * coverage.BLOCK
+    first, last = low // coverage.BLOCK * coverage.BLOCK, -(-high // coverage.BLOCK) * coverage.BLOCK
+    area = Window(int(first[1]), int(first[0]), int(last[1] - first[1]), int(last[0] - first[0])).intersect(whole)
+    for row in range(area.row - area.row % step, area.row_stop, step):
+        for col in range(area.col - area.col % step, area.col_stop, step):
+            yield Window(row, col, step, step).intersect(area)
+
+
+def box_of(shapes: coverage.Outlines) -> NDArray[np.float64]:
+    """Box around all zones, in pixels."""
+    with_area = shapes.boxes[~np.isnan(shapes.boxes[:, 0])]
+    return np.concatenate([with_area[:, :2].min(axis=0), with_area[:, 2:].max(axis=0)])
+
+
+def box_of_layer(layer: VectorAsset, grid: RasterAsset) -> NDArray[np.float64]:
+    """Bounds of a layer in pixels, from its description alone; not finite where they say nothing."""
+    source, target = as_crs(layer.crs), as_crs(grid.crs)
+    x_min, y_min, x_max, y_max = layer.bounds
+    # A layer on both sides of the antimeridian has the bounds of one around the Earth.
+    is_around = source.is_geographic and x_max - x_min > 180.0
+    change = polygons.transformer(source, target)
+    if change is not None and not (is_around and not target.is_geographic):
+        x_min, y_min, x_max, y_max = change.transform_bounds(x_min, y_min, x_max, y_max, densify_pts=21)
+    if target.is_geographic:
+        extent = _extent(grid)
+        x_max += 360.0 if x_max < x_min else 0.0
+        turns = [turn for turn in (-360.0, 0.0, 360.0) if x_min + turn < extent[2] and x_max + turn > extent[0]]
+        if is_around or len(turns) > 1:
+            x_min, x_max = extent[0], extent[2]
+        else:
+            middle, own = (extent[0] + extent[2]) / 2, (x_min + x_max) / 2
+            turn = turns[0] if turns else 360.0 * np.rint((middle - own) / 360.0)
+            x_min, x_max = x_min + turn, x_max + turn
+    elif is_around:
+        return np.full(4, np.inf)
+    corners = to_pixels(np.array([[x_min, y_min], [x_min, y_max], [x_max, y_min], [x_max, y_max]]), grid)
+    return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+
+
+def how_far(box: NDArray[np.float64], grid: RasterAsset) -> str:
+    """Why a raster has nothing of zones whose box, in pixels, this is."""
+    height, width = grid.shape
+    right, left = max(box[0] - width, 0.0), max(-box[2], 0.0)
+    below, above = max(box[1] - height, 0.0), max(-box[3], 0.0)
+    a, b, _, d, e, _ = grid.transform
+    crs = as_crs(grid.crs)
+    across, down = float(np.hypot(a, d)), float(np.hypot(b, e))
+    unit = crs.axis_info[0].unit_name if crs.axis_info else "unit"
+    gaps = [
+        f"{gap * size:.6g} {unit} ({gap:.0f} px) {side}"
+        for gap, size, side in (
+            (left, across, "left of"), (right, across, "right of"), (above, down, "above"), (below, down, "below")
+        )
+        if gap > 0.0
+    ]  # fmt: skip
+    where = " and ".join(gaps) or "between the cells of"
+    return f"No zone touches the raster: the nearest lies {where} {grid.key} ({crs.name}, {width} × {height} px)."
+
+
+def why_unusable(zones: Zones) -> str:
+    """Why none of the zones can be measured."""
+    reasons = [detail for detail in zones.detail if detail]
+    return f"None of the {len(zones)} zones is a polygon with an area. {reasons[0] if reasons else ''}".strip()
