@@ -34,6 +34,13 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     """What an operation answers; fields have no defaults, so every field is always present."""
 
 
+class PageInput(Input):
+    """A request for a page of a list, which adds its filters. Keep them the same while following cursors."""
+
+    limit: PageLimit = 100
+    cursor: Cursor | None = None
+
+
 class Mode(StrEnum):
     """Live spends money, test does not; the two never meet."""
 

@@ -1,7 +1,7 @@
 """Every table. Who may see a row is decided by `owned`, and nowhere else.
 
 Rows of a tenant carry `org_id`, and `project_id` where they belong to a project. Ids sort by creation, so lists are
-`WHERE id < :cursor ORDER BY id DESC` on an index that starts with the tenant.
+`WHERE id < :cursor ORDER BY id DESC` on an index of the organisation's or the project's ids.
 """
 
 import sqlalchemy as sa
@@ -30,6 +30,11 @@ def _owner(*, with_project: bool = True) -> list[sa.Column]:
     if with_project:
         columns.append(sa.Column("project_id", Key, sa.ForeignKey("projects.id"), nullable=False))
     return columns
+
+
+def _listed() -> list[sa.Index]:
+    """Lists of a project and of its organisation; the first also finds what still hangs on a project to be deleted."""
+    return [sa.Index(None, "project_id", "id"), sa.Index(None, "org_id", "id")]
 
 
 users = sa.Table(
@@ -101,8 +106,11 @@ api_keys = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime),
     sa.Column("revoked_at", UtcDateTime),
-    sa.Index(None, "org_id", "id"),
+    *_listed(),
 )
+
+HAS_OBJECTS: sa.ColumnElement[bool] = sa.literal_column("object_key <> ''", sa.Boolean)
+"""Condition on uploads whose objects have not been deleted for the last time."""
 
 uploads = sa.Table(
     "uploads",
@@ -123,7 +131,10 @@ uploads = sa.Table(
     sa.Column("problem", Json),  # code and message, when failed
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime, nullable=False),
-    sa.Index(None, "org_id", "project_id", "id"),
+    *_listed(),
+    sa.Index(None, "job_id"),
+    # Those that still have objects, for the sweep that ends them; the literal is what makes SQLite see that it applies.
+    sa.Index("ix_uploads_sweep", "expires_at", sqlite_where=HAS_OBJECTS, postgresql_where=HAS_OBJECTS),
 )
 
 items = sa.Table(
@@ -138,7 +149,7 @@ items = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("job_id", Key),  # the job that made it
     sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Index(None, "org_id", "project_id", "id"),
+    *_listed(),
     sa.Index(None, "org_id", "at", "id"),
 )
 
@@ -180,7 +191,7 @@ jobs = sa.Table(
     sa.Column("queued_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
-    sa.Index(None, "org_id", "project_id", "id"),
+    *_listed(),
     sa.Index("ix_jobs_open", "state", "id"),
 )
 
@@ -199,7 +210,7 @@ job_shards = sa.Table(
     sa.Column("ready_at", UtcDateTime, nullable=False),  # backoff after a failed try
     sa.Column("part", sa.LargeBinary),  # msgpack of Part (of Result for the merge)
     sa.Column("timing", Json),
-    sa.Index("ix_job_shards_ready", "state", "ready_at", "job_id", "number"),
+    sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )
 
@@ -224,6 +235,7 @@ outbox = sa.Table(
     sa.Column("payload", Json, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("handled_at", UtcDateTime),
+    sa.Index(None, "handled_at", "id"),
     sqlite_autoincrement=True,
 )
 

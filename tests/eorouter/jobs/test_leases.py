@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from eorouter.jobs import leases, publish, queue
 from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Landed
+from eorouter.storage.database import spelled
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
 from eorouter.types import utc_now
 from eorouter_compute.cluster import MERGE, Failure, Outcome
@@ -273,7 +274,7 @@ async def test_inputs_with_nan_nodata_survive_the_database(stores, create, dispa
     )  # fmt: skip
     job_id = await create(shards=1, dispatches=False)
     async with stores.db.write() as tx:
-        document = queue._json(msgspec.to_builtins([InputItem(id="itm_x", assets=(asset,))]))
+        document = spelled(msgspec.to_builtins([InputItem(id="itm_x", assets=(asset,))]))
         await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(inputs=document))
     card = await dispatcher._make_card(job_id)
     (back,) = msgspec.msgpack.decode(card.inputs, type=tuple[InputItem, ...])

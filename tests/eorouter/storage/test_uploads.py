@@ -122,7 +122,7 @@ class TestOwnership:
                     tx, OTHER, upload_id="upl_x", project_id="prj_a", filename="a", declared_bytes=1, sha256=None,
                     description={}, now=NOW, expires_at=NOW,
                 )  # fmt: skip
-            assert await uploads.page(tx, OTHER, project_id=None, state=None, before_id=None, limit=9) == []
+            assert (await tx.execute(uploads.select(OTHER))).all() == []
 
 
 class TestReceive:
@@ -223,7 +223,7 @@ class TestEnd:
         fresh = await start(peopled)
         (busy,) = await ingesting(peopled)
         async with peopled.db.write() as tx:
-            assert await uploads.expire(tx, peopled.db, NOW) == 1
+            assert await uploads.expire(tx, NOW) == 1
         states = [(await row_of(peopled, one)).state for one in (late.id, fresh.id, busy)]
         assert states == ["failed", "initiated", "ingesting"]
         assert (await row_of(peopled, late.id)).problem["code"] == "upload_expired"
@@ -236,7 +236,7 @@ class TestEnd:
             await uploads.settle(tx, "job_1", item_id="itm_1", problem=None, now=NOW)
         for later, expected in ((NOW, 1), (NOW + timedelta(days=2), 2), (NOW + timedelta(days=3), 2)):
             async with peopled.db.write() as tx:
-                assert await uploads.expire(tx, peopled.db, later) == 0
+                assert await uploads.expire(tx, later) == 0
             assert await ordered_away(peopled) == [key] * expected
 
     @pytest.mark.parametrize(("state", "ends"), [("cancelled", True), ("failed", True), ("running", False)])
@@ -250,6 +250,6 @@ class TestEnd:
                     is_cancelling=False, created_by="usr_me", request_id="r", created_at=NOW,
                 )
             )  # fmt: skip
-            assert await uploads.expire(tx, peopled.db, NOW) == ends
+            assert await uploads.expire(tx, NOW) == ends
         assert (await row_of(peopled, upload_id)).state == ("failed" if ends else "ingesting")
         assert await used(peopled) == (0 if ends else 100)
