@@ -25,9 +25,10 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
-from pyproj.exceptions import CRSError, ProjError
+from pyproj.exceptions import ProjError
 from shapely.errors import ShapelyError
 
+from eorouter_compute.aoi import known_crs
 from eorouter_compute.attempt import local_path, read_object
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -201,18 +202,12 @@ def read_zones(
 
 @lru_cache(maxsize=256)
 def as_crs(text: str) -> pyproj.CRS:
-    """A CRS from WKT, PROJJSON, an authority code or a URN.
+    """A CRS from WKT, PROJJSON, an authority code or a URN, kept.
 
     Raises:
         InvalidParameter: PROJ does not know it.
     """
-    try:
-        return pyproj.CRS.from_user_input(text)
-    except CRSError as error:
-        raise InvalidParameter(
-            f"PROJ does not know the CRS {text[:120]!r}. Give an authority code such as EPSG:32632, or WKT.",
-            pointer="/crs",
-        ) from error
+    return known_crs(text, pointer="/crs")
 
 
 def crs_name(crs: pyproj.CRS) -> str:

@@ -4,7 +4,6 @@ Ids are a prefix that names the thing and 26 characters that sort by creation ti
 bits, Crockford base 32), so an id is also a keyset: `ORDER BY id` is creation order and needs no second column.
 """
 
-import re
 import secrets
 import time
 from datetime import UTC, datetime
@@ -79,11 +78,6 @@ def new_id(prefix: str) -> str:
     """A fresh id, `prefix` being three lower-case letters; later ids sort after earlier ones, to the millisecond."""
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return f"{prefix}_" + "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -5, -5))
-
-
-def is_id(text: str, prefix: str) -> bool:
-    """`text` has the form of an id with that prefix."""
-    return text.startswith(prefix + "_") and re.match(ID_PATTERN, text) is not None
 
 
 def utc_now() -> datetime:

@@ -109,9 +109,6 @@ api_keys = sa.Table(
     *_listed(),
 )
 
-HAS_OBJECTS: sa.ColumnElement[bool] = sa.literal_column("object_key <> ''", sa.Boolean)
-"""Condition on uploads whose objects have not been deleted for the last time."""
-
 uploads = sa.Table(
     "uploads",
     metadata,
@@ -133,9 +130,13 @@ uploads = sa.Table(
     sa.Column("expires_at", UtcDateTime, nullable=False),
     *_listed(),
     sa.Index(None, "job_id"),
-    # Those that still have objects, for the sweep that ends them; the literal is what makes SQLite see that it applies.
-    sa.Index("ix_uploads_sweep", "expires_at", sqlite_where=HAS_OBJECTS, postgresql_where=HAS_OBJECTS),
 )
+
+# A literal, because SQLite takes a partial index only for a condition it can read, which a bound value is not.
+HAS_OBJECTS = uploads.c.object_key != sa.literal_column("''")
+"""Condition on uploads whose objects have not been deleted for the last time; these the sweep looks at."""
+
+sa.Index("ix_uploads_sweep", uploads.c.expires_at, sqlite_where=HAS_OBJECTS, postgresql_where=HAS_OBJECTS)
 
 items = sa.Table(
     "items",

@@ -205,7 +205,7 @@ def _create_imagery() -> None:
     )
     _index_lists("uploads")
     op.create_index(op.f("ix_uploads_job_id"), "uploads", ["job_id"])
-    has_objects = sa.text("object_key <> ''")
+    has_objects = sa.text("object_key != ''")
     op.create_index(
         "ix_uploads_sweep", "uploads", ["expires_at"], sqlite_where=has_objects, postgresql_where=has_objects
     )
