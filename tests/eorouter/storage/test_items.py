@@ -19,7 +19,7 @@ from shapely.geometry import shape
 
 from eorouter.errors import Conflict, InvalidInput, NotFound
 from eorouter.storage import Stores, items, stac
-from eorouter.storage.tables import item_boxes, jobs, organisations, outbox, projects
+from eorouter.storage.tables import item_boxes, jobs, organisations, outbox
 from eorouter.types import Principal, new_id
 from eorouter_compute.attempt import ObjectRef
 from eorouter_compute.method import Band, OutputAsset, OutputItem, RasterAsset, VectorAsset
@@ -28,27 +28,6 @@ COMPLEX = Band(name="q", index=1, dtype="complex64", nodata=-math.inf)
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset())
 OTHER = Principal(kind="user", id="usr_other", org_id="org_other", scopes=frozenset())
-
-
-@pytest.fixture
-async def peopled(stores: Stores) -> Stores:
-    """The stores with two organisations and three projects."""
-    async with stores.db.write() as tx:
-        await tx.execute(
-            sa.insert(organisations),
-            [
-                {"id": who, "name": who, "quota_bytes": 10**9, "used_bytes": 0, "created_at": NOW}
-                for who in ("org_me", "org_other")
-            ],
-        )
-        await tx.execute(
-            sa.insert(projects),
-            [
-                {"id": project, "org_id": org, "name": project, "description": "", "created_at": NOW}
-                for project, org in (("prj_a", "org_me"), ("prj_b", "org_me"), ("prj_other", "org_other"))
-            ],
-        )
-    return stores
 
 
 def box_footprint(west: float, south: float, east: float, north: float) -> dict:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from eorouter.errors import Conflict, NotFound, QuotaExceeded
 from eorouter.storage import Stores, uploads
-from eorouter.storage.tables import jobs, organisations, outbox, projects
+from eorouter.storage.tables import jobs, organisations, outbox
 from eorouter.storage.tables import uploads as table
 from eorouter.types import Principal, new_id
 
@@ -17,16 +17,8 @@ QUOTA = 1000
 
 
 @pytest.fixture
-async def peopled(stores: Stores) -> Stores:
-    async with stores.db.write() as tx:
-        for org, project in (("org_me", "prj_a"), ("org_other", "prj_other")):
-            await tx.execute(
-                sa.insert(organisations).values(id=org, name=org, quota_bytes=QUOTA, used_bytes=0, created_at=NOW)
-            )
-            await tx.execute(
-                sa.insert(projects).values(id=project, org_id=org, name="p", description="", created_at=NOW)
-            )
-    return stores
+def quota_bytes() -> int:
+    return QUOTA
 
 
 async def start(stores: Stores, size: int = 100, *, expires_at: datetime = NOW + timedelta(days=1)):
