@@ -24,7 +24,7 @@ from eorouter_compute.errors import (
     InvalidGeometry,
     InvalidParameter,
     NotAVector,
-    SourceUnreadable,
+    SourceTruncated,
 )
 from eorouter_compute.grid import Window
 from eorouter_compute.method import InputItem, Plan, RasterAsset, Result
@@ -201,7 +201,7 @@ def test_the_drawn_square_gives_the_numbers_done_by_hand_in_every_view(drawn: In
     assert row == expected
     assert result.summary["preview"] == [expected]
     assert result.summary["statuses"] == {"ok": 1}
-    assert {"name": "area_m2", "band": "B1", "unit": "m²"} in result.summary["columns"]
+    assert {"name": "area_m2", "band": "band_1", "unit": "m²"} in result.summary["columns"]
     files = {asset.key: asset.object.href.removeprefix("file://") for asset in result.items[0].assets}
     assert pyarrow.csv.read_csv(files["csv"]).to_pylist()[0]["mean"] == 5
     document = msgspec.json.decode(Path(files["geojson"]).read_bytes())
@@ -302,9 +302,9 @@ def test_bands_on_different_grids_are_each_measured_on_their_own(tmp_path: Path)
     coarse = write_raster(tmp_path / "coarse.tif", np.full((1, 10, 10), 8, np.uint8), origin=(0, 200), size=20)
     task = {"zones": inline(shapely.box(0, 0, 100, 100)), "crs": "EPSG:32632", "statistics": ["count", "mean", "area"]}
     (row,) = rows_of(execute(task, [raster_item(fine, coarse)], tmp_path)[0])
-    assert (row["fine_B1_count"], row["coarse_B1_count"]) == (100.0, 25.0)
-    assert (row["fine_B1_mean"], row["coarse_B1_mean"]) == (3.5, 8.0)
-    assert row["fine_B1_area_m2"] == row["coarse_B1_area_m2"] == 10_000.0
+    assert (row["fine_band_1_count"], row["coarse_band_1_count"]) == (100.0, 25.0)
+    assert (row["fine_band_1_mean"], row["coarse_band_1_mean"]) == (3.5, 8.0)
+    assert row["fine_band_1_area_m2"] == row["coarse_band_1_area_m2"] == 10_000.0
 
 
 @pytest.mark.parametrize("use_scale", [True, False])
@@ -399,8 +399,8 @@ FAR = inline(shapely.box(500_000, 0, 500_010, 10))
         ({"zones": {"id": "x"}}, InvalidParameter, "/zones", "it has id"),
         ({"zones": {"type": "Hexagon"}}, InvalidGeometry, "/zones/features/0/geometry", "cannot be read"),
         ({"zones": {"type": "FeatureCollection"}}, NotAVector, "/zones/features", "needs `features`"),
-        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "", "It has: B1"),
-        ({"zones": FAR, "bands": ["B1", "B1"]}, InvalidParameter, "/bands", "twice"),
+        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "", "It has: band_1"),
+        ({"zones": FAR, "bands": ["band_1", "band_1"]}, InvalidParameter, "/bands", "twice"),
         ({"zones": FAR, "statistics": []}, InvalidParameter, "/statistics", "one statistic"),
         ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "is not known"),
         ({"zones": FAR, "zone_id": "name"}, InvalidParameter, "", "has no field 'name'"),
@@ -431,5 +431,5 @@ def test_a_window_that_cannot_be_read_fails_the_shard_by_name(data_dir: Path, tm
     broken = raster_item(data_dir / "formats" / "corrupt.tif")
     x, y = broken.rasters[0].transform[2], broken.rasters[0].transform[5]
     task = {"zones": inline(shapely.box(x, y - 1e6, x + 1e6, y)), "crs": "EPSG:3857"}
-    with pytest.raises(SourceUnreadable, match=r"corrupt\.tif"):
+    with pytest.raises(SourceTruncated, match=r"corrupt\.tif"):
         execute(task, [broken], tmp_path)
