@@ -137,12 +137,6 @@ def letters() -> MappingProxyType[str, Letter]:
 
 
 @cache
-def parameter_descriptions() -> MappingProxyType[str, str]:
-    """What each parameter of the formulas is."""
-    return MappingProxyType({name: record["description"] for name, record in _data("constants.json").items()})
-
-
-@cache
 def indices() -> MappingProxyType[str, SpectralIndex]:
     """Every index of the catalogue by short name, sorted."""
     defaults = {name: record["default"] for name, record in _data("constants.json").items()}
@@ -299,10 +293,9 @@ def resolve(item: InputItem, letter: str, *, bands: Mapping[str, str] | None = N
 
 
 def _called(item: InputItem, name: str) -> list[tuple[RasterAsset, Band]]:
-    pairs = [(asset, band) for asset in item.rasters for band in asset.bands]
     return [
         (asset, band)
-        for asset, band in pairs
+        for asset, band in item.bands
         if name in (band.common_name, band.name) or (asset.key == name and len(asset.bands) == 1)
     ]
 
@@ -320,8 +313,7 @@ def _numbered(item: InputItem, number: str) -> tuple[RasterAsset, Band] | None:
     """The band with a sensor's number, however written: B8A, B08A, SR_B8A, OLI_B8A."""
     found = [
         (asset, band)
-        for asset in item.rasters
-        for band in asset.bands
+        for asset, band in item.bands
         if (match := _BAND_NUMBER.fullmatch(band.name)) and f"B{match[1].upper()}" == number
     ]
     return _only(found, number)
@@ -330,8 +322,7 @@ def _numbered(item: InputItem, number: str) -> tuple[RasterAsset, Band] | None:
 def _not_found(item: InputItem, letter: Letter) -> BandNotFound:
     present = ", ".join(
         f"{asset.key}:{band.name}" + (f" ({band.common_name})" if band.common_name else "")
-        for asset in item.rasters
-        for band in asset.bands
+        for asset, band in item.bands
     )
     called = f", common name {letter.common_name}" if letter.common_name else ""
     return BandNotFound(

@@ -71,13 +71,6 @@ def tiles(area: Window, step: int) -> Iterator[Window]:
                 yield window
 
 
-def aligned(window: Window, step: int, limit: Window) -> Window:
-    """The smallest window on multiples of `step` that holds `window`, cut to `limit`."""
-    row, col = window.row - window.row % step, window.col - window.col % step
-    row_stop, col_stop = -(-window.row_stop // step) * step, -(-window.col_stop // step) * step
-    return Window(row, col, row_stop - row, col_stop - col).intersect(limit)
-
-
 def shifted(transform: Transform, window: Window) -> Transform:
     """Transform of the raster that `window` cuts out."""
     a, b, c, d, e, f = transform

@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,6 +23,8 @@ from msgspec import Meta, Struct
 from eorouter_compute.attempt import Attempt, ObjectRef
 from eorouter_compute.errors import BandNotFound, InvalidParameter, UnknownMethod
 from eorouter_compute.grid import Window
+
+T = TypeVar("T")
 
 
 class Params(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method"):
@@ -55,6 +57,12 @@ class RasterAsset(Struct, frozen=True, kw_only=True, tag_field="kind", tag="rast
     block_shape: tuple[int, int]
     has_mask: bool = False
     sha256: str | None = None
+
+    @property
+    def pixel_area(self) -> float:
+        """Area of a pixel in units of the CRS."""
+        a, b, _, d, e, _ = self.transform
+        return abs(a * e - b * d)
 
     @property
     def window(self) -> Window:
@@ -93,13 +101,18 @@ class InputItem(Struct, frozen=True, kw_only=True):
         """The vector assets, in the item's order."""
         return tuple(asset for asset in self.assets if isinstance(asset, VectorAsset))
 
+    @property
+    def bands(self) -> tuple[tuple[RasterAsset, Band], ...]:
+        """Every band with the asset that holds it, in the item's order."""
+        return tuple((asset, band) for asset in self.rasters for band in asset.bands)
+
     def band(self, name: str) -> tuple[RasterAsset, Band]:
         """Find a band by band name, `asset:band`, common name or, for one-band assets, asset key; in that order.
 
         Raises:
             BandNotFound: nothing has this name, or only a common name that two bands share; names the bands there are.
         """
-        pairs = [(asset, band) for asset in self.rasters for band in asset.bands]
+        pairs = self.bands
         spellings: tuple[Callable[[RasterAsset, Band], bool], ...] = (
             lambda asset, band: band.name == name,
             lambda asset, band: f"{asset.key}:{band.name}" == name,
@@ -120,6 +133,14 @@ class InputItem(Struct, frozen=True, kw_only=True):
             for _, band in pairs
         )
         raise BandNotFound(f"Item {self.id} has no band {name!r}. It has: {names or 'no raster bands'}.", band=name)
+
+
+def by_asset(entries: Iterable[tuple[RasterAsset, T]]) -> list[tuple[RasterAsset, list[T]]]:
+    """Entries gathered by the asset they belong to, assets in order of their first entry: each is read once."""
+    gathered: dict[str, tuple[RasterAsset, list[T]]] = {}
+    for asset, entry in entries:
+        gathered.setdefault(asset.key, (asset, []))[1].append(entry)
+    return list(gathered.values())
 
 
 class Bound(Struct, frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ import numpy as np
 import pyproj
 import shapely
 from numpy.typing import NDArray
-from pyproj.exceptions import CRSError, ProjError
+from pyproj.exceptions import ProjError
 
+from eorouter_compute.aoi import known_crs
 from eorouter_compute.errors import InvalidGeometry, InvalidParameter
 
 WGS84 = "OGC:CRS84"
@@ -65,13 +66,7 @@ def as_crs(text: str) -> pyproj.CRS:
     Raises:
         InvalidParameter: PROJ does not know it.
     """
-    try:
-        return pyproj.CRS.from_user_input(text)
-    except CRSError as error:
-        raise InvalidParameter(
-            f"PROJ does not know the CRS {text[:120]!r}. Give an authority code such as EPSG:32632, or WKT.",
-            pointer="/crs",
-        ) from error
+    return known_crs(text, pointer="/crs")
 
 
 def crs_name(crs: pyproj.CRS) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Struct
 
 from eorouter_compute import cog, quicklook, raster
-from eorouter_compute.attempt import Attempt
+from eorouter_compute.attempt import Attempt, ObjectRef
 from eorouter_compute.cog import CogInfo, CogSpec, Pixels, Segment
 from eorouter_compute.grid import SHARD_PIXELS, Window, footprint, tiles
 from eorouter_compute.method import Bound, OutputAsset, OutputItem, Part, RasterAsset, ReadReport, Shard
@@ -98,17 +98,25 @@ def run_product(
     (band, y, x), None when nothing is missing. `report` is asked once, at the end.
     """
     shard = msgspec.msgpack.decode(shard_body, type=ProductShard)
+    segment, objects = encode(spec, shard.window, shard.piece_side, attempt, compute)
+    return Part(body=msgspec.msgpack.encode(segment), objects=objects, report=report())
+
+
+def encode(
+    spec: CogSpec, window: Window, side: int, attempt: Attempt, compute: Callable[[Window], Pixels]
+) -> tuple[Segment, dict[str, ObjectRef]]:
+    """Encode a window of a product in pieces of `side` pixels; the segment, and the object of the attempt it is in."""
     with attempt.create("segment.bin") as target:
         segment = cog.encode(
             spec,
-            shard.window,
+            window,
             compute,
             target,
             href=attempt.prefix + "segment.bin",
-            piece_side=shard.piece_side,
+            piece_side=side,
             advance=attempt.advance,
         )
-    return Part(body=msgspec.msgpack.encode(segment), objects={"segment": attempt.refs["segment.bin"]}, report=report())
+    return segment, {"segment": attempt.refs["segment.bin"]}
 
 
 def merge_product(
@@ -133,7 +141,13 @@ def merge_asset(
 ) -> OutputAsset:
     """Put the parts of one product together as an asset `asset_key` of item `name`."""
     segments = [msgspec.msgpack.decode(part.body, type=Segment) for part in parts]
-    path = f"{name}/{asset_key}.tif"
+    return assemble(spec, segments, attempt, path=f"{name}/{asset_key}.tif", asset_key=asset_key, title=title)
+
+
+def assemble(
+    spec: CogSpec, segments: Sequence[Segment], attempt: Attempt, *, path: str, asset_key: str = "data", title: str = ""
+) -> OutputAsset:
+    """Write the COG of all segments as object `path` of the attempt, and describe it."""
     with attempt.create(path) as out:
         info = cog.assemble(spec, segments, out, advance=attempt.advance)
     return cog_asset(spec, info, attempt, path=path, asset_key=asset_key, title=title)
@@ -240,13 +254,8 @@ def _stacked(blocks: Sequence[raster.Block]) -> raster.Block:
 
 def _footprint_of(rasters: Sequence[RasterAsset]) -> tuple[dict[str, Any], tuple[float, float, float, float]]:
     """Footprint of the raster that covers most ground; assets of one item show one place."""
-    widest = max(rasters, key=_extent)
+    widest = max(rasters, key=lambda asset: asset.pixel_area * asset.window.pixels)
     return footprint(widest.crs, widest.shape, widest.transform)
-
-
-def _extent(asset: RasterAsset) -> float:
-    a, b, _, d, e, _ = asset.transform
-    return abs(a * e - b * d) * asset.shape[0] * asset.shape[1]
 
 
 def _pixel_bytes(spec: CogSpec) -> int:

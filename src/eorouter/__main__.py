@@ -194,22 +194,27 @@ def demo(
     *,
     data: Path | None = None,
     out: Path | None = None,
-    open_report: bool = False,
+    open: bool = False,  # noqa: A002 - the option is called --open
     keep_serving: bool = False,
     port: int | None = None,
 ) -> int:
-    """Show the main job from imagery to pictures: take scenes in, clip, NDVI, zonal statistics, and a report.
+    """See the whole thing work in about a minute: from satellite scenes to a report on how the crops did.
+
+    Starts a service of its own and uses it as your programs would: uploads seven scenes and the outlines of a thousand
+    fields, clips the clearest scene, computes NDVI for all of them, and measures every field on every date. Afterwards
+    it stops what it started; the maps, the tables and a report to look at stay in a folder.
 
     Args:
-        data: Folder with rasters and a polygon file of your own, instead of the generated landscape.
-        out: Folder for the results; `demo-output` by default.
-        open_report: Show the report in the browser at the end.
-        keep_serving: Leave the service running afterwards, and print its address and an API key.
-        port: Port to listen on; a free one by default.
+        data: Use your own imagery: a folder with GeoTIFF or JPEG 2000 files and one polygon file.
+        out: Where to put the results; `demo-output` by default.
+        open: Show the report in the browser when it is ready.
+        keep_serving: Only take the scenes in, and keep the service running for you to go on by hand; prints its address
+            and an API key.
+        port: Port for the service; any free one by default.
     """
     from eorouter.demo import run
 
-    return run.main(data=data, out=out, opens=open_report, keep_serving=keep_serving, port=port)
+    return run.main(data=data, out=out, opens=open, keep_serving=keep_serving, port=port)
 
 
 COMMANDS = (

@@ -254,8 +254,8 @@ def _server(api: Any, on_started: Callable[[], None]) -> Any:
 
 def prepared(environment: Any = None, **overrides: Any) -> Settings:
     """Settings read, the data folder made, logs set up: how every command starts."""
+    from eorouter import logs
     from eorouter.settings import load, prepare
-    from eorouter.surface import logs
 
     settings = prepare(load(environment, **overrides))
     logs.configure(settings)

@@ -4,7 +4,6 @@ Ids are a prefix that names the thing and 26 characters that sort by creation ti
 bits, Crockford base 32), so an id is also a keyset: `ORDER BY id` is creation order and needs no second column.
 """
 
-import re
 import secrets
 import time
 from datetime import UTC, datetime
@@ -32,6 +31,13 @@ class Input(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
 class Output(msgspec.Struct, frozen=True, kw_only=True):
     """What an operation answers; fields have no defaults, so every field is always present."""
+
+
+class PageInput(Input):
+    """A request for a page of a list, which adds its filters. Keep them the same while following cursors."""
+
+    limit: PageLimit = 100
+    cursor: Cursor | None = None
 
 
 class Mode(StrEnum):
@@ -72,11 +78,6 @@ def new_id(prefix: str) -> str:
     """A fresh id, `prefix` being three lower-case letters; later ids sort after earlier ones, to the millisecond."""
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return f"{prefix}_" + "".join(_ALPHABET[(value >> shift) & 31] for shift in range(125, -5, -5))
-
-
-def is_id(text: str, prefix: str) -> bool:
-    """`text` has the form of an id with that prefix."""
-    return text.startswith(prefix + "_") and re.match(ID_PATTERN, text) is not None
 
 
 def utc_now() -> datetime:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from eorouter_compute import raster
 from eorouter_compute.errors import NoCrs
-from eorouter_compute.grid import Window, aligned, footprint, outline, shifted, tiles
+from eorouter_compute.grid import Window, footprint, outline, shifted, tiles
 from eorouter_compute.testing import ROTATED_TRANSFORM
 
 WINDOWS = st.builds(Window, st.integers(0, 99), st.integers(0, 99), st.integers(1, 99), st.integers(1, 99))
@@ -25,16 +25,6 @@ def test_tiles_cover_an_area_once(area, step):
     inside = np.zeros_like(seen)
     inside[area.relative_to(Window(0, 0, 200, 200))] = 1
     np.testing.assert_array_equal(seen, inside)
-
-
-@settings(deadline=None)
-@given(WINDOWS, st.integers(1, 40))
-def test_aligned_windows_hold_the_window_and_nothing_beyond_the_limit(window, step):
-    limit = Window(0, 0, 150, 150)
-    out = aligned(window, step, limit)
-    assert out.intersect(limit) == out
-    assert out.intersect(window) == window.intersect(limit) or not window.intersect(limit).pixels
-    assert out.row % step == 0
 
 
 def test_a_shifted_grid_has_its_corner_where_the_window_begins():

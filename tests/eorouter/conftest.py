@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from eorouter.settings import Settings
 from eorouter.storage import Stores, migrate
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
+from eorouter.storage.tables import organisations, projects
 from eorouter.types import ANONYMOUS, Principal, utc_now
 
 
@@ -117,3 +119,23 @@ def context(stores: Stores, settings: Settings) -> Callable[..., Context]:
         return msgspec.structs.replace(plain, **changes)
 
     return make
+
+
+@pytest.fixture
+def quota_bytes() -> int:
+    """Storage of each organisation of `peopled`; a file of tests about quotas has its own."""
+    return 10**9
+
+
+@pytest.fixture
+async def peopled(stores: Stores, quota_bytes: int) -> Stores:
+    """The stores with two organisations: `org_me` with `prj_a` and `prj_b`, `org_other` with `prj_other`."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    async with stores.db.write() as tx:
+        for org in ("org_me", "org_other"):
+            row = {"id": org, "name": org, "quota_bytes": quota_bytes, "used_bytes": 0, "created_at": now}
+            await tx.execute(sa.insert(organisations).values(row))
+        for project, org in (("prj_a", "org_me"), ("prj_b", "org_me"), ("prj_other", "org_other")):
+            row = {"id": project, "org_id": org, "name": project, "description": "", "created_at": now}
+            await tx.execute(sa.insert(projects).values(row))
+    return stores

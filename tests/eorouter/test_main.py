@@ -40,7 +40,7 @@ def started(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 def clean(monkeypatch):
     for name in set(os.environ) - set(CLEAN):
         monkeypatch.delenv(name)
-    monkeypatch.setattr("eorouter.surface.logs.configure", lambda _: None)  # the logs of this process are pytest's
+    monkeypatch.setattr("eorouter.logs.configure", lambda _: None)  # the logs of this process are pytest's
 
 
 @pytest.mark.parametrize("name", COMMANDS)

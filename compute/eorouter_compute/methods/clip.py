@@ -26,6 +26,7 @@ from eorouter_compute.method import (
     RasterAsset,
     ReadReport,
     Result,
+    by_asset,
     total,
 )
 
@@ -120,14 +121,13 @@ def _chosen(params: ClipParams, item: InputItem, number: int) -> list[tuple[Rast
     if not params.bands:
         return [(asset, list(asset.bands)) for asset in rasters]
     narrowed = msgspec.structs.replace(item, assets=rasters)
-    kept: dict[str, tuple[RasterAsset, list[Band]]] = {}
+    kept: list[tuple[RasterAsset, Band]] = []
     for place, name in enumerate(params.bands):
         try:
-            asset, band = narrowed.band(name)
+            kept.append(narrowed.band(name))
         except BandNotFound as error:
             raise BandNotFound(error.message, pointer=f"/bands/{place}", **error.data) from None
-        kept.setdefault(asset.key, (asset, []))[1].append(band)
-    return list(kept.values())
+    return by_asset(kept)
 
 
 def _spec(params: ClipParams, asset: RasterAsset, bands: Sequence[Band], window: Window) -> CogSpec:

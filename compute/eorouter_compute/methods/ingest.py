@@ -193,18 +193,10 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
         return Part(body=msgspec.msgpack.encode(verdict), report=report)
     spec = cog.with_best_predictor(spec, [raster.read_block(asset, indexes, place).pixels for place in _samples(asset)])
     size = len(spec.bands) * np.dtype(spec.dtype).itemsize
-    with attempt.create("segment.bin") as target:
-        segment = cog.encode(
-            spec,
-            spec.window,
-            compute,
-            target,
-            href=attempt.prefix + "segment.bin",
-            piece_side=product.piece_side(spec, 2.0 * (size + len(spec.bands))),
-            advance=attempt.advance,
-        )
+    side = product.piece_side(spec, 2.0 * (size + len(spec.bands)))
+    segment, objects = product.encode(spec, spec.window, side, attempt, compute)
     verdict = Verdict(asset=asset, spec=spec, segment=segment, reasons=tuple(reasons))
-    return Part(body=msgspec.msgpack.encode(verdict), objects={"segment": attempt.refs["segment.bin"]}, report=report)
+    return Part(body=msgspec.msgpack.encode(verdict), objects=objects, report=report)
 
 
 def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
@@ -256,9 +248,7 @@ def _raster_asset(params: IngestParams, verdict: Verdict, attempt: Attempt, path
             verdict.asset, key=params.key, href=asset.object.href, sha256=asset.object.sha256
         )
         return msgspec.structs.replace(asset, raster=kept)
-    with attempt.create(path) as out:
-        info = cog.assemble(verdict.spec, [verdict.segment], out, advance=attempt.advance)
-    return product.cog_asset(verdict.spec, info, attempt, path=path, asset_key=params.key)
+    return product.assemble(verdict.spec, [verdict.segment], attempt, path=path, asset_key=params.key)
 
 
 # Judging --------------------------------------------------------------------------------------------------------------

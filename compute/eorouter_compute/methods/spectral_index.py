@@ -34,6 +34,7 @@ from eorouter_compute.method import (
     ReadReport,
     Result,
     Shard,
+    by_asset,
     total,
 )
 
@@ -176,15 +177,11 @@ def _task(params: SpectralIndexParams, item: InputItem) -> _Task:
     sensor = catalogue.sensor_of(item)
     program = catalogue.compile_indices(records, parameters=params.parameters, kernel=params.kernel, sensor=sensor)
     found = {letter: _resolve(item, letter, params) for letter in needed}
-    finest = min((asset for asset, _ in found.values()), key=lambda asset: (_pixel_area(asset), asset.key))
-    grouped: dict[str, list[tuple[str, Band, Scaling]]] = {}
-    assets: dict[str, RasterAsset] = {}
-    for letter, (asset, band) in found.items():
-        assets[asset.key] = asset
-        grouped.setdefault(asset.key, []).append((letter, band, catalogue.scaling(item, band)))
+    finest = min((asset for asset, _ in found.values()), key=lambda asset: (asset.pixel_area, asset.key))
+    entries = [(asset, (letter, band, catalogue.scaling(item, band))) for letter, (asset, band) in found.items()]
     sources = tuple(
-        _Source(asset=assets[key], factor=_factor(item, finest, assets[key]), bands=tuple(bands))
-        for key, bands in grouped.items()
+        _Source(asset=asset, factor=_factor(item, finest, asset), bands=tuple(bands))
+        for asset, bands in by_asset(entries)
     )
     spec = CogSpec(
         shape=finest.shape,
@@ -215,11 +212,6 @@ def _resolve(item: InputItem, letter: str, params: SpectralIndexParams) -> tuple
         raise type(error)(
             f"{', '.join(wanted)} need {letter}. {error.message}", pointer=f"/bands/{letter}", **error.data
         ) from None
-
-
-def _pixel_area(asset: RasterAsset) -> float:
-    a, b, _, d, e, _ = asset.transform
-    return abs(a * e - b * d)
 
 
 def _factor(item: InputItem, fine: RasterAsset, coarse: RasterAsset) -> int:

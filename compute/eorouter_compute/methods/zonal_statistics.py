@@ -36,6 +36,7 @@ from eorouter_compute.method import (
     Result,
     Shard,
     VectorAsset,
+    by_asset,
 )
 from eorouter_compute.polygons import as_crs
 from eorouter_kernels import coverage, quantiles, zonal
@@ -127,10 +128,7 @@ class _Grid(NamedTuple):
     @property
     def reads(self) -> list[tuple[RasterAsset, list[int]]]:
         """Each asset once, with the bands to read from it."""
-        found: dict[str, tuple[RasterAsset, list[int]]] = {}
-        for column in self.columns:
-            found.setdefault(column.asset.key, (column.asset, []))[1].append(column.band.index)
-        return list(found.values())
+        return by_asset((column.asset, column.band.index) for column in self.columns)
 
 
 class _Piece(Struct, frozen=True, array_like=True):
@@ -159,10 +157,7 @@ def _raster_item(inputs: Sequence[InputItem]) -> InputItem:
 
 def _grids(params: ZonalStatisticsParams, item: InputItem) -> tuple[_Grid, ...]:
     """The bands asked for, by grid, in the order of their first band."""
-    if params.bands is None:
-        pairs = [(asset, band) for asset in item.rasters for band in asset.bands]
-    else:
-        pairs = [item.band(name) for name in params.bands]
+    pairs = item.bands if params.bands is None else tuple(item.band(name) for name in params.bands)
     names = [band.name for _, band in pairs]
     columns: dict[str, tuple[RasterAsset, Band]] = {}
     for asset, band in pairs:

@@ -319,13 +319,14 @@ class Jobs:
         Args:
             task: a method's parameters, with the method's id under `method`.
             inputs: ids of the items it reads, in the order it takes them.
-            project_id: where the results go; by default the project that the key is restricted to, or the only one.
+            project_id: where the results go; by default the project of the first item. Without items it is the one
+                that the key is restricted to, or the only one there is.
             name: what people call the job.
         """
         asked = {
             "task": task,
             "inputs": [{"item_id": item_id} for item_id in inputs],
-            "project_id": project_id or self._only_project(),
+            "project_id": project_id or self._project_of(inputs),
             "name": name,
         }
         return Job(self._session, self._polling, self._session.call("analytics.execute", asked))
@@ -338,7 +339,9 @@ class Jobs:
         """Every job, newest first; `fields` as the operation `processing.jobs.list` takes them."""
         return entries(self._session, "processing.jobs.list", fields)
 
-    def _only_project(self) -> str:
+    def _project_of(self, inputs: Sequence[str]) -> str:
+        if inputs:
+            return self._session.call("items.get", {"item_id": inputs[0]})["properties"]["eorouter:project_id"]
         restricted = self._session.call("auth.me", {}).get("project_id")
         if restricted:
             return restricted

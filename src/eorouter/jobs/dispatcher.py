@@ -12,15 +12,11 @@ fairness, which job is dry) another may not know; what matters is in the rows.
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
-import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +26,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
 
+from eorouter import logs
 from eorouter.jobs import leases
 from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Claim, Landed, OpenJob
@@ -38,19 +35,15 @@ from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
 from eorouter.jobs.wakeup import watch
 from eorouter.settings import Settings, load, prepare
-from eorouter.storage import Stores, uploads
+from eorouter.storage import Stores, deletions, dispatchers, uploads
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
-from eorouter.storage.tables import job_shards, jobs, outbox, processes
+from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
 from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder
 from eorouter_compute.method import InputItem
 
 Run = tuple[str, int, int]
-
-ROLE = "dispatcher"
-HEARTBEAT_S = 2.0
-_ALIVE = timedelta(seconds=15)  # without a heartbeat for this long a dispatcher is taken for dead
 
 _PULSE_S = 0.25
 _RENEW_S = leases.LEASE_S / 5
@@ -160,11 +153,11 @@ class Dispatcher:
         log.info("dispatcher.started", id=self.id, threads=self._cluster.threads, dashboard=self._cluster.dashboard_url)
         background = [
             asyncio.create_task(watch(self._stores.db.url, self.wake)),
-            asyncio.create_task(_every(HEARTBEAT_S, self._beat)),
+            asyncio.create_task(_every(dispatchers.HEARTBEAT_S, self._beat)),
             asyncio.create_task(_every(_PULSE_S, self._pulse)),
             asyncio.create_task(_every(_RENEW_S, self._renew_all)),
             asyncio.create_task(_every(_TEND_S, self._tend)),
-            asyncio.create_task(_every(_OUTBOX_S, self._sweep_outbox)),
+            asyncio.create_task(_every(_OUTBOX_S, self._sweep_deletions)),
             asyncio.create_task(_every(_EXPIRE_S, self._expire_uploads)),
             asyncio.create_task(_every(_TEND_S, self._tend_cluster)),
         ]
@@ -261,7 +254,11 @@ class Dispatcher:
             outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
             flight.outcome = self._without_addresses(outcome)
         except Exception as error:
-            log.warning("dispatcher.flight.failed", run=flight.claim.run, exc_info=True)
+            claim = flight.claim
+            log.warning(
+                "dispatcher.flight.failed", exc_info=True,
+                job=claim.job_id, shard=claim.number, token=claim.token, request_id=claim.request_id,
+            )  # fmt: skip
             message = f"The shard could not be sent to a worker ({type(error).__name__})."
             flight.outcome = Outcome(failure=Failure(kind="machine", code="not_sent", message=message))
         self._wakeup.set()
@@ -415,30 +412,25 @@ class Dispatcher:
             "pid": os.getpid(),
             "pid_started": psutil.Process().create_time(),
         }
-        now = utc_now()
-        values = {"seen_at": now, "detail": detail}
-        new = {"id": self.id, "role": ROLE, "host": socket.gethostname(), "started_at": self._started_at}
-        upsert = self._stores.db.insert(processes).values(new | values)
         async with self._stores.db.write() as tx:
-            await tx.execute(upsert.on_conflict_do_update(index_elements=["id"], set_=values))
-            stale = processes.c.seen_at < now - timedelta(hours=1)
-            await tx.execute(sa.delete(processes).where(processes.c.role == ROLE, stale))
+            await dispatchers.beat(
+                tx, self._stores.db, self.id,
+                host=socket.gethostname(), started_at=self._started_at, detail=detail, now=utc_now(),
+            )  # fmt: skip
 
     async def _bury_neighbours(self) -> None:
         """Forget dispatchers of this host whose process is gone, so that their shards are taken back at once."""
         async with self._stores.db.write() as tx:
-            mine = processes.c.role == ROLE, processes.c.host == socket.gethostname()
-            for row in (await tx.execute(sa.select(processes).where(*mine))).all():
+            for row in await dispatchers.known(tx, host=socket.gethostname()):
                 if not _is_alive(row.detail):
-                    await tx.execute(sa.delete(processes).where(processes.c.id == row.id))
+                    await dispatchers.forget(tx, row.id)
 
     async def _tend(self) -> None:
         """Take back shards of the dead, and finish what they were publishing."""
         self._was_woken = True  # a notification can be missed
         now = utc_now()
         async with self._stores.db.read() as tx:
-            seen = sa.select(processes.c.id).where(processes.c.role == ROLE, processes.c.seen_at > now - _ALIVE)
-            alive = {*(await tx.execute(seen)).scalars(), self.id}
+            alive = {row.id for row in await dispatchers.known(tx) if dispatchers.is_alive(row, now=now)} | {self.id}
             leased = job_shards.c.state == ShardState.LEASED.value
             owners = set((await tx.execute(sa.select(job_shards.c.owner).where(leased).distinct())).scalars())
             late = sa.select(sa.exists().where(leased, job_shards.c.lease_until < now))
@@ -472,29 +464,13 @@ class Dispatcher:
             self._cluster_lost_at = None
             self._wakeup.set()
 
-    async def _sweep_outbox(self) -> None:
-        """Delete the objects that transactions left for deletion; again after a crash, which does no harm."""
-        mine = outbox.c.topic == "objects.delete", outbox.c.handled_at.is_(None)
-        async with self._stores.db.read() as tx:
-            rows = (await tx.execute(sa.select(outbox).where(*mine).order_by(outbox.c.id).limit(100))).all()
-        if not rows:
-            return
-        objects = self._stores.objects
-        for row in rows:
-            await objects.delete(row.payload.get("keys", []))
-            for prefix in row.payload.get("prefixes", []):
-                await _delete_prefix(objects, prefix)
-        now = utc_now()
-        async with self._stores.db.write() as tx:
-            done = outbox.c.id.in_([row.id for row in rows])
-            await tx.execute(sa.update(outbox).where(done).values(handled_at=now))
-            old = outbox.c.handled_at < now - timedelta(days=1)
-            await tx.execute(sa.delete(outbox).where(outbox.c.topic == "objects.delete", old))
+    async def _sweep_deletions(self) -> None:
+        await deletions.sweep(self._stores, now=utc_now())
 
     async def _expire_uploads(self) -> None:
         """End uploads that nobody completed."""
         async with self._stores.db.write() as tx:
-            await uploads.expire(tx, self._stores.db, utc_now())
+            await uploads.expire(tx, utc_now())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -516,7 +492,7 @@ class Dispatcher:
         async with self._stores.db.write() as tx:
             await leases.record(tx, done, now=now)
             await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
-            await tx.execute(sa.delete(processes).where(processes.c.id == self.id))
+            await dispatchers.forget(tx, self.id)
         await self._cluster.close()
 
 
@@ -536,14 +512,6 @@ def _is_alive(detail: dict[str, Any]) -> bool:
         return abs(psutil.Process(detail["pid"]).create_time() - detail["pid_started"]) < 1
     except psutil.NoSuchProcess:
         return False
-
-
-async def _delete_prefix(objects: Objects, prefix: str) -> None:
-    folder = objects.local_path(prefix)
-    if folder is not None:  # with its empty folders, and the unfinished files of killed workers
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-        return
-    await objects.delete([key async for key, _ in objects.list(prefix)])
 
 
 async def serve(settings: Settings, *, is_supervised: bool = False) -> None:
@@ -573,27 +541,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--supervised", action="store_true", help="exit when standard input is closed")
     options = parser.parse_args(arguments)
     settings = prepare(load())
-    _log_to_stderr(settings)
-    run(settings, supervised=options.supervised)
+    logs.configure(settings)
+    asyncio.run(serve(settings, is_supervised=options.supervised))
     return 0
-
-
-def run(settings: Settings, *, supervised: bool) -> None:
-    """Run a dispatcher with prepared settings until it is told to stop."""
-    asyncio.run(serve(settings, is_supervised=supervised))
-
-
-def _log_to_stderr(settings: Settings) -> None:
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer()
-            if settings.log_format == "json"
-            else structlog.dev.ConsoleRenderer(colors=False),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

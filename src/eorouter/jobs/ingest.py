@@ -77,7 +77,7 @@ async def start(ctx: Context, rows: Sequence[uploads.Row], params: Params, *, na
     async with ctx.stores.db.write() as tx:
         await uploads.claim(tx, ids)
         job_id = await queue.create(
-            tx, ctx.stores.db, principal=ctx.principal, project_id=rows[0].project_id, task=params, inputs=[],
+            tx, principal=ctx.principal, project_id=rows[0].project_id, task=params, inputs=[],
             name=name, is_interactive=True, request_id=ctx.request_id, now=now, dispatches=True,
         )  # fmt: skip
         await uploads.assign(tx, ids, job_id)

@@ -22,7 +22,8 @@ from eorouter.jobs.fairness import FairShare, Lane
 from eorouter.jobs.queue import append, move
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage import uploads
-from eorouter.storage.tables import job_shards, jobs, outbox
+from eorouter.storage.deletions import delete_later
+from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute.cluster import MERGE, Failure, Outcome
 from eorouter_compute.method import Bound
 
@@ -47,6 +48,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     body: bytes
     bound: Bound
     is_interactive: bool
+    request_id: str
 
     @property
     def run(self) -> tuple[str, int, int]:
@@ -168,6 +170,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
         )
         .returning(job_shards.c.number, job_shards.c.token, job_shards.c.attempt, job_shards.c.body, job_shards.c.bound)
     )
+    held = await _locked(tx, job.id)
     claims = [
         Claim(
             job_id=job.id,
@@ -177,18 +180,18 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             body=row.body,
             bound=msgspec.convert(row.bound, Bound),
             is_interactive=job.lane[1],
+            request_id=held.request_id,
         )
         for row in rows
     ]
-    state = await _locked_state(tx, job.id)
-    if state is JobState.QUEUED and claims:
+    if held.state == JobState.QUEUED and claims:
         await move(tx, job.id, JobState.QUEUED, JobEvent.START, now=now, started_at=now)
     return claims
 
 
-async def _locked_state(tx: AsyncConnection, job_id: str) -> JobState:
-    query = sa.select(jobs.c.state).where(jobs.c.id == job_id).with_for_update()
-    return JobState((await tx.execute(query)).scalar_one())
+async def _locked(tx: AsyncConnection, job_id: str) -> sa.Row[Any, Any]:
+    query = sa.select(jobs.c.state, jobs.c.request_id).where(jobs.c.id == job_id).with_for_update()
+    return (await tx.execute(query)).one()
 
 
 async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime) -> list[str]:
@@ -300,7 +303,7 @@ async def _ready_merge(tx: AsyncConnection, job_id: str, now: datetime) -> None:
 
 async def _discard(tx: AsyncConnection, job: sa.Row[Any], claim: Claim, now: datetime) -> None:
     """Have a stale try's objects deleted: nobody will ever read them."""
-    log.info("jobs.shard.stale", job=claim.job_id, shard=claim.number, token=claim.token)
+    log.info("jobs.shard.stale", job=claim.job_id, shard=claim.number, token=claim.token, request_id=job.request_id)
     prefix = f"{attempts_key(job.org_id, job.project_id, job.id)}{claim.number}/{claim.token}/"
     await delete_later(tx, job.org_id, now=now, prefixes=[prefix])
 
@@ -373,14 +376,6 @@ async def _count(tx: AsyncConnection, job_id: str, pixels: int) -> None:
     await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(pixels_done=jobs.c.pixels_done + pixels))
 
 
-async def delete_later(
-    tx: AsyncConnection, org_id: str, *, now: datetime, prefixes: Collection[str] = (), keys: Collection[str] = ()
-) -> None:
-    """Leave objects to be deleted after this transaction commits."""
-    payload = {"keys": list(keys), "prefixes": list(prefixes)}
-    await tx.execute(sa.insert(outbox).values(org_id=org_id, topic="objects.delete", payload=payload, created_at=now))
-
-
 async def renew(
     tx: AsyncConnection, claims: Iterable[tuple[Claim, int, int]], *, now: datetime
 ) -> set[tuple[str, int, int]]:
@@ -429,7 +424,7 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
         job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
         ghost = Claim(
             job_id=row.job_id, number=row.number, token=row.token, attempt=row.attempt,
-            body=b"", bound=Bound(), is_interactive=job.is_interactive,
+            body=b"", bound=Bound(), is_interactive=job.is_interactive, request_id=job.request_id,
         )  # fmt: skip
         pixels = int((row.timing or {}).get("pixels", 0))
         if JobState(job.state) is JobState.RUNNING:

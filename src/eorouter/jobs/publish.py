@@ -13,13 +13,15 @@ from urllib.parse import unquote
 
 import msgspec
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ApiError
-from eorouter.jobs.leases import attempts_key, delete_later, fail_job
+from eorouter.jobs.leases import attempts_key, fail_job
 from eorouter.jobs.queue import move
 from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
+from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import OutputItem, ReadReport, Result
@@ -45,6 +47,9 @@ async def publish(stores: Stores, job_id: str, *, now: datetime) -> bool:
     """
     async with stores.db.read() as tx:
         job, result = await _load(tx, job_id)
+    structlog.contextvars.bind_contextvars(
+        request_id=job.request_id
+    )  # on every line of whoever publishes, failures too
     if job.state != JobState.PUBLISHING:
         return False
     keys = {output.name: _keys(job, output) for output in result.items}

@@ -4,7 +4,6 @@ A job's rows change state only through `move`, which checks the transition and a
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,13 +11,14 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound
 from eorouter.jobs.states import TERMINAL, JobEvent, JobState, ShardState, advance
 from eorouter.jobs.wakeup import notify
-from eorouter.storage.database import Database
+from eorouter.storage.database import Database, spelled
 from eorouter.storage.tables import job_events, job_shards, jobs, owned
 from eorouter.types import Principal, new_id
 from eorouter_compute import method
@@ -26,6 +26,8 @@ from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import InputItem, Params, Plan
 
 __all__ = ["TERMINAL", "append", "cancel", "create", "dispatch", "find", "move", "prepare", "wait"]
+
+log = structlog.get_logger(__name__)
 
 _WAIT_FIRST_S, _WAIT_MAX_S = 0.005, 0.25
 
@@ -41,7 +43,6 @@ async def prepare(task: Params, inputs: Sequence[InputItem]) -> Plan:
 
 async def create(
     tx: AsyncConnection,
-    db: Database,
     *,
     principal: Principal,
     project_id: str,
@@ -58,7 +59,6 @@ async def create(
 
     Args:
         tx: the caller's write transaction.
-        db: its database.
         principal: who asks.
         project_id: where the results go; the caller has checked that it is the principal's.
         task: parameters of a method.
@@ -73,7 +73,6 @@ async def create(
     Raises:
         RequestFault: the request cannot be done as asked.
     """
-    del db
     plan = plan or await prepare(task, inputs)
     job_id = new_id("job")
     method_id = str(task.__struct_config__.tag)
@@ -85,8 +84,8 @@ async def create(
             mode=principal.mode.value,
             name=name or method_id,
             method=method_id,
-            task=_json(msgspec.to_builtins(task)),
-            inputs=_json(msgspec.to_builtins(list(inputs))),
+            task=spelled(msgspec.to_builtins(task)),
+            inputs=spelled(msgspec.to_builtins(list(inputs))),
             state=JobState.CREATED.value,
             bound=msgspec.to_builtins(plan.bound),
             is_interactive=is_interactive,
@@ -123,18 +122,6 @@ def _shard_rows(job_id: str, plan: Plan, now: datetime) -> list[dict[str, Any]]:
         }
         for number, body, bound in [*planned, (MERGE, b"", plan.merge_bound)]
     ]
-
-
-def _json(value: Any) -> Any:
-    """`value` for a JSON column: JSON has no NaN and no infinity, which are nodata values, so they become strings.
-
-    `msgspec.convert(…, strict=False)` reads them back as floats.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _json(each) for key, each in value.items()}
-    return [_json(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 async def find(tx: AsyncConnection, principal: Principal, job_id: str, *, locks: bool = False) -> Row[Any]:
@@ -216,15 +203,21 @@ async def move(
 ) -> None:
     """Take a job out of `state` by `event`, set further columns, and append the event.
 
+    A job's end is logged with the id of the request that created it, wherever it ends.
+
     Raises:
         InvalidTransition: the event cannot happen in that state.
         Conflict: the job is not in that state any more.
     """
     after = advance(state, event)
-    changed = await tx.execute(
-        sa.update(jobs).where(jobs.c.id == job_id, jobs.c.state == state.value).values(state=after.value, **values)
+    moved = await tx.execute(
+        sa.update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == state.value)
+        .values(state=after.value, **values)
+        .returning(jobs.c.request_id)
     )
-    if changed.rowcount != 1:
+    row = moved.one_or_none()
+    if row is None:
         raise Conflict(f"Job {job_id} is no longer {state.value}.")
     if after in TERMINAL:
         await tx.execute(
@@ -232,6 +225,7 @@ async def move(
             .where(job_shards.c.job_id == job_id, job_shards.c.state != ShardState.DONE.value)
             .values(state=ShardState.FAILED.value, lease_until=None)
         )
+        log.info(f"jobs.{event.value}", job=job_id, request_id=row.request_id)
     await append(tx, job_id, event.value, data or {}, now)
 
 

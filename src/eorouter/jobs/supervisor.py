@@ -12,13 +12,12 @@ import time
 from datetime import datetime
 
 import msgspec
-import sqlalchemy as sa
 import structlog
 
 from eorouter.errors import Unavailable
 from eorouter.settings import PREFIX, Settings
+from eorouter.storage import dispatchers
 from eorouter.storage.database import Database, database_url
-from eorouter.storage.tables import processes
 from eorouter.types import utc_now
 
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.2, 30.0
@@ -103,6 +102,5 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 async def _has_worker(db: Database, since: datetime) -> bool:
-    query = sa.select(processes.c.detail).where(processes.c.role == "dispatcher", processes.c.started_at >= since)
     async with db.read() as tx:
-        return any(detail.get("workers", 0) > 0 for detail in (await tx.execute(query)).scalars())
+        return any(row.detail.get("workers", 0) > 0 for row in await dispatchers.known(tx, since=since))

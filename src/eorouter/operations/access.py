@@ -11,11 +11,13 @@ from msgspec import Meta
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter import identity, signing
+from eorouter import identity
 from eorouter.errors import Fault, InvalidCursor, InvalidInput, MissingScope, NotFound
 from eorouter.operation import Context, Example, Route, Tier, operation
-from eorouter.storage.tables import api_keys, owned, projects
-from eorouter.types import Cursor, Id, Input, Mode, Output, PageLimit, Principal, new_id
+from eorouter.storage import projects
+from eorouter.storage.pages import page
+from eorouter.storage.tables import api_keys, owned
+from eorouter.types import Id, Input, Mode, Output, PageInput, Principal, new_id
 
 DOMAINS = ("api_keys",)
 
@@ -111,7 +113,8 @@ async def create(ctx: Context, request: ApiKeysCreateInput) -> NewApiKey:
         "expires_at": request.expires_at,
     }
     async with ctx.stores.db.write() as tx:
-        await _check_project(tx, principal, project_id)
+        if project_id is not None:
+            await projects.get(tx, principal, project_id, held="shared")
         await _check_life(tx, principal, request.expires_at)
         await tx.execute(api_keys.insert().values(values))
         row = (await tx.execute(sa.select(api_keys).where(api_keys.c.id == values["id"]))).one()
@@ -139,15 +142,6 @@ def _scopes(ctx: Context, request: ApiKeysCreateInput) -> list[str]:
     return sorted(set(request.scopes))
 
 
-async def _check_project(tx: AsyncConnection, principal: Principal, project_id: str | None) -> None:
-    if project_id is None:
-        return
-    query = sa.select(projects.c.id).where(owned(projects, principal), projects.c.id == project_id)
-    # Held until the key stands: a project deleted in between would leave it nothing to refer to.
-    if (await tx.execute(query.with_for_update(read=True, key_share=True))).first() is None:
-        raise NotFound(f"There is no project {project_id}.")
-
-
 async def _check_life(tx: AsyncConnection, principal: Principal, expires_at: datetime | None) -> None:
     """A key made by a key ends no later than its maker."""
     if principal.kind != "key":
@@ -161,12 +155,10 @@ async def _check_life(tx: AsyncConnection, principal: Principal, expires_at: dat
         )
 
 
-class ApiKeysListInput(Input):
+class ApiKeysListInput(PageInput):
     """Which keys to show."""
 
     mode: Annotated[Mode | None, Meta(description="Keys of one mode only.")] = None
-    limit: PageLimit = 100
-    cursor: Cursor | None = None
 
 
 @operation(
@@ -188,18 +180,9 @@ async def list_(ctx: Context, request: ApiKeysListInput) -> ApiKeyPage:
     query = sa.select(api_keys).where(_visible(ctx.principal))
     if request.mode is not None:
         query = query.where(api_keys.c.mode == request.mode.value)
-    if request.cursor is not None:
-        (after,) = signing.position(ctx.settings, "api_keys", request, request.cursor)
-        query = query.where(api_keys.c.id < after)
     async with ctx.stores.db.read() as tx:
-        rows = (await tx.execute(query.order_by(api_keys.c.id.desc()).limit(request.limit + 1))).all()
-    shown = rows[: request.limit]
-    return ApiKeyPage(
-        api_keys=tuple(ApiKey(**_fields(row)) for row in shown),
-        next_cursor=signing.cursor(ctx.settings, "api_keys", request, [shown[-1].id])
-        if len(rows) > len(shown)
-        else None,
-    )
+        rows, cursor = await page(tx, ctx.settings, "api_keys", request, query, by=api_keys.c.id)
+    return ApiKeyPage(api_keys=tuple(ApiKey(**_fields(row)) for row in rows), next_cursor=cursor)
 
 
 class ApiKeysRevokeInput(Input):

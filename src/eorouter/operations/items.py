@@ -32,8 +32,8 @@ from eorouter.errors import (
 from eorouter.jobs import ingest
 from eorouter.jobs.ingest import TEXT, BandNote
 from eorouter.operation import PUBLIC, Blob, Context, Example, Route, Tier, operation
-from eorouter.storage import items, uploads
-from eorouter.types import Cursor, Id, Input, Json, Output, PageLimit, new_id
+from eorouter.storage import items, pages, uploads
+from eorouter.types import Id, Input, Json, Output, PageInput, new_id
 
 DOMAINS = ("items", "assets")
 
@@ -295,7 +295,7 @@ async def get(ctx: Context, request: ItemsGetInput) -> Item:
         return _item(ctx, (await items.get(tx, ctx.principal, request.item_id)).document)
 
 
-class ItemsSearchInput(Input):
+class ItemsSearchInput(PageInput):
     """Where, when and which; conditions hold together."""
 
     project_id: Id | None = None
@@ -308,8 +308,6 @@ class ItemsSearchInput(Input):
         | None
     ) = None
     ids: Annotated[tuple[Id, ...], Meta(max_length=1000, description="Only these items.")] | None = None
-    limit: PageLimit = 100
-    cursor: Cursor | None = None
 
 
 @operation(
@@ -335,15 +333,13 @@ async def search(ctx: Context, request: ItemsSearchInput) -> ItemPage:
 
     An item whose time nobody stated is not found by a time.
     """
-    before = None
-    if request.cursor is not None:
-        (before,) = signing.position(ctx.settings, "items", request, request.cursor)
+    before = pages.start(ctx.settings, "items", request)
     query = items.Query(project_id=request.project_id, bbox=request.bbox, datetime=request.datetime, ids=request.ids)
     async with ctx.stores.db.read() as tx:
         page = await items.search(tx, ctx.stores.db, ctx.principal, query, limit=request.limit, before_id=before)
     return ItemPage(
         items=[_item(ctx, document) for document in page.documents],
-        next_cursor=page.next_id and signing.cursor(ctx.settings, "items", request, [page.next_id]),
+        next_cursor=pages.following(ctx.settings, "items", request, page.next_id),
     )
 
 

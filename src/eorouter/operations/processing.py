@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import sqlalchemy as sa
 from msgspec import Meta
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter import signing
 from eorouter.errors import ComputeRefused, Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
 from eorouter.operation import Context, Example, Route, Tier, operation
-from eorouter.storage import items
-from eorouter.storage.tables import job_events, jobs, owned, projects
-from eorouter.types import Cursor, Id, Input, Json, Output, PageLimit
+from eorouter.storage import items, projects
+from eorouter.storage.pages import page
+from eorouter.storage.tables import job_events, jobs, owned
+from eorouter.types import Id, Input, Json, Output, PageInput, PageLimit
 from eorouter_compute import method
 from eorouter_compute.method import Params
 
@@ -118,7 +117,7 @@ class Job(Output):
     method: str
     state: State
     is_cancelling: bool
-    item_ids: tuple[str, ...]
+    input_item_ids: tuple[str, ...]
     bound: JobBound
     progress: JobProgress
     result: JobResult | None
@@ -361,13 +360,12 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
     )
 
 
-class ProcessingJobsListInput(Input):
+class ProcessingJobsListInput(PageInput):
     """Which jobs."""
 
     project_id: Annotated[str, Meta(max_length=64, description="Only jobs of this project.")] | None = None
     state: Annotated[State, Meta(description="Only jobs in this state.")] | None = None
     limit: PageLimit = 50
-    cursor: Cursor | None = None
 
 
 @operation(
@@ -385,18 +383,9 @@ async def list_jobs(ctx: Context, request: ProcessingJobsListInput) -> JobPage:
         query = query.where(jobs.c.project_id == request.project_id)
     if request.state is not None:
         query = query.where(jobs.c.state == request.state)
-    if request.cursor is not None:
-        (before,) = signing.position(ctx.settings, "processing.jobs.list", request, request.cursor)
-        query = query.where(jobs.c.id < before)
     async with ctx.stores.db.read() as tx:
-        rows = (await tx.execute(query.order_by(jobs.c.id.desc()).limit(request.limit + 1))).all()
-    page = rows[: request.limit]
-    return JobPage(
-        jobs=tuple(_job(row) for row in page),
-        next_cursor=signing.cursor(ctx.settings, "processing.jobs.list", request, [page[-1].id])
-        if len(rows) > request.limit
-        else None,
-    )
+        rows, cursor = await page(tx, ctx.settings, "processing.jobs.list", request, query, by=jobs.c.id)
+    return JobPage(jobs=tuple(_job(row) for row in rows), next_cursor=cursor)
 
 
 class ProcessingJobsCancelInput(Input):
@@ -448,17 +437,17 @@ async def list_events(ctx: Context, request: ProcessingEventsListInput) -> JobEv
 async def _create(
     ctx: Context, request: ProcessingCreateInput, *, dispatches: bool, is_interactive: bool = False
 ) -> Job:
-    """Read what is known of the items, plan outside any transaction, then write the job."""
+    """Read what is known of the items, plan outside any transaction, then write the job if all is still there."""
+    item_ids = [each.item_id for each in request.inputs]
     async with ctx.stores.db.read() as tx:
-        await _check_project(ctx, tx, request.project_id)
-        inputs = await items.load_inputs(
-            tx, ctx.stores.objects, ctx.principal, [each.item_id for each in request.inputs]
-        )
+        await projects.get(tx, ctx.principal, request.project_id)
+        inputs = await items.load_inputs(tx, ctx.stores.objects, ctx.principal, item_ids)
     plan = await queue.prepare(request.task, inputs)
     async with ctx.stores.db.write() as tx:
+        await projects.get(tx, ctx.principal, request.project_id, held="shared")
+        await items.hold(tx, ctx.principal, item_ids)
         job_id = await queue.create(
             tx,
-            ctx.stores.db,
             principal=ctx.principal,
             project_id=request.project_id,
             task=request.task,
@@ -473,12 +462,6 @@ async def _create(
         return _job(await queue.find(tx, ctx.principal, job_id))
 
 
-async def _check_project(ctx: Context, tx: AsyncConnection, project_id: str) -> None:
-    query = sa.select(projects.c.id).where(projects.c.id == project_id, owned(projects, ctx.principal))
-    if (await tx.execute(query)).one_or_none() is None:
-        raise NotFound(f"There is no project {project_id!r}.")
-
-
 def _job(row: sa.Row[Any]) -> Job:
     pixels_total = int(row.bound.get("pixels", 0))
     pixels_done = min(max(row.pixels_done, 0), pixels_total)
@@ -490,7 +473,7 @@ def _job(row: sa.Row[Any]) -> Job:
         method=row.method,
         state=row.state,
         is_cancelling=row.is_cancelling and row.state not in queue.TERMINAL,
-        item_ids=tuple(each["id"] for each in row.inputs),
+        input_item_ids=tuple(each["id"] for each in row.inputs),
         bound=msgspec.convert(row.bound, JobBound),
         progress=JobProgress(
             pixels_done=pixels_done,

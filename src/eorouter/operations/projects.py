@@ -17,22 +17,23 @@ from obstore.exceptions import BaseError as StoreError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter import signing
 from eorouter.errors import Conflict, InvalidCursor, MissingScope, NotFound, Unavailable
 from eorouter.operation import Context, Example, Route, Tier, operation
+from eorouter.storage import projects as stored
+from eorouter.storage.deletions import delete_later
+from eorouter.storage.pages import page
 from eorouter.storage.tables import (
     api_keys,
     items,
     jobs,
     memberships,
     organisations,
-    outbox,
     owned,
     projects,
     uploads,
     users,
 )
-from eorouter.types import Cursor, Id, Input, Output, PageLimit, Principal, Role, new_id
+from eorouter.types import Id, Input, Output, PageInput, Role, new_id
 
 DOMAINS = ("projects", "organisations")
 
@@ -135,14 +136,11 @@ async def get(ctx: Context, request: ProjectsGetInput) -> Project:
     Answers `not_found` for a project that is not yours, or not the one your key is restricted to.
     """
     async with ctx.stores.db.read() as tx:
-        return _project(await _row(tx, ctx.principal, request.project_id))
+        return _project(await stored.get(tx, ctx.principal, request.project_id))
 
 
-class ProjectsListInput(Input):
+class ProjectsListInput(PageInput):
     """How many projects to show at once."""
-
-    limit: PageLimit = 100
-    cursor: Cursor | None = None
 
 
 @operation(
@@ -159,18 +157,9 @@ async def list_(ctx: Context, request: ProjectsListInput) -> ProjectPage:
     A key that is restricted to a project sees that one only.
     """
     query = sa.select(projects).where(owned(projects, ctx.principal))
-    if request.cursor is not None:
-        (after,) = signing.position(ctx.settings, "projects", request, request.cursor)
-        query = query.where(projects.c.id < after)
     async with ctx.stores.db.read() as tx:
-        rows = (await tx.execute(query.order_by(projects.c.id.desc()).limit(request.limit + 1))).all()
-    shown = rows[: request.limit]
-    return ProjectPage(
-        projects=tuple(_project(row) for row in shown),
-        next_cursor=signing.cursor(ctx.settings, "projects", request, [shown[-1].id])
-        if len(rows) > len(shown)
-        else None,
-    )
+        rows, cursor = await page(tx, ctx.settings, "projects", request, query, by=projects.c.id)
+    return ProjectPage(projects=tuple(_project(row) for row in rows), next_cursor=cursor)
 
 
 class ProjectsUpdateInput(Input):
@@ -208,7 +197,7 @@ async def update(ctx: Context, request: ProjectsUpdateInput) -> Project:
         if changes:
             one = (projects.c.id == request.project_id) & owned(projects, ctx.principal)
             await tx.execute(projects.update().where(one).values(changes))
-        return _project(await _row(tx, ctx.principal, request.project_id))
+        return _project(await stored.get(tx, ctx.principal, request.project_id))
 
 
 class ProjectsDeleteInput(Input):
@@ -233,24 +222,17 @@ async def delete(ctx: Context, request: ProjectsDeleteInput) -> None:
     """
     principal, now, project_id = ctx.principal, ctx.clock(), request.project_id
     async with ctx.stores.db.read() as tx:
-        await _row(tx, principal, project_id)
+        await stored.get(tx, principal, project_id)
     async with _store_problems("The project was not deleted"):
         leftovers = [key async for key, _ in ctx.stores.objects.list(f"{principal.org_id}/{project_id}")]
     async with ctx.stores.db.write() as tx:
-        await _row(tx, principal, project_id, locks=True)
+        await stored.get(tx, principal, project_id, held="alone")
         await _check_empty(tx, project_id, now)
         for table in (jobs, uploads, api_keys):
             await tx.execute(table.delete().where(table.c.project_id == project_id))
         await tx.execute(projects.delete().where(projects.c.id == project_id))
         for start in range(0, len(leftovers), _DELETED_AT_ONCE):
-            await tx.execute(
-                outbox.insert().values(
-                    org_id=principal.org_id,
-                    topic="objects.delete",
-                    payload={"keys": leftovers[start : start + _DELETED_AT_ONCE]},
-                    created_at=now,
-                )
-            )
+            await delete_later(tx, principal.org_id, now=now, keys=leftovers[start : start + _DELETED_AT_ONCE])
 
 
 async def _check_empty(tx: AsyncConnection, project_id: str, now: datetime) -> None:
@@ -349,14 +331,6 @@ async def _store_problems(consequence: str) -> AsyncIterator[None]:
             yield
     except (StoreError, OSError) as error:
         raise Unavailable(f"{consequence}: the object store does not answer as it should. Try again later.") from error
-
-
-async def _row(tx: AsyncConnection, principal: Principal, project_id: str, *, locks: bool = False) -> Row:
-    query = sa.select(projects).where(owned(projects, principal), projects.c.id == project_id)
-    row = (await tx.execute(query.with_for_update() if locks else query)).one_or_none()
-    if row is None:
-        raise NotFound(f"There is no project {project_id}.")
-    return row
 
 
 def _project(row: Row) -> Project:

@@ -31,8 +31,10 @@ from eorouter.jobs.ingest import TEXT, BandNote
 from eorouter.operation import PUBLIC, Context, Example, Route, Tier, operation
 from eorouter.storage import uploads
 from eorouter.storage.objects import ObjectMissing, Objects
+from eorouter.storage.pages import page
 from eorouter.storage.tables import jobs
-from eorouter.types import Cursor, Id, Input, Json, Output, PageLimit, new_id
+from eorouter.storage.tables import uploads as table
+from eorouter.types import Id, Input, Json, Output, PageInput, new_id
 
 DOMAINS = ("uploads",)
 
@@ -420,13 +422,11 @@ async def fail(ctx: Context, request: UploadsFailInput) -> Upload:
     return await _look(ctx, request.upload_id)
 
 
-class UploadsListInput(Input):
+class UploadsListInput(PageInput):
     """Which uploads; conditions hold together."""
 
     project_id: Id | None = None
     state: Literal["initiated", "received", "ingesting", "completed", "failed"] | None = None
-    limit: PageLimit = 100
-    cursor: Cursor | None = None
 
 
 @operation(
@@ -439,21 +439,11 @@ class UploadsListInput(Input):
 )
 async def list_(ctx: Context, request: UploadsListInput) -> UploadPage:
     """List uploads, newest first."""
-    before = None
-    if request.cursor is not None:
-        (before,) = signing.position(ctx.settings, "uploads", request, request.cursor)
+    query = uploads.select(ctx.principal, project_id=request.project_id, state=request.state)
     async with ctx.stores.db.read() as tx:
-        rows = await uploads.page(
-            tx, ctx.principal, project_id=request.project_id, state=request.state, before_id=before,
-            limit=request.limit + 1,
-        )  # fmt: skip
-        page = rows[: request.limit]
-        progress_of = await _jobs(tx, [row.job_id for row in page if row.job_id])
-    more = len(rows) > request.limit
-    return UploadPage(
-        uploads=[_upload(row, progress_of.get(row.job_id)) for row in page],
-        next_cursor=signing.cursor(ctx.settings, "uploads", request, [page[-1].id]) if more else None,
-    )
+        rows, cursor = await page(tx, ctx.settings, "uploads", request, query, by=table.c.id)
+        progress_of = await _jobs(tx, [row.job_id for row in rows if row.job_id])
+    return UploadPage(uploads=[_upload(row, progress_of.get(row.job_id)) for row in rows], next_cursor=cursor)
 
 
 async def _look(ctx: Context, upload_id: str) -> Upload:

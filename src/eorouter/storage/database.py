@@ -5,6 +5,7 @@ as a reader and turns into a writer fails at once under WAL, whatever the busy t
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,6 +21,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.types import TypeDecorator
 
 BUSY_TIMEOUT_MS = 30_000
+
+
+def spelled(value: Any) -> Any:
+    """`value` for a JSON column: JSON has no NaN and no infinity, which are nodata values, so they become words.
+
+    `msgspec.convert(…, strict=False)` reads them back as floats.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: spelled(each) for key, each in value.items()}
+    return [spelled(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class UtcDateTime(TypeDecorator[datetime]):

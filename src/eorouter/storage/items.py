@@ -5,10 +5,9 @@ is refined with the footprint, so a page is exact and never longer than asked fo
 """
 
 import hashlib
-import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -17,13 +16,15 @@ import shapely
 import sqlalchemy as sa
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, Fault, InvalidInput, NotFound
 from eorouter.storage import stac
-from eorouter.storage.database import Database
+from eorouter.storage.database import Database, spelled
+from eorouter.storage.deletions import delete_later
 from eorouter.storage.objects import Objects
-from eorouter.storage.tables import item_boxes, items, jobs, organisations, outbox, owned
+from eorouter.storage.tables import item_boxes, items, jobs, organisations, owned
 from eorouter.types import Principal
 from eorouter_compute.method import InputItem, OutputItem
 
@@ -96,11 +97,11 @@ async def add(
         provenance: see `stac.document`.
         now: the moment of creation.
     """
-    made = stac.document(item_id, output, keys, provenance=provenance, job_id=job_id, now=now)
+    made = stac.document(item_id, output, keys, provenance=provenance, project_id=project_id, job_id=job_id, now=now)
     size = sum(asset.object.size for asset in output.assets)
     row = {
         "id": item_id, "org_id": org_id, "project_id": project_id, "title": made["properties"]["title"][:500],
-        "at": output.at, "document": made, "input": _spelled(msgspec.to_builtins(_input(item_id, output, keys))),
+        "at": output.at, "document": made, "input": spelled(msgspec.to_builtins(_input(item_id, output, keys))),
         "size_bytes": size, "job_id": job_id, "created_at": now,
     }  # fmt: skip
     inserted = await tx.execute(db.insert(items).values(row).on_conflict_do_nothing().returning(items.c.id))
@@ -131,15 +132,6 @@ def _input(item_id: str, output: OutputItem, keys: Mapping[str, str]) -> InputIt
     return InputItem(id=item_id, assets=tuple(assets), at=output.at, properties=output.properties)
 
 
-def _spelled(value: Any) -> Any:
-    """`value` for a JSON column, which has no NaN and no infinity: as words, which a lax `msgspec.convert` reads."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _spelled(each) for key, each in value.items()}
-    return [_spelled(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
 async def load_inputs(
     tx: AsyncConnection, objects: Objects, principal: Principal, item_ids: Sequence[str]
 ) -> list[InputItem]:
@@ -150,6 +142,22 @@ async def load_inputs(
     """
     rows = await tx.execute(sa.select(items.c.id, items.c.input).where(owned(items, principal), _among(item_ids)))
     found = {row.id: row.input for row in rows}
+    _refuse_missing(item_ids, found)
+    return [_resolved(msgspec.convert(found[item_id], InputItem, strict=False), objects) for item_id in item_ids]
+
+
+async def hold(tx: AsyncConnection, principal: Principal, item_ids: Sequence[str]) -> None:
+    """Keep items that `load_inputs` gave from being deleted until `tx` ends, so that what it writes may refer to them.
+
+    Raises:
+        NotFound: one was deleted since.
+    """
+    query = sa.select(items.c.id).where(owned(items, principal), _among(item_ids)).order_by(items.c.id)
+    rows = await tx.execute(query.with_for_update(read=True, key_share=True))
+    _refuse_missing(item_ids, set(rows.scalars()))
+
+
+def _refuse_missing(item_ids: Sequence[str], found: Container[str]) -> None:
     faults = [
         Fault(pointer=f"/inputs/{place}", message=f"There is no item {item_id!r}.", code="not_found")
         for place, item_id in enumerate(item_ids)
@@ -157,7 +165,6 @@ async def load_inputs(
     ]
     if faults:
         raise NotFound(" ".join(fault.message for fault in faults[:5]), errors=faults)
-    return [_resolved(msgspec.convert(found[item_id], InputItem, strict=False), objects) for item_id in item_ids]
 
 
 def _resolved(item: InputItem, objects: Objects) -> InputItem:
@@ -187,8 +194,11 @@ async def get_signed(tx: AsyncConnection, item_id: str) -> sa.Row[Any]:
     return await _one(tx, item_id)
 
 
-async def _one(tx: AsyncConnection, item_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Row[Any]:
-    row = (await tx.execute(sa.select(items).where(items.c.id == item_id, *conditions))).first()
+async def _one(
+    tx: AsyncConnection, item_id: str, *conditions: sa.ColumnElement[bool], locks: bool = False
+) -> sa.Row[Any]:
+    query = sa.select(items).where(items.c.id == item_id, *conditions)
+    row = (await tx.execute(query.with_for_update() if locks else query)).first()
     if row is None:
         raise NotFound(f"There is no item {item_id!r}.")
     return row
@@ -201,7 +211,7 @@ async def delete(tx: AsyncConnection, principal: Principal, item_id: str, now: d
         NotFound: unknown or somebody else's.
         Conflict: a job that has not ended reads it.
     """
-    row = await get(tx, principal, item_id)
+    row = await _one(tx, item_id, owned(items, principal), locks=True)  # against jobs that are just being written
     reader = await _open_reader(tx, row.org_id, item_id)
     if reader is not None:
         raise Conflict(f"Job {reader} still reads item {item_id}. Cancel the job or wait for its end.")
@@ -215,17 +225,18 @@ async def delete(tx: AsyncConnection, principal: Principal, item_id: str, now: d
         .values(used_bytes=organisations.c.used_bytes - row.size_bytes)
     )
     keys = [asset["href"] for asset in row.document["assets"].values()]
-    await tx.execute(
-        sa.insert(outbox).values(org_id=row.org_id, topic="objects.delete", payload={"keys": keys}, created_at=now)
-    )
+    await delete_later(tx, row.org_id, now=now, keys=keys)
 
 
 async def _open_reader(tx: AsyncConnection, org_id: str, item_id: str) -> str | None:
     """A job that may still read the item."""
-    rows = await tx.execute(
-        sa.select(jobs.c.id, jobs.c.inputs).where(jobs.c.state.in_(JOB_STATES_OPEN), jobs.c.org_id == org_id)
-    )
-    return next((row.id for row in rows if any(entry.get("id") == item_id for entry in row.inputs)), None)
+    if tx.dialect.name == "sqlite":
+        entry = sa.func.json_each(jobs.c.inputs).table_valued("value")
+        reads = sa.exists().select_from(entry).where(sa.func.json_extract(entry.c.value, "$.id") == item_id)
+    else:
+        reads = sa.cast(jobs.c.inputs, JSONB).contains([{"id": item_id}])
+    query = sa.select(jobs.c.id).where(jobs.c.state.in_(JOB_STATES_OPEN), jobs.c.org_id == org_id, reads)
+    return (await tx.execute(query.limit(1))).scalar_one_or_none()
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,6 +79,7 @@ def document(
     keys: Mapping[str, str],
     *,
     provenance: Mapping[str, Any],
+    project_id: str,
     job_id: str | None,
     now: datetime,
 ) -> dict[str, Any]:
@@ -90,12 +91,15 @@ def document(
         keys: object key per asset key; every asset has one.
         provenance: how it was made: `processing:*` fields and others with a prefix as they are; a bare name becomes
             `eorouter:<name>`.
+        project_id: the project it lies in; told as `eorouter:project_id`.
         job_id: the job that made it.
         now: the moment of creation.
     """
     place = footprint(output.footprint, output.bbox)
     assets = {asset.key: _asset(asset, keys[asset.key]) for asset in output.assets}
-    properties = _properties(output, provenance, job_id, now)
+    properties = _properties(output, provenance, now) | {"eorouter:project_id": project_id}
+    if job_id is not None:
+        properties["eorouter:job_id"] = job_id
     finest = min((asset[_RESOLUTION] for asset in assets.values() if _RESOLUTION in asset), default=None)
     if finest is not None and "gsd" not in properties:
         properties["gsd"] = finest
@@ -192,7 +196,7 @@ def _plain(value: Any) -> Any:
     return {key: _plain(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
-def _properties(output: OutputItem, provenance: Mapping[str, Any], job_id: str | None, now: datetime) -> dict[str, Any]:
+def _properties(output: OutputItem, provenance: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     given = {key: value for key, value in output.properties.items() if value is not None}
     created = timestamp(now)
     times: dict[str, Any] = {"datetime": timestamp(output.at) if output.at else None}
@@ -201,8 +205,6 @@ def _properties(output: OutputItem, provenance: Mapping[str, Any], job_id: str |
     made = {key if ":" in key else f"eorouter:{key}": value for key, value in provenance.items() if value is not None}
     made.pop("eorouter:software", None)  # said by processing:software
     made.setdefault("processing:software", {"eorouter": _version()})
-    if job_id is not None:
-        made["eorouter:job_id"] = job_id
     return given | {"title": output.title or output.name} | times | {"created": created, "updated": created} | made
 
 

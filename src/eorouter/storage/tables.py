@@ -1,7 +1,7 @@
 """Every table. Who may see a row is decided by `owned`, and nowhere else.
 
 Rows of a tenant carry `org_id`, and `project_id` where they belong to a project. Ids sort by creation, so lists are
-`WHERE id < :cursor ORDER BY id DESC` on an index that starts with the tenant.
+`WHERE id < :cursor ORDER BY id DESC` on an index of the organisation's or the project's ids.
 """
 
 import sqlalchemy as sa
@@ -30,6 +30,11 @@ def _owner(*, with_project: bool = True) -> list[sa.Column]:
     if with_project:
         columns.append(sa.Column("project_id", Key, sa.ForeignKey("projects.id"), nullable=False))
     return columns
+
+
+def _listed() -> list[sa.Index]:
+    """Lists of a project and of its organisation; the first also finds what still hangs on a project to be deleted."""
+    return [sa.Index(None, "project_id", "id"), sa.Index(None, "org_id", "id")]
 
 
 users = sa.Table(
@@ -101,7 +106,7 @@ api_keys = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime),
     sa.Column("revoked_at", UtcDateTime),
-    sa.Index(None, "org_id", "id"),
+    *_listed(),
 )
 
 uploads = sa.Table(
@@ -123,8 +128,15 @@ uploads = sa.Table(
     sa.Column("problem", Json),  # code and message, when failed
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("expires_at", UtcDateTime, nullable=False),
-    sa.Index(None, "org_id", "project_id", "id"),
+    *_listed(),
+    sa.Index(None, "job_id"),
 )
+
+# A literal, because SQLite takes a partial index only for a condition it can read, which a bound value is not.
+HAS_OBJECTS = uploads.c.object_key != sa.literal_column("''")
+"""Condition on uploads whose objects have not been deleted for the last time; these the sweep looks at."""
+
+sa.Index("ix_uploads_sweep", uploads.c.expires_at, sqlite_where=HAS_OBJECTS, postgresql_where=HAS_OBJECTS)
 
 items = sa.Table(
     "items",
@@ -138,7 +150,7 @@ items = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("job_id", Key),  # the job that made it
     sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Index(None, "org_id", "project_id", "id"),
+    *_listed(),
     sa.Index(None, "org_id", "at", "id"),
 )
 
@@ -180,7 +192,7 @@ jobs = sa.Table(
     sa.Column("queued_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
-    sa.Index(None, "org_id", "project_id", "id"),
+    *_listed(),
     sa.Index("ix_jobs_open", "state", "id"),
 )
 
@@ -199,7 +211,7 @@ job_shards = sa.Table(
     sa.Column("ready_at", UtcDateTime, nullable=False),  # backoff after a failed try
     sa.Column("part", sa.LargeBinary),  # msgpack of Part (of Result for the merge)
     sa.Column("timing", Json),
-    sa.Index("ix_job_shards_ready", "state", "ready_at", "job_id", "number"),
+    sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )
 
@@ -224,6 +236,7 @@ outbox = sa.Table(
     sa.Column("payload", Json, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("handled_at", UtcDateTime),
+    sa.Index(None, "handled_at", "id"),
     sqlite_autoincrement=True,
 )
 

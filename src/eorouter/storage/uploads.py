@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound, QuotaExceeded
-from eorouter.storage.database import Database
-from eorouter.storage.tables import jobs, organisations, outbox, owned, projects, uploads
+from eorouter.storage import projects
+from eorouter.storage.deletions import delete_all_later
+from eorouter.storage.tables import HAS_OBJECTS, jobs, organisations, owned, uploads
 from eorouter.types import Principal
 
 Row = sa.Row[*tuple[Any, ...]]
@@ -77,9 +78,7 @@ async def create(
         NotFound: there is no such project.
         QuotaExceeded: the bytes do not fit.
     """
-    known = sa.select(projects.c.id).where(owned(projects, principal), projects.c.id == project_id)
-    if (await tx.execute(known)).first() is None:
-        raise NotFound(f"There is no project {project_id!r}.")
+    await projects.get(tx, principal, project_id, held="shared")
     await reserve(tx, principal.org_id, declared_bytes)
     key = f"{principal.org_id}/{project_id}/uploads/{upload_id}/direct"
     row = {
@@ -115,24 +114,12 @@ async def _one(tx: AsyncConnection, upload_id: str, *conditions: sa.ColumnElemen
     return row
 
 
-async def page(
-    tx: AsyncConnection,
-    principal: Principal,
-    *,
-    project_id: str | None,
-    state: str | None,
-    before_id: str | None,
-    limit: int,
-) -> Sequence[Row]:
-    """At most `limit` uploads, newest first."""
+def select(principal: Principal, *, project_id: str | None = None, state: str | None = None) -> sa.Select[Any]:
+    """The principal's uploads, of one project or in one state where that is asked."""
     statement = sa.select(uploads).where(owned(uploads, principal))
     if project_id is not None:
         statement = statement.where(uploads.c.project_id == project_id)
-    if state is not None:
-        statement = statement.where(uploads.c.state == state)
-    if before_id is not None:
-        statement = statement.where(uploads.c.id < before_id)
-    return (await tx.execute(statement.order_by(uploads.c.id.desc()).limit(limit))).all()
+    return statement if state is None else statement.where(uploads.c.state == state)
 
 
 async def open_attempt(tx: AsyncConnection, row: Row) -> str:
@@ -251,29 +238,31 @@ async def fail(tx: AsyncConnection, upload_ids: Sequence[str], *, problem: Mappi
     )
 
 
-async def expire(tx: AsyncConnection, db: Database, now: datetime) -> int:
+async def expire(tx: AsyncConnection, now: datetime) -> int:
     """End uploads whose time is over; returns how many. For the dispatcher's sweep.
 
     Bytes can still arrive at the store after an upload's end, through an address signed before it. So the objects of
     ended uploads are deleted once more when their addresses have expired too.
     """
-    del db  # one statement serves both engines; the sweep hands it to all its chores
     late = {"code": "upload_expired", "message": "The upload was not completed in time. Start a new one."}
     count = await _end(
-        tx, [uploads.c.state.in_(OPEN), uploads.c.expires_at < now], now, {"state": "failed", "problem": late}
+        tx,
+        [uploads.c.state.in_(OPEN), uploads.c.expires_at < now, HAS_OBJECTS],
+        now,
+        {"state": "failed", "problem": late},
     )
     # A job can be cancelled before anything of it ran; then nobody was there to settle its uploads.
-    over = sa.select(jobs.c.id).where(jobs.c.state.in_(("failed", "cancelled")))
+    over = sa.exists().where(jobs.c.id == uploads.c.job_id, jobs.c.state.in_(("failed", "cancelled")))
     gone = {"code": "ingest_ended", "message": "The job that read the upload was cancelled or failed. Start a new one."}
     count += await _end(
         tx,
-        [uploads.c.state == "ingesting", uploads.c.job_id.in_(over)],
+        [uploads.c.state == "ingesting", HAS_OBJECTS, over],
         now,
         {"state": "failed", "problem": gone},
     )
     swept = await tx.execute(
         sa.update(uploads)
-        .where(uploads.c.state.in_(ENDED), uploads.c.expires_at < now, uploads.c.object_key != "")
+        .where(uploads.c.state.in_(ENDED), uploads.c.expires_at < now, HAS_OBJECTS)
         .values(object_key="")
         .returning(uploads.c.org_id, uploads.c.description)
     )
@@ -298,19 +287,7 @@ async def _end(
 
 
 async def _delete_objects(tx: AsyncConnection, rows: Sequence[Row], now: datetime) -> None:
-    if rows:
-        await tx.execute(
-            sa.insert(outbox),
-            [
-                {
-                    "org_id": row.org_id,
-                    "topic": "objects.delete",
-                    "payload": {"keys": row.description["keys"]},
-                    "created_at": now,
-                }
-                for row in rows
-            ],
-        )
+    await delete_all_later(tx, [(row.org_id, {"keys": row.description["keys"]}) for row in rows], now=now)
 
 
 async def _locked(tx: AsyncConnection, upload_id: str) -> Row:

@@ -2,18 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 
-from eorouter.storage import Stores
+from eorouter.storage import Stores, dispatchers
 from eorouter.storage.database import Database
-from eorouter.storage.tables import processes
 
 PROBE_S = 5.0
-HEARTBEAT_FRESH = timedelta(seconds=30)
 
 SchemaCheck = Callable[[Database], Awaitable[None]]
 """Raises, with a sentence for the operator, where the schema is not that of this release."""
@@ -65,10 +62,9 @@ class NoCluster(Exception):
 
 
 async def _cluster(db: Database, now: datetime) -> str:
-    rows = sa.select(processes.c.seen_at, processes.c.detail).where(processes.c.role == "dispatcher")
     async with db.read() as tx:
-        found = (await tx.execute(rows)).all()
-    fresh = [row for row in found if now - row.seen_at <= HEARTBEAT_FRESH]
+        found = await dispatchers.known(tx)
+    fresh = [row for row in found if dispatchers.is_alive(row, now=now)]
     if not fresh:
         hint = "Start one with `eorouter dispatcher`, or serve without --no-cluster."
         last = max((row.seen_at for row in found), default=None)

@@ -402,7 +402,7 @@ FAR = inline(shapely.box(500_000, 0, 500_010, 10))
         ({"zones": FAR, "bands": ["red"]}, BandNotFound, "", "It has: band_1"),
         ({"zones": FAR, "bands": ["band_1", "band_1"]}, InvalidParameter, "/bands", "twice"),
         ({"zones": FAR, "statistics": []}, InvalidParameter, "/statistics", "one statistic"),
-        ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "does not know"),
+        ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "is not known"),
         ({"zones": FAR, "zone_id": "name"}, InvalidParameter, "", "has no field 'name'"),
         (
             {"zones": inline(shapely.box(0, 0, 1, 1), count=[1]), "include": ["count"]},

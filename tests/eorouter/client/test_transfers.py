@@ -278,7 +278,7 @@ def test_job_without_onlookers_is_waited_for_by_the_service(serve: Serve) -> Non
     ("me", "projects", "expected"),
     [({"project_id": "prj_key"}, [], "prj_key"), ({"project_id": None}, [{"project_id": "prj_only"}], "prj_only")],
 )
-def test_job_goes_to_the_project_there_can_be_only_one_of(
+def test_job_without_items_goes_to_the_project_there_can_be_only_one_of(
     serve: Serve, me: dict[str, Any], projects: list[dict[str, Any]], expected: str
 ) -> None:
     service = serve(
@@ -289,15 +289,24 @@ def test_job_goes_to_the_project_there_can_be_only_one_of(
         }
     )
     with service.client() as client:
-        client.execute("itm_1", method="clip")
+        client.execute(method="generate")
     assert json.loads(service.journal("analytics.execute")[0]["body"])["project_id"] == expected
 
 
-def test_job_asks_for_its_project_where_there_are_several(serve: Serve) -> None:
+def test_job_goes_to_the_project_of_its_first_item(serve: Serve) -> None:
+    item = {"id": "itm_1", "properties": {"eorouter:project_id": "prj_of_item"}}
+    service = serve({OP + "items.get": {"json": item}, OP + "analytics.execute": job("queued")})
+    with service.client() as client:
+        client.execute("itm_1", "itm_2", method="clip")
+    assert [json.loads(entry["body"]) for entry in service.journal("items.get")] == [{"item_id": "itm_1"}]
+    assert json.loads(service.journal("analytics.execute")[0]["body"])["project_id"] == "prj_of_item"
+
+
+def test_job_without_items_asks_for_its_project_where_there_are_several(serve: Serve) -> None:
     there_are = {"json": {"projects": [{"project_id": "prj_1"}, {"project_id": "prj_2"}], "next_cursor": None}}
     service = serve({OP + "auth.me": {"json": {"project_id": None}}, OP + "projects.list": there_are})
     with service.client() as client, pytest.raises(EoRouterError, match=r"project_id=… of prj_1, prj_2"):
-        client.execute("itm_1", method="clip")
+        client.execute(method="generate")
 
 
 @pytest.mark.parametrize(("state", "kind"), [("failed", JobFailed), ("cancelled", JobCancelled)])

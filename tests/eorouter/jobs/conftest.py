@@ -56,7 +56,6 @@ async def create(stores: Stores) -> Create:
         async with stores.db.write() as tx:
             return await queue.create(
                 tx,
-                stores.db,
                 principal=principal,
                 project_id=f"prj_{principal.org_id[-1]}",
                 task=task,

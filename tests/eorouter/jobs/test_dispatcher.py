@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
+from structlog.testing import capture_logs
 
 from eorouter.errors import Conflict, NotFound
 from eorouter.jobs import queue
@@ -48,6 +50,23 @@ async def test_job_of_many_shards_completes_with_item_checksum_and_events(stores
     assert types[-2:] == ["job.publishing", "job.completed"]
     done = [n for kind, data in await events_of(stores, job_id) if kind == "shard.completed" for n in data["shards"]]
     assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+async def test_what_is_logged_of_a_job_names_the_request_that_created_it(stores, create, dispatcher, monkeypatch):
+    tries = []
+    copy = stores.objects.copy
+
+    async def fail_once(source, target):
+        tries.append(source)
+        if len(tries) == 1:
+            raise OSError("the store hiccups")
+        await copy(source, target)
+
+    monkeypatch.setattr(stores.objects, "copy", fail_once)
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        await queue.wait(stores.db, await create(shards=1), 20)
+    named = {line["event"]: line.get("request_id") for line in lines if line.get("job")}
+    assert named == {"dispatcher.publish.failed": "req_test", "jobs.job.completed": "req_test"}
 
 
 async def test_job_after_its_end_leaves_no_attempt_objects(stores, create, dispatcher):

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -12,38 +11,20 @@ from eorouter.jobs import publish
 from eorouter.jobs.leases import fail_job
 from eorouter.jobs.states import JobState
 from eorouter.storage import Stores
-from eorouter.storage.tables import job_shards, jobs, organisations, projects
-from eorouter.types import Principal, utc_now
+from eorouter.storage.tables import job_shards, jobs
+from eorouter.types import utc_now
 from eorouter_compute import method
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.errors import ComputeError
 
-ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset())
-OTHER = Principal(kind="user", id="usr_other", org_id="org_other", scopes=frozenset())
 QUOTA = 50_000_000
 
 
 @pytest.fixture
-async def peopled(stores: Stores) -> Stores:
-    """The stores with two organisations: `org_me` with `prj_a` and `prj_b`, `org_other` with `prj_other`."""
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    async with stores.db.write() as tx:
-        await tx.execute(
-            sa.insert(organisations),
-            [
-                {"id": who, "name": who, "quota_bytes": QUOTA, "used_bytes": 0, "created_at": now}
-                for who in ("org_me", "org_other")
-            ],
-        )
-        await tx.execute(
-            sa.insert(projects),
-            [
-                {"id": project, "org_id": org, "name": project, "description": "", "created_at": now}
-                for project, org in (("prj_a", "org_me"), ("prj_b", "org_me"), ("prj_other", "org_other"))
-            ],
-        )
-    return stores
+def quota_bytes() -> int:
+    """Little enough to be used up."""
+    return QUOTA
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_clip_input_has_the_methods_own_fields_and_limits():
 
 async def test_create_tells_the_bound_and_starts_nothing(context, item):
     job = await processing.create(context(ME), asked(item))
-    assert (job.state, job.method, job.name, job.item_ids) == ("created", "clip", "field", (item,))
+    assert (job.state, job.method, job.name, job.input_item_ids) == ("created", "clip", "field", (item,))
     assert job.bound.pixels >= 300 * 300
     assert job.bound.memory_bytes > 0
     assert (job.progress.pixels_done, job.progress.pixels_total) == (0, job.bound.pixels)
@@ -121,6 +121,23 @@ async def test_create_on_what_is_not_mine_is_not_found_and_writes_nothing(contex
         await processing.create_and_dispatch(context(ME), asked(item, **change))
     with pytest.raises(NotFound):
         await processing.create_and_dispatch(context(OTHER), asked(item, project_id="prj_other"))
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar() == 0
+
+
+async def test_create_on_an_item_deleted_while_it_was_planned_is_not_found(context, item, stores, monkeypatch):
+    plan = queue.prepare
+
+    async def plan_slowly(*arguments):
+        made = await plan(*arguments)
+        async with stores.db.write() as tx:
+            await items.delete(tx, ME, item, utc_now())
+        return made
+
+    monkeypatch.setattr(queue, "prepare", plan_slowly)
+    with pytest.raises(NotFound) as refusal:
+        await processing.create_and_dispatch(context(ME), asked(item))
+    assert [fault.pointer for fault in refusal.value.errors] == ["/inputs/0"]
     async with stores.db.read() as tx:
         assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar() == 0
 

@@ -19,7 +19,7 @@ from shapely.geometry import shape
 
 from eorouter.errors import Conflict, InvalidInput, NotFound
 from eorouter.storage import Stores, items, stac
-from eorouter.storage.tables import item_boxes, jobs, organisations, outbox, projects
+from eorouter.storage.tables import item_boxes, jobs, organisations, outbox
 from eorouter.types import Principal, new_id
 from eorouter_compute.attempt import ObjectRef
 from eorouter_compute.method import Band, OutputAsset, OutputItem, RasterAsset, VectorAsset
@@ -28,27 +28,6 @@ COMPLEX = Band(name="q", index=1, dtype="complex64", nodata=-math.inf)
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset())
 OTHER = Principal(kind="user", id="usr_other", org_id="org_other", scopes=frozenset())
-
-
-@pytest.fixture
-async def peopled(stores: Stores) -> Stores:
-    """The stores with two organisations and three projects."""
-    async with stores.db.write() as tx:
-        await tx.execute(
-            sa.insert(organisations),
-            [
-                {"id": who, "name": who, "quota_bytes": 10**9, "used_bytes": 0, "created_at": NOW}
-                for who in ("org_me", "org_other")
-            ],
-        )
-        await tx.execute(
-            sa.insert(projects),
-            [
-                {"id": project, "org_id": org, "name": project, "description": "", "created_at": NOW}
-                for project, org in (("prj_a", "org_me"), ("prj_b", "org_me"), ("prj_other", "org_other"))
-            ],
-        )
-    return stores
 
 
 def box_footprint(west: float, south: float, east: float, north: float) -> dict:
@@ -151,7 +130,7 @@ class TestAdd:
 class TestDocument:
     def test_document_of_raster_says_bands_grid_file_and_provenance(self):
         made = stac.document(
-            "itm_1", output(), {"data": "k/data.tif"}, job_id="job_1", now=NOW,
+            "itm_1", output(), {"data": "k/data.tif"}, project_id="prj_a", job_id="job_1", now=NOW,
             provenance={"method": "spectral_index", "processing:lineage": "NDVI of itm_0", "inputs": ["itm_0"]},
         )  # fmt: skip
         asset = made["assets"]["data"]
@@ -172,12 +151,13 @@ class TestDocument:
         assert bytes.fromhex(asset["file:checksum"]) == b"\x12\x20" + hashlib.sha256(b"data").digest()
         assert made["properties"]["eorouter:method"] == "spectral_index"
         assert made["properties"]["eorouter:job_id"] == "job_1"
+        assert made["properties"]["eorouter:project_id"] == "prj_a"
         assert made["properties"]["datetime"] == made["properties"]["created"] == "2026-05-04T03:02:01Z"
 
     def test_document_without_time_claims_only_what_is_certain(self):
-        properties = stac.document("itm_1", output(at=None), {"data": "k"}, job_id=None, now=NOW, provenance={})[
-            "properties"
-        ]
+        properties = stac.document(
+            "itm_1", output(at=None), {"data": "k"}, project_id="prj_a", job_id=None, now=NOW, provenance={}
+        )["properties"]
         assert properties["datetime"] is None
         assert properties["start_datetime"] == stac.UNDATED_SINCE
         assert properties["end_datetime"] == properties["created"]
@@ -185,7 +165,13 @@ class TestDocument:
     def test_document_of_interval_keeps_it(self):
         interval = {"start_datetime": "2024-01-01T00:00:00Z", "end_datetime": "2024-12-31T00:00:00Z"}
         made = stac.document(
-            "itm_1", output(at=None, properties=interval), {"data": "k"}, job_id=None, now=NOW, provenance={}
+            "itm_1",
+            output(at=None, properties=interval),
+            {"data": "k"},
+            project_id="prj_a",
+            job_id=None,
+            now=NOW,
+            provenance={},
         )
         assert {key: made["properties"][key] for key in interval} == interval
 
@@ -248,12 +234,16 @@ class TestDocument:
     )
     def test_document_meets_the_schemas_it_declares(self, data_dir: Path, made: OutputItem):
         keys = {asset.key: f"https://eo.example/{asset.key}" for asset in made.assets}
-        document = stac.document("itm_1", made, keys, job_id="job_1", now=NOW, provenance={"method": "clip"})
+        document = stac.document(
+            "itm_1", made, keys, project_id="prj_a", job_id="job_1", now=NOW, provenance={"method": "clip"}
+        )
         validate(document, data_dir)
         assert pystac.Item.from_dict(document).to_dict(transform_hrefs=False)["assets"].keys() == keys.keys()
 
     def test_schemas_bite(self, data_dir: Path):
-        document = stac.document("itm_1", output(), {"data": "k"}, job_id=None, now=NOW, provenance={})
+        document = stac.document(
+            "itm_1", output(), {"data": "k"}, project_id="prj_a", job_id=None, now=NOW, provenance={}
+        )
         document["assets"]["data"]["proj:shape"] = "large"
         with pytest.raises(jsonschema.ValidationError):
             validate(document, data_dir)
@@ -404,7 +394,7 @@ class TestSearch:
         """Thousands of boxes over the globe, and a small window: the plan names the index and no scan of the boxes."""
         rows = [{"id": f"itm_{n:026d}", "west": n % 360 - 180.0, "south": (n * 7) % 179 - 90.0} for n in range(4000)]
         made = output()
-        document = stac.document("x", made, {"data": "k"}, job_id=None, now=NOW, provenance={})
+        document = stac.document("x", made, {"data": "k"}, project_id="prj_a", job_id=None, now=NOW, provenance={})
         async with peopled.db.write() as tx:
             await tx.execute(
                 sa.insert(items.items),
@@ -534,7 +524,7 @@ class TestDelete:
                 await items.get(tx, ME, item_id)
             orders = (await tx.execute(sa.select(outbox.c.topic, outbox.c.payload))).all()
             boxes = (await tx.execute(sa.select(sa.func.count()).select_from(item_boxes))).scalar_one()
-        assert orders == [("objects.delete", {"keys": [f"org_me/prj_a/items/{item_id}/data.tif"]})]
+        assert orders == [("objects.delete", {"keys": [f"org_me/prj_a/items/{item_id}/data.tif"], "prefixes": []})]
         assert (boxes, await used_bytes(peopled)) == (0, 0)
         assert await find(peopled, bbox=(-180, -90, 180, 90)) == []
 

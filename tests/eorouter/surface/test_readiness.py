@@ -46,6 +46,7 @@ async def test_all_parts_ready_is_ready(stores):
     [
         ([], "none was ever seen"),
         ([{"age_s": 3600}], "the last one was seen"),
+        ([{"age_s": 20}], "the last one was seen"),  # dead to the other dispatchers, so dead here
         ([{"workers": 0}], "no worker"),
         ([{"age_s": 3600, "workers": 5}, {"workers": 0, "name": "dsp_2"}], "no worker"),
     ],

@@ -88,6 +88,12 @@ def _index_boxes() -> None:
         op.execute(statement)
 
 
+def _index_lists(table: str) -> None:
+    """Lists of a project and of its organisation."""
+    for owner in ("project_id", "org_id"):
+        op.create_index(op.f(f"ix_{table}_{owner}_id"), table, [owner, "id"])
+
+
 def _create_people() -> None:
     """Users, organisations, who belongs where, and log-ins."""
     op.create_table(
@@ -171,7 +177,7 @@ def _create_projects() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("public_id", name=op.f("uq_api_keys_public_id")),
     )
-    op.create_index(op.f("ix_api_keys_org_id_id"), "api_keys", ["org_id", "id"])
+    _index_lists("api_keys")
 
 
 def _create_imagery() -> None:
@@ -197,7 +203,12 @@ def _create_imagery() -> None:
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_uploads_project_id_projects")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_uploads")),
     )
-    op.create_index(op.f("ix_uploads_org_id_project_id_id"), "uploads", ["org_id", "project_id", "id"])
+    _index_lists("uploads")
+    op.create_index(op.f("ix_uploads_job_id"), "uploads", ["job_id"])
+    has_objects = sa.text("object_key != ''")
+    op.create_index(
+        "ix_uploads_sweep", "uploads", ["expires_at"], sqlite_where=has_objects, postgresql_where=has_objects
+    )
     op.create_table(
         "items",
         sa.Column("id", KEY, nullable=False),
@@ -215,7 +226,7 @@ def _create_imagery() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_items")),
     )
     op.create_index(op.f("ix_items_org_id_at_id"), "items", ["org_id", "at", "id"])
-    op.create_index(op.f("ix_items_org_id_project_id_id"), "items", ["org_id", "project_id", "id"])
+    _index_lists("items")
     op.create_table(
         "item_boxes",
         sa.Column("id", ROW_ID, nullable=False),
@@ -264,7 +275,7 @@ def _create_jobs() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index("ix_jobs_open", "jobs", ["state", "id"])
-    op.create_index(op.f("ix_jobs_org_id_project_id_id"), "jobs", ["org_id", "project_id", "id"])
+    _index_lists("jobs")
     op.create_table(
         "job_shards",
         sa.Column("job_id", KEY, nullable=False),
@@ -283,7 +294,7 @@ def _create_jobs() -> None:
         sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_job_shards")),
     )
     op.create_index("ix_job_shards_lease", "job_shards", ["state", "lease_until"])
-    op.create_index("ix_job_shards_ready", "job_shards", ["state", "ready_at", "job_id", "number"])
+    op.create_index("ix_job_shards_ready", "job_shards", ["job_id", "state", "number"])
 
     op.create_table(
         "job_events",
@@ -312,6 +323,7 @@ def _create_processes() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
         sqlite_autoincrement=True,
     )
+    op.create_index(op.f("ix_outbox_handled_at_id"), "outbox", ["handled_at", "id"])
     op.create_table(
         "processes",
         sa.Column("id", KEY, nullable=False),

@@ -11,7 +11,9 @@ import structlog
 
 from eorouter.settings import Settings
 
-_QUIET = ("aiosqlite", "alembic", "asyncio", "httpcore2", "httpx2", "numba", "rasterio")
+_QUIET = (
+    "aiosqlite", "alembic", "asyncio", "bokeh", "distributed", "httpcore2", "httpx2", "numba", "rasterio", "tornado",
+)  # fmt: skip
 
 
 def configure(settings: Settings) -> None:
@@ -53,5 +55,8 @@ def configure(settings: Settings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     for name in _QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+        quiet = logging.getLogger(name)
+        quiet.setLevel(max(level, logging.WARNING))
+        quiet.handlers.clear()  # distributed brings one of its own, which would write past ours
+        quiet.propagate = True
     logging.getLogger("uvicorn.error").setLevel(max(level, logging.WARNING))

@@ -6,8 +6,8 @@ import logging
 import pytest
 import structlog
 
+from eorouter import logs as configured
 from eorouter.settings import Settings
-from eorouter.surface import logs as configured
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,23 @@ def test_json_is_one_object_per_line_with_the_request_id(capsys):
     assert (lines[0]["status"], lines[0]["level"], lines[0]["logger"]) == (200, "info", "eorouter.test")
     assert "ValueError: invalid literal" in lines[1]["exception"]
     assert lines[0]["timestamp"].endswith("Z")
+
+
+def test_libraries_that_bring_a_handler_of_their_own_write_through_ours(capsys):
+    noisy = logging.getLogger("distributed")
+    before = list(noisy.handlers), noisy.propagate, noisy.level
+    noisy.addHandler(logging.StreamHandler())
+    noisy.propagate = False
+    noisy.setLevel(logging.INFO)
+    try:
+        configured.configure(Settings(log_format="json"))
+        logging.getLogger("distributed.scheduler").info("a line per worker")
+        logging.getLogger("distributed.scheduler").warning("a worker is gone")
+    finally:
+        noisy.handlers[:], noisy.propagate, _ = before
+        noisy.setLevel(before[2])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "a worker is gone"
 
 
 def test_text_is_readable_and_has_no_colours_in_a_file(capsys):
