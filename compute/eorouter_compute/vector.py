@@ -39,13 +39,16 @@ from eorouter_compute.errors import (
     UnsupportedFormat,
 )
 from eorouter_compute.method import VectorAsset
-from eorouter_compute.vetting import check_geopackage, check_nesting
+from eorouter_compute.vetting import check_geopackage, check_nesting, count_overlaps
 
 WGS84 = "OGC:CRS84"
 """Longitude and latitude in this order, the CRS of GeoJSON."""
 
 UNPACKED_BYTES_MAX = 1 << 30
 _BATCH_ROWS = 1 << 14
+CROSSINGS_MAX = 20_000
+"""Most pairs of edges with overlapping boxes in the polygons to be made valid, besides eight neighbours of each."""
+
 SPLITS_MAX = 12
 """Most halvings of an edge when it is projected: 4,096 pieces."""
 
@@ -538,15 +541,32 @@ def _repair(geometries: NDArray[np.object_]) -> tuple[NDArray[np.object_], tuple
     for i in np.flatnonzero(~empty & (~is_area | shapely.is_empty(shapes))):
         status[i], detail[i] = Status.NOT_POLYGONAL, f"A {geometries[i].geom_type} has no area."
     usable = np.isin(status, USABLE)
-    broken = usable & ~shapely.is_valid(shapes)
+    broken, allowed = usable & ~shapely.is_valid(shapes), CROSSINGS_MAX
     for i in np.flatnonzero(broken):
         reason = shapely.is_valid_reason(shapes[i])
+        allowed -= _crossings(shapes[i], int(i), allowed)
         shapes[i] = _polygons_of(shapely.make_valid(shapes[i]))
         status[i], detail[i] = Status.REPAIRED, f"Made valid: {reason}."
     flat = usable & ~(shapely.area(shapes) > 0.0)
     status[flat], detail[flat] = Status.ZERO_AREA, "The polygon has no area."
     shapes[~np.isin(status, USABLE)] = None
     return shapely.orient_polygons(shapes), tuple(Status(value) for value in status), tuple(detail)
+
+
+def _crossings(shape: Any, feature: int, allowed: int) -> int:
+    """Pairs of edges that may cross, less the usual neighbours; refused where mending would take time without end."""
+    points, owner = shapely.get_coordinates(shapely.get_parts(shapely.boundary(shape)), return_index=True)
+    a, b = points[:-1], points[1:]
+    edges = np.concatenate([np.minimum(a, b), np.maximum(a, b)], axis=1)[owner[:-1] == owner[1:]]
+    limit = allowed + 8 * len(edges)
+    found = count_overlaps(edges, at_most=limit)
+    if found > limit:
+        raise InvalidGeometry(
+            f"Feature {feature} is not valid, and its edges may cross too often to mend it here. Mend it first.",
+            pointer=f"/zones/features/{feature}/geometry",
+            feature=feature,
+        )
+    return max(found - 8 * len(edges), 0)
 
 
 def _polygons_of(geometry: Any) -> Any:

@@ -2,7 +2,7 @@
 
 SQLite is a language as much as a format: a view or a generated column computes, for ever if its author likes, and pages
 that refer to each other in circles hold more rows than could be counted. A geometry may be nested deeper than the
-stack of its reader, and a small Parquet file can unpack to any size.
+stack of its reader, and areas can cross each other more often than there is memory for.
 """
 
 import sqlite3
@@ -10,6 +10,10 @@ import struct
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
 
 from eorouter_compute.errors import NotAVector, SourceUnreadable, UnsupportedFormat
 
@@ -20,6 +24,7 @@ CHECK_SECONDS = 300.0
 """Longest that a look through a GeoPackage may take; its pages are read at the speed of the store in a fraction."""
 
 _HARMLESS_BYTES = 9 * NESTING_MAX  # a level takes nine bytes, so that shorter ones cannot be nested too deep
+_PAIRS_AT_ONCE = 1 << 22
 _STEPS = 100_000  # of SQLite's machine, between two looks at the clock
 _NAMED = "SELECT type, name FROM sqlite_master WHERE type = 'view' OR (type = 'table' AND rootpage = 0)"
 _COMPUTED = (
@@ -69,6 +74,21 @@ def _refuse_programs(connection: sqlite3.Connection, name: str) -> None:
         raise UnsupportedFormat(
             f"{name} has generated columns ({', '.join(computed[:5])}), which are not read. Export it with values."
         )
+
+
+def count_overlaps(boxes: NDArray[np.float64], *, at_most: int) -> int:
+    """Pairs of boxes (n, 4) that meet, counted up to a little over `at_most`.
+
+    Where areas or edges are overlaid, every such pair may be a crossing, and time and memory go with the crossings: a
+    few thousand bars laid across each other take gigabytes.
+    """
+    tree = shapely.STRtree(shapely.box(*boxes.T))
+    pairs, step = 0, max(1, _PAIRS_AT_ONCE // max(len(boxes), 1))
+    for start in range(0, len(boxes), step):
+        pairs += tree.query(tree.geometries[start : start + step]).shape[1]
+        if (pairs - len(boxes)) // 2 > at_most:
+            break
+    return max(pairs - len(boxes), 0) // 2
 
 
 def check_nesting(geometries: Iterable[bytes | None], name: str) -> None:

@@ -13,13 +13,14 @@ import pytest
 import shapely
 from pyarrow import parquet
 
-from eorouter_compute import vector, vetting
+from eorouter_compute import aoi, vector, vetting
 from eorouter_compute.errors import (
     DecompressionBomb,
     InvalidGeometry,
     NoCrs,
     NotAVector,
     SourceUnreadable,
+    TooLarge,
     UnsupportedFormat,
 )
 
@@ -185,3 +186,48 @@ def test_degrees_that_are_none_are_refused(tmp_path: Path):
     (tmp_path / "a.geojson").write_text(json.dumps(far))
     with pytest.raises(InvalidGeometry, match="longitude and latitude"):
         vector.describe(str(tmp_path / "a.geojson"))
+
+
+def bars(count: int) -> list[Any]:
+    along = [shapely.box(number, -1, number + 0.5, count) for number in range(count)]
+    return along + [shapely.box(-1, number, count, number + 0.5) for number in range(count)]
+
+
+def test_areas_laid_across_each_other_are_refused_before_they_are_united():
+    few = shapely.MultiPolygon(bars(20))
+    assert aoi.parse(json.loads(shapely.to_geojson(few)), "EPSG:3857").area == pytest.approx(
+        shapely.union_all(few).area
+    )
+    many = json.loads(shapely.to_geojson(shapely.MultiPolygon(bars(1000))))
+    with pytest.raises(TooLarge, match="overlap"):
+        aoi.parse(many, "EPSG:3857")
+
+
+def test_an_area_of_too_many_positions_is_refused_before_it_is_read():
+    ring = [[0, 0]] * (aoi.POSITIONS_MAX + 1)
+    with pytest.raises(TooLarge, match="positions"):
+        aoi.parse({"type": "Polygon", "coordinates": [ring]})
+
+
+def test_a_zone_that_crosses_itself_without_end_is_refused_however_it_is_cut_up():
+    generator = np.random.default_rng(1)
+
+    def tangle(count: int) -> dict[str, Any]:
+        ring = generator.uniform(10, 11, (count, 2)).tolist()
+        return {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
+
+    def zones(*geometries: Any) -> dict[str, Any]:
+        features = [{"type": "Feature", "properties": {}, "geometry": geometry} for geometry in geometries]
+        return {"type": "FeatureCollection", "features": features}
+
+    assert vector.read_zones(zones(tangle(20)), target_crs="EPSG:4326").status == (vector.Status.REPAIRED,)
+    with pytest.raises(InvalidGeometry, match="Feature 0 is not valid, and its edges"):
+        vector.read_zones(zones(tangle(2000)), target_crs="EPSG:4326")
+    with pytest.raises(InvalidGeometry, match="its edges may cross too often"):
+        vector.read_zones(zones(*[tangle(100) for _ in range(200)]), target_crs="EPSG:4326")
+
+
+@pytest.mark.parametrize("at_most", [0, 10, 10_000])
+def test_overlaps_are_counted_once_and_not_far_beyond_the_limit(at_most: int):
+    boxes = shapely.bounds(bars(20))
+    assert vetting.count_overlaps(boxes, at_most=at_most) == 20 * 20
