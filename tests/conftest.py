@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples on every run and no deadline: two busy cores say nothing about the code. `HYPOTHESIS_PROFILE=explore`
-# draws new ones.
+# The same examples on every run and no deadline: two busy cores say nothing about the code.
+# `HYPOTHESIS_PROFILE=explore` draws new ones.
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "house"))

@@ -17,8 +17,9 @@ from pyproj.exceptions import CRSError
 from shapely import MultiPolygon, Polygon
 from shapely.ops import nearest_points
 
-from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter
+from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
 from eorouter_compute.grid import Transform, Window, footprint, shifted, tiles
+from eorouter_compute.vetting import count_overlaps
 
 PixelRule = Literal["center", "all_touched"]
 """Which pixels belong to an area: those whose centre is inside, or all that it touches."""
@@ -28,6 +29,11 @@ Bbox = tuple[float, float, float, float]
 CRS84 = "OGC:CRS84"
 TOLERANCE_PIXELS = 0.1
 VERTICES_MAX = 1_000_000
+POSITIONS_MAX = 200_000
+"""Most positions that a caller may draw an area with; each is looked at one by one, while the caller waits."""
+
+OVERLAPS_MAX = 20_000
+"""Most pairs of polygons of one area that may overlap, besides eight neighbours of each."""
 
 _MASK_TILE = 512
 _CLIP_VERTICES = 5_000
@@ -45,11 +51,24 @@ def parse(area: dict[str, Any] | Bbox, crs: str = CRS84, *, pointer: str = "/aoi
     """
     is_geographic = known_crs(crs, pointer="/crs").is_geographic
     if isinstance(area, dict):
+        _refuse_many_positions(area, pointer)
         polygons = [each for each, _ in _polygons(area, pointer, is_geographic=is_geographic)]
     else:
         polygons = [_bbox(area, pointer, is_geographic=is_geographic)]
+    if len(polygons) > 1:
+        _refuse_tangle(polygons, pointer)
     whole = shapely.union_all(polygons) if len(polygons) > 1 else polygons[0]
     return _within_turn(whole) if is_geographic else _multi(whole)
+
+
+def _refuse_tangle(polygons: list[Polygon], pointer: str) -> None:
+    """Refuse polygons whose union would have crossings without number."""
+    limit = OVERLAPS_MAX + 8 * len(polygons)
+    if count_overlaps(shapely.bounds(polygons), at_most=limit) > limit:
+        raise TooLarge(
+            f"More than {limit} pairs of the area's {len(polygons)} polygons overlap. Unite them first.",
+            pointer=pointer,
+        )
 
 
 def known_crs(crs: str, *, pointer: str) -> pyproj.CRS:
@@ -64,6 +83,23 @@ def known_crs(crs: str, *, pointer: str) -> pyproj.CRS:
         raise InvalidParameter(
             f"The CRS {crs[:80]!r} is not known. Give an authority code such as EPSG:32632, or WKT.", pointer=pointer
         ) from error
+
+
+def _refuse_many_positions(area: dict[str, Any], pointer: str) -> None:
+    """Count lists of lists of numbers by level, before any of them is looked at."""
+    level: list[Any] = [area]
+    while level:
+        if len(level) > POSITIONS_MAX:
+            raise TooLarge(
+                f"The area has more than {POSITIONS_MAX} positions. Simplify it to the size of a pixel.",
+                pointer=pointer,
+            )
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
 
 
 def _bbox(area: Bbox, pointer: str, *, is_geographic: bool) -> Polygon:

@@ -16,9 +16,13 @@ from pyproj.exceptions import ProjError
 
 from eorouter_compute.aoi import known_crs
 from eorouter_compute.errors import InvalidGeometry, InvalidParameter
+from eorouter_compute.vetting import count_overlaps
 
 WGS84 = "OGC:CRS84"
 """Longitude and latitude in this order, the CRS of GeoJSON."""
+
+CROSSINGS_MAX = 20_000
+"""Most pairs of edges with overlapping boxes in the polygons to be made valid, besides eight neighbours of each."""
 
 SPLITS_MAX = 12
 """Most halvings of an edge when it is projected: 4,096 pieces."""
@@ -79,7 +83,7 @@ def repair(geometries: Shapes, crs: pyproj.CRS) -> tuple[Shapes, tuple[Status, .
     """Valid, oriented polygons (None where there is none), what became of each, and why.
 
     Raises:
-        InvalidGeometry: a coordinate is no finite number; names the feature.
+        InvalidGeometry: a coordinate is no finite number, or edges cross too often to be mended; names the feature.
     """
     _refuse_not_finite(geometries, "")
     shapes = _unwrapped(geometries) if crs.is_geographic else geometries.copy()
@@ -96,15 +100,32 @@ def repair(geometries: Shapes, crs: pyproj.CRS) -> tuple[Shapes, tuple[Status, .
     for i in np.flatnonzero(~empty & (~is_area | shapely.is_empty(shapes))):
         status[i], detail[i] = Status.NOT_POLYGONAL, f"A {geometries[i].geom_type} has no area."
     usable = np.isin(status, USABLE)
-    broken = usable & ~shapely.is_valid(shapes)
+    broken, allowed = usable & ~shapely.is_valid(shapes), CROSSINGS_MAX
     for i in np.flatnonzero(broken):
         reason = shapely.is_valid_reason(shapes[i])
+        allowed -= _crossings(shapes[i], int(i), allowed)
         shapes[i] = _polygons_of(shapely.make_valid(shapes[i]))
         status[i], detail[i] = Status.REPAIRED, f"Made valid: {reason}."
     flat = usable & ~(shapely.area(shapes) > 0.0)
     status[flat], detail[flat] = Status.ZERO_AREA, "The polygon has no area."
     shapes[~np.isin(status, USABLE)] = None
     return shapely.orient_polygons(shapes), tuple(map(Status, status)), tuple(detail)
+
+
+def _crossings(shape: Any, feature: int, allowed: int) -> int:
+    """Pairs of edges that may cross, less the usual neighbours; refused where mending would take time without end."""
+    points, owner = shapely.get_coordinates(shapely.get_parts(shapely.boundary(shape)), return_index=True)
+    a, b = points[:-1], points[1:]
+    edges = np.concatenate([np.minimum(a, b), np.maximum(a, b)], axis=1)[owner[:-1] == owner[1:]]
+    limit = allowed + 8 * len(edges)
+    found = count_overlaps(edges, at_most=limit)
+    if found > limit:
+        raise InvalidGeometry(
+            f"Feature {feature} is not valid, and its edges may cross too often to mend it here. Mend it first.",
+            pointer=f"/zones/features/{feature}/geometry",
+            feature=feature,
+        )
+    return max(found - 8 * len(edges), 0)
 
 
 def _polygons_of(geometry: Any) -> Any:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyproj
 import shapely
 from numpy.typing import NDArray
+from pyproj.exceptions import CRSError
 from shapely.errors import ShapelyError
 
 from eorouter_compute.attempt import local_path, read_object
@@ -32,8 +33,10 @@ from eorouter_compute.errors import (
 )
 from eorouter_compute.method import VectorAsset
 from eorouter_compute.polygons import WGS84, Bounds, as_crs, crs_name
+from eorouter_compute.vetting import check_geopackage, check_nesting
 
 UNPACKED_BYTES_MAX = 1 << 30
+_BATCH_ROWS = 1 << 14
 
 
 class Layer(NamedTuple):
@@ -59,9 +62,16 @@ def describe(href: str, key: str = "zones", layer: str | None = None) -> VectorA
         NoCrs: the file does not say where on Earth it lies.
         InvalidParameter: several layers and none named, or no such layer.
     """
+    if _is_geopackage(_head(href)):
+        check_geopackage(local_path(href) or read_object(href), href)
     kind, layer = _recognise(href, layer)
     found = _read(href, kind, layer, None)
     bounds = shapely.total_bounds(found.geometries) if len(found.geometries) else np.zeros(4)
+    if found.crs.is_geographic and (np.abs(bounds) > (360.0, 90.0, 360.0, 90.0)).any():
+        raise InvalidGeometry(
+            f"{href} has coordinates that are no longitude and latitude in degrees: they reach from"
+            f" {bounds[:2].tolist()} to {bounds[2:].tolist()}. State the CRS they are in."
+        )
     return VectorAsset(
         key=key,
         href=href,
@@ -119,17 +129,14 @@ _Kind = Literal["geojson", "gpkg", "parquet", "flatgeobuf", "shapefile"]
 
 def _recognise(href: str, layer: str | None) -> tuple[_Kind, str | None]:
     """Format by content, and the layer to read."""
-    try:
-        head = read_object(href, 0, 4096)
-    except FileNotFoundError as error:
-        raise SourceUnreadable(f"{href} does not exist.") from error
+    head = _head(href)
     if head[:4] == b"PAR1":
         return "parquet", None
     if head[:4] == b"PK\x03\x04":
         return "shapefile", None
     if head[:3] == b"fgb":
         return "flatgeobuf", None
-    if head[:16] == b"SQLite format 3\x00" and head[68:72] in (b"GPKG", b"GP10", b"GP11"):
+    if _is_geopackage(head):
         return "gpkg", _choose_layer(href, layer)
     if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{":
         return "geojson", None
@@ -137,6 +144,17 @@ def _recognise(href: str, layer: str | None) -> tuple[_Kind, str | None]:
         f"{href} is not a vector file that is read here: GeoJSON, GeoPackage, GeoParquet, FlatGeobuf or a zipped"
         f" Shapefile were expected, its first bytes are {head[:8]!r}."
     )
+
+
+def _head(href: str) -> bytes:
+    try:
+        return read_object(href, 0, 4096)
+    except FileNotFoundError as error:
+        raise SourceUnreadable(f"{href} does not exist.") from error
+
+
+def _is_geopackage(head: bytes) -> bool:
+    return head[:16] == b"SQLite format 3\x00" and head[68:72] in (b"GPKG", b"GP10", b"GP11")
 
 
 def _choose_layer(href: str, layer: str | None) -> str:
@@ -203,42 +221,69 @@ def _shapefile(href: str) -> Any:
     return f"/vsizip/{{{path}}}/{shapes[0]}"
 
 
+class _GeoColumn(msgspec.Struct):
+    encoding: str
+    crs: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class _Geo(msgspec.Struct):
+    primary_column: str
+    columns: dict[str, _GeoColumn]
+
+
 def _read_parquet(href: str, fields: Sequence[str] | None) -> Layer:
     from pyarrow import parquet
 
     path = local_path(href)
     try:
         file = parquet.ParquetFile(pa.BufferReader(read_object(href)) if path is None else path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise NotAVector(f"{href} is a broken Parquet file: {error}") from error
     with file:
         geo = (file.schema_arrow.metadata or {}).get(b"geo")
         if geo is None:
             raise NotAVector(f"{href} is a Parquet file without geometries: it has no `geo` metadata.")
-        meta = msgspec.json.decode(geo)
-        name = meta["primary_column"]
-        geometry = meta["columns"][name]
-        if geometry.get("encoding") != "WKB":
-            raise UnsupportedFormat(
-                f"{href} keeps geometries as {geometry.get('encoding')}; write it with WKB encoding."
-            )
-        others = [field for field in file.schema_arrow.names if field not in meta["columns"] and field != "bbox"]
-        refuse_unknown(fields, others, href)
         try:
-            table = file.read([name, *(others if fields is None else fields)])
-        except (pa.ArrowInvalid, OSError) as error:
-            raise NotAVector(f"{href} is a broken Parquet file: {error}") from error
-    if "crs" in geometry and geometry["crs"] is None:
+            meta = msgspec.json.decode(geo, type=_Geo)
+            name = meta.primary_column
+            column = meta.columns[name]
+            kind = file.schema_arrow.field(name).type
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, KeyError) as error:
+            raise NotAVector(f"{href} has `geo` metadata that are not those of GeoParquet: {error}") from error
+        if column.encoding != "WKB" or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise UnsupportedFormat(f"{href} keeps geometries as {column.encoding}, {kind}; write them as WKB, binary.")
+        others = [field for field in file.schema_arrow.names if field not in meta.columns and field != "bbox"]
+        refuse_unknown(fields, others, href)
+        table = _unpacked(file, [name, *(others if fields is None else fields)], href)
+    if column.crs is None:
         raise NoCrs(f"{href} does not say in which CRS its coordinates are.")
-    crs = pyproj.CRS.from_json_dict(geometry["crs"]) if "crs" in geometry else as_crs(WGS84)
-    table = table.replace_schema_metadata(None)
+    try:
+        crs = as_crs(WGS84) if column.crs is msgspec.UNSET else pyproj.CRS.from_json_dict(column.crs)
+    except CRSError as error:
+        raise NoCrs(f"{href} has a CRS that PROJ does not understand: {error}") from error
     return Layer(crs, _from_wkb(table[name], href), table.drop_columns([name]), None)
 
 
-def _from_wkb(wkb: pa.ChunkedArray, href: str) -> NDArray[np.object_]:
+def _unpacked(file: Any, names: list[str], href: str) -> pa.Table:
+    """The columns, read piece by piece: what a file says of its size need not be true."""
+    batches, size = [], 0
+    try:
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
+            size += batch.nbytes
+            if size > UNPACKED_BYTES_MAX:
+                raise DecompressionBomb(f"{href} unpacks to more than the {UNPACKED_BYTES_MAX:,} bytes that are read.")
+            batches.append(batch)
+        return pa.Table.from_batches(batches, batches[0].schema if batches else file.schema_arrow)
+    except (pa.ArrowException, OSError) as error:
+        raise NotAVector(f"{href} is a broken Parquet file: {error}") from error
+
+
+def _from_wkb(column: pa.ChunkedArray, href: str) -> NDArray[np.object_]:
     try:
         with np.errstate(invalid="ignore"):  # coordinates that are NaN are refused by `_repair`
-            return _flat(shapely.from_wkb(wkb.to_numpy()))
+            values = column.to_numpy()
+            check_nesting(values, href)
+            return _flat(shapely.from_wkb(values))
     except (ShapelyError, TypeError) as error:
         raise InvalidGeometry(f"{href} holds a geometry that cannot be decoded: {error}") from error
 
@@ -273,9 +318,9 @@ def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: s
                 if head.type == "Feature"
                 else [_Feature(type="Feature", geometry=msgspec.Raw(data))]
             )
-    except msgspec.DecodeError as error:
+        texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise NotAVector(f"{where}: this is not GeoJSON: {error}", pointer="/zones") from error
-    texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
     texts[texts == "null"] = None
     with np.errstate(over="ignore"):  # 1e400 is no number, and refused below
         geometries = shapely.from_geojson(texts, on_invalid="ignore")

@@ -143,7 +143,7 @@ def prepare(settings: Settings) -> Settings:
     folder = settings.data_dir.absolute()
     secret_file = folder / "secret"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # its database and objects are nobody else's to read
         if not settings.secret:
             _make_secret(secret_file)
             settings = msgspec.structs.replace(settings, secret=secret_file.read_text().strip())

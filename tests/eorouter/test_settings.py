@@ -79,6 +79,12 @@ def test_prepare_makes_the_folder_and_a_secret_that_stays(tmp_path):
     assert prepare(Settings(data_dir=folder, secret="s" * 40)).secret == "s" * 40
 
 
+def test_folder_that_is_made_is_closed_to_others(tmp_path):
+    made = prepare(load({}, data_dir=tmp_path / "new"))
+    assert stat.S_IMODE(made.data_dir.stat().st_mode) == 0o700
+    assert stat.S_IMODE((made.data_dir / "secret").stat().st_mode) == 0o600
+
+
 def test_processes_that_start_at_once_share_one_secret(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         secrets = {each.secret for each in pool.map(lambda _: prepare(Settings(data_dir=tmp_path)), range(64))}

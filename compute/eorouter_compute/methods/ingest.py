@@ -15,6 +15,7 @@ from eorouter_compute import cog, product, raster
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.cog import CogSpec, Pixels
 from eorouter_compute.errors import (
+    ComputeError,
     DecompressionBomb,
     InvalidParameter,
     NoCrs,
@@ -384,6 +385,8 @@ def _vector(params: IngestParams, not_a_raster: NotARaster | UnsupportedFormat) 
             "(GeoPackage, GeoParquet, GeoJSON).",
             source=params.href,
         ) from not_a_raster
+    except ComputeError as error:
+        raise type(error)(_named(params, error.message), pointer=error.pointer, **error.data) from error
 
 
 def _vector_item(params: IngestParams, vector: VectorAsset, attempt: Attempt, name: str) -> OutputItem:

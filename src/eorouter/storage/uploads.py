@@ -18,11 +18,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound, QuotaExceeded
 from eorouter.storage import projects
-from eorouter.storage.deletions import delete_all_later
+from eorouter.storage.deletions import delete_all_later, delete_later
 from eorouter.storage.tables import HAS_OBJECTS, jobs, organisations, owned, uploads
-from eorouter.types import Principal
+from eorouter.types import Principal, utc_now
 
 Row = sa.Row[*tuple[Any, ...]]
+
+ATTEMPTS_MAX = 16
+"""Most times that the bytes of one upload may be sent; each may be under way at once, beside the quota."""
 
 OPEN = ("initiated", "received")
 """States in which bytes may still come and the caller may give up."""
@@ -131,6 +134,8 @@ async def open_attempt(tx: AsyncConnection, row: Row) -> str:
     current = await _locked(tx, row.id)
     if current.state not in OPEN:
         raise Conflict(f"Upload {row.id} is {current.state} and takes no more bytes.")
+    if len(current.description["keys"]) > ATTEMPTS_MAX:
+        raise Conflict(f"Upload {row.id} was sent {ATTEMPTS_MAX} times and takes no more bytes. Start a new one.")
     key = f"{row.org_id}/{row.project_id}/uploads/{row.id}/{secrets.token_hex(8)}"
     description = {**current.description, "keys": [*current.description["keys"], key]}
     await tx.execute(sa.update(uploads).where(uploads.c.id == row.id).values(description=description))
@@ -147,11 +152,14 @@ async def note_received(tx: AsyncConnection, upload_id: str, received_bytes: int
 
 
 async def receive(tx: AsyncConnection, upload_id: str, *, key: str, size_bytes: int, sha256: str) -> None:
-    """The bytes under `key` are this upload's from now on; those of earlier attempts go with the upload's end.
+    """The bytes under `key` are this upload's from now on; those they replace are deleted after the commit.
+
+    Kept until the upload's end, they would be storage that no quota counts.
 
     Raises:
         Conflict: the upload ended or was completed while the bytes came.
     """
+    before = await _locked(tx, upload_id)
     changed = await tx.execute(
         sa.update(uploads)
         .where(uploads.c.id == upload_id, uploads.c.state.in_(OPEN))
@@ -159,6 +167,8 @@ async def receive(tx: AsyncConnection, upload_id: str, *, key: str, size_bytes: 
     )
     if not changed.rowcount:
         raise Conflict(f"Upload {upload_id} was completed or given up while bytes were still coming.")
+    if before.state == "received" and before.object_key != key:
+        await delete_later(tx, before.org_id, now=utc_now(), keys=[before.object_key])
 
 
 async def grow(tx: AsyncConnection, row: Row, by_bytes: int) -> None:

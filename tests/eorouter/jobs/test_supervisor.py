@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from eorouter.jobs import queue
 from eorouter.jobs.supervisor import Supervisor, environment
-from eorouter.settings import Settings, load
+from eorouter.settings import PREFIX, Settings, load
 from eorouter.storage.tables import items, job_events, job_shards
 
 
@@ -28,6 +28,13 @@ async def count_events(stores, job_id, kind):
         return (await tx.execute(query)).scalar()
 
 
+def workers_of(supervisor):
+    """Every process below the dispatcher; they open strangers' files."""
+    found = psutil.Process(supervisor.pid).children(recursive=True)
+    assert len(found) >= 2
+    return found
+
+
 @pytest.mark.timeout(300)
 async def test_jobs_survive_the_death_of_workers_and_dispatcher(stores, settings, create, empty_database_url, tmp_path):
     address = "" if stores.db.is_sqlite else empty_database_url
@@ -37,6 +44,7 @@ async def test_jobs_survive_the_death_of_workers_and_dispatcher(stores, settings
     try:
         marker = tmp_path / "marker"
         marker.mkdir()
+        assert not [name for child in workers_of(supervisor) for name in child.environ() if name.startswith(PREFIX)]
         calm = await queue.wait(stores.db, await create(shards=4), 60)
         assert (calm.state, calm.problem) == ("completed", None)
 

@@ -245,3 +245,24 @@ class TestEnd:
             assert await uploads.expire(tx, NOW) == ends
         assert (await row_of(peopled, upload_id)).state == ("failed" if ends else "ingesting")
         assert await used(peopled) == (0 if ends else 100)
+
+
+class TestSentAgain:
+    async def test_bytes_that_are_replaced_are_deleted_and_not_kept_beside_the_quota(self, peopled):
+        row = await start(peopled)
+        keys = []
+        for _ in range(3):
+            async with peopled.db.write() as tx:
+                keys.append(await uploads.open_attempt(tx, row))
+                await uploads.receive(tx, row.id, key=keys[-1], size_bytes=100, sha256="0" * 64)
+        assert await ordered_away(peopled) == keys[:2]
+        assert (await row_of(peopled, row.id)).object_key == keys[2]
+
+    async def test_transfers_of_one_upload_are_not_without_number(self, peopled):
+        row = await start(peopled)
+        for _ in range(uploads.ATTEMPTS_MAX):
+            async with peopled.db.write() as tx:
+                await uploads.open_attempt(tx, row)
+        with pytest.raises(Conflict, match="Start a new one"):
+            async with peopled.db.write() as tx:
+                await uploads.open_attempt(tx, row)
