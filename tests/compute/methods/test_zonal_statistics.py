@@ -1,5 +1,7 @@
 """The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut anew."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from eorouter_compute import method, raster, vector, zones
+from eorouter_compute import method, ranks, raster, vector, zones
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.errors import (
     AoiOutside,
@@ -25,9 +27,10 @@ from eorouter_compute.errors import (
     InvalidParameter,
     NotAVector,
     SourceTruncated,
+    TooLarge,
 )
 from eorouter_compute.grid import Window
-from eorouter_compute.method import InputItem, Plan, RasterAsset, Result
+from eorouter_compute.method import InputItem, Plan, RasterAsset, Result, VectorAsset
 from eorouter_compute.methods import zonal_statistics
 
 MOMENTS = ("count", "sum", "mean", "min", "max", "stdev", "variance")
@@ -349,14 +352,15 @@ def test_south_up_and_rotated_grids_are_measured_where_they_lie(tmp_path: Path):
 
 
 def test_large_accumulators_travel_as_objects_of_the_attempt(
-    whole: tuple[InputItem, dict[str, Any], list[str]], tmp_path: Path
+    whole: tuple[InputItem, dict[str, Any], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(zonal_statistics, "BODY_BYTES_MAX", 1000)
     scene, task, _ = whole
     found = method.get("zonal_statistics")
     params = msgspec.convert(task | {"method": "zonal_statistics"}, found.params)
     part = found.run(params, [scene], method.plan(params, [scene]).shards[0].body, Attempt(tmp_path.as_uri()))
     assert part.body == b""
-    assert part.objects["partials"].size == len(read_object(part.objects["partials"].href)) > 256 << 10
+    assert part.objects["partials"].size == len(read_object(part.objects["partials"].href)) > 1000
 
 
 def test_only_touched_blocks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -433,3 +437,110 @@ def test_a_window_that_cannot_be_read_fails_the_shard_by_name(data_dir: Path, tm
     task = {"zones": inline(shapely.box(x, y - 1e6, x + 1e6, y)), "crs": "EPSG:3857"}
     with pytest.raises(SourceTruncated, match=r"corrupt\.tif"):
         execute(task, [broken], tmp_path)
+
+
+def test_zones_across_the_antimeridian_are_measured_and_written_cut(tmp_path: Path):
+    pixels = np.arange(360, dtype=np.int16)[None, None, :].repeat(180, axis=1)
+    path = write_raster(tmp_path / "globe.tif", pixels, crs="EPSG:4326", origin=(-180, 90), size=1.0)
+    jumping = shapely.Polygon([(178, 0), (-179, 0), (-179, 2), (178, 2)])
+    task = {"zones": inline(jumping), "statistics": ["count", "sum", "min", "max", "valid_fraction", "median"]}
+    result, _ = execute(task, [raster_item(path)], tmp_path)
+    (row,) = rows_of(result)
+    assert (row["count"], row["sum"], row["min"], row["max"]) == (6.0, 2.0 * (358 + 359 + 0), 0.0, 359.0)
+    assert (row["valid_fraction"], row["median"]) == (1.0, 358.0)
+    assert result.items[0].bbox == (178.0, 0.0, -179.0, 2.0)
+    geojson = next(asset for asset in result.items[0].assets if asset.key == "geojson")
+    document = msgspec.json.decode(read_object(geojson.object.href))
+    assert document["features"][0]["geometry"]["type"] == "MultiPolygon"
+
+
+@pytest.mark.parametrize(("field", "value"), [("zone_id", "nome"), ("include", ["nome"])])
+def test_fields_of_a_layer_are_checked_before_anything_is_read(
+    drawn: InputItem, tmp_path: Path, field: str, value: Any
+):
+    frame = geopandas.GeoDataFrame({"name": ["a"]}, geometry=[shapely.box(0, 0, 1, 1)], crs="EPSG:32632")
+    frame.to_file(tmp_path / "z.gpkg")
+    inputs = [drawn, zones_item(tmp_path / "z.gpkg")]
+    (tmp_path / "z.gpkg").unlink()
+    task = {"method": "zonal_statistics", "zones": {"item_id": "zones"}, field: value}
+    with pytest.raises(InvalidParameter, match=r"no field 'nome'\. It has: name") as caught:
+        method.plan(msgspec.convert(task, zonal_statistics.ZonalStatisticsParams), inputs)
+    assert caught.value.pointer == f"/{field}"
+
+
+def test_absurd_sizes_are_refused_in_the_plan(drawn: InputItem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    layer = VectorAsset(
+        key="z", href="z.gpkg", crs="EPSG:32632", feature_count=10_000_000, bounds=(0.0, 0.0, 3.0, 3.0), fields=()
+    )
+    params = zonal_statistics.ZonalStatisticsParams(zones={"item_id": "zones"})
+    with pytest.raises(TooLarge, match="10,000,000 zones with 6 columns") as caught:
+        method.plan(params, [drawn, InputItem(id="zones", assets=(layer,))])
+    assert caught.value.pointer == "/zones"
+    monkeypatch.setattr(zonal_statistics, "NUMBERS_MAX", 11)
+    square = {"zones": inline(shapely.box(0, 0, 1, 1), shapely.box(0, 0, 2, 2)), "crs": "EPSG:32632"}
+    with pytest.raises(TooLarge, match="2 zones"):
+        execute(square, [drawn], tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(zonal_statistics, "SHARDS_MAX", 0)
+    with pytest.raises(TooLarge, match="more than 0 shards"):
+        execute(square, [drawn], tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(ranks, "RUNS_BYTES_MAX", 10)
+    scene, zones_drawn = mosaic(tmp_path, bands=1)
+    with pytest.raises(TooLarge, match="Quantiles of these zones"):
+        execute({"zones": zones_drawn, "crs": "EPSG:32632", "statistics": ["median"]}, [scene], tmp_path)
+
+
+MEASURED = """
+import json, sys
+from pathlib import Path
+import msgspec
+from eorouter_compute import method, raster
+from eorouter_compute.attempt import Attempt
+from eorouter_compute.method import InputItem
+import eorouter_kernels, geopandas, pyogrio, pyarrow.parquet, pyarrow.csv
+eorouter_kernels.warm_up()
+folder, task = sys.argv[1], json.loads(sys.argv[2])
+found = method.get("zonal_statistics")
+inputs = [InputItem(id="scene", assets=(raster.describe(folder + "/m.tif", "m"),))]
+params = msgspec.convert(task, found.params)
+def peak():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+idle = peak()
+plan = method.plan(params, inputs)
+parts = [found.run(params, inputs, s.body, Attempt(f"file://{folder}/{i}")) for i, s in enumerate(plan.shards)]
+shard = peak()
+result = found.merge(params, inputs, parts, Attempt(f"file://{folder}/merge"))
+print(json.dumps({
+    "shard": shard - idle, "shard_bound": max(s.bound.memory_bytes for s in plan.shards),
+    "job": peak() - idle, "job_bound": plan.bound.memory_bytes,
+    "pixels": result.report.pixels, "pixels_bound": plan.bound.pixels,
+    "written": sum(p.objects["partials"].size for p in parts if p.objects),
+    "written_bound": sum(s.bound.bytes_written for s in plan.shards),
+}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_bounds_hold_against_a_measured_process(tmp_path: Path, dtype: str):
+    pixels = np.random.default_rng(3).integers(1, 60_000, (1, 3000, 3000)).astype(dtype)
+    write_raster(tmp_path / "m.tif", pixels, origin=(500_000, 5_000_000), size=10.0)
+    step = 2500
+    shapes = [
+        shapely.box(x + 3, y + 3, x + step, y + step)
+        for x in range(500_000, 530_000, step)
+        for y in range(4_970_000, 5_000_000, step)
+    ]
+    task = {"method": "zonal_statistics", "zones": inline(*shapes), "crs": "EPSG:32632", "statistics": ["median"]}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path), msgspec.json.encode(task).decode()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    seen = msgspec.json.decode(done.stdout)
+    assert 0 < seen["shard"] <= seen["shard_bound"]
+    assert seen["job"] <= seen["job_bound"]
+    assert seen["pixels"] <= seen["pixels_bound"] <= 1.2 * pixels.size
+    assert seen["written"] <= seen["written_bound"]
