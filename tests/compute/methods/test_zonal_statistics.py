@@ -433,3 +433,13 @@ def test_a_window_that_cannot_be_read_fails_the_shard_by_name(data_dir: Path, tm
     task = {"zones": inline(shapely.box(x, y - 1e6, x + 1e6, y)), "crs": "EPSG:3857"}
     with pytest.raises(SourceUnreadable, match=r"corrupt\.tif"):
         execute(task, [broken], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"), [("statistics", ["mean"] * 21), ("bands", ["b"] * 1025), ("include", ["a"] * 257)]
+)
+def test_lists_without_end_do_not_decode(field, values):
+    with pytest.raises(msgspec.ValidationError, match="length"):
+        msgspec.convert(
+            {"method": "zonal_statistics", "zones": {}, field: values}, method.get("zonal_statistics").params
+        )
