@@ -32,6 +32,9 @@ VERTICES_MAX = 1_000_000
 POSITIONS_MAX = 200_000
 """Most positions that a caller may draw an area with; each is looked at one by one, while the caller waits."""
 
+COORDINATE_MAX = 1e12
+"""Beyond it no CRS has a place, and products of coordinates overflow."""
+
 OVERLAPS_MAX = 20_000
 """Most pairs of polygons of one area that may overlap, besides eight neighbours of each."""
 
@@ -58,6 +61,11 @@ def parse(area: dict[str, Any] | Bbox, crs: str = CRS84, *, pointer: str = "/aoi
     if len(polygons) > 1:
         _refuse_tangle(polygons, pointer)
     whole = shapely.union_all(polygons) if len(polygons) > 1 else polygons[0]
+    if not np.abs(whole.bounds).max() < COORDINATE_MAX:
+        raise InvalidGeometry(
+            f"The area reaches from {whole.bounds[:2]} to {whole.bounds[2:]}; no place on Earth lies there.",
+            pointer=pointer,
+        )
     return _within_turn(whole) if is_geographic else _multi(whole)
 
 

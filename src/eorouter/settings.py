@@ -155,6 +155,16 @@ def prepare(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, data_dir=folder)
 
 
+def withdraw() -> None:
+    """Take the settings out of this process's environment, once they are read.
+
+    Workers inherit the environment, and they open strangers' files: they must know neither the secret nor the address
+    of the database.
+    """
+    for variable in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[variable]
+
+
 def _make_secret(path: Path) -> None:
     """Write a fresh secret unless there is one; linked into place whole, so that no other process reads half of it."""
     if path.exists():

@@ -231,3 +231,9 @@ def test_a_zone_that_crosses_itself_without_end_is_refused_however_it_is_cut_up(
 def test_overlaps_are_counted_once_and_not_far_beyond_the_limit(at_most: int):
     boxes = shapely.bounds(bars(20))
     assert vetting.count_overlaps(boxes, at_most=at_most) == 20 * 20
+
+
+@pytest.mark.parametrize("far", [1e13, 1e150, 1e308])
+def test_an_area_beyond_the_earth_is_refused(far: float):
+    with pytest.raises(InvalidGeometry, match="no place on Earth"):
+        aoi.parse((-far, -far, far, far), "EPSG:3857")

@@ -96,18 +96,21 @@ class ZonalStatisticsParams(Params, frozen=True, kw_only=True, forbid_unknown_fi
         None
     )
     bands: Annotated[
-        Annotated[tuple[str, ...], Meta(min_length=1)] | None,
+        Annotated[tuple[str, ...], Meta(min_length=1, max_length=1024)] | None,
         Meta(description="Band names; all bands of the item by default."),
     ] = None
     statistics: Annotated[
         tuple[Statistic, ...],
-        Meta(description="What to compute; `area` is the covered valid area in m², `count` the covered valid cells."),
+        Meta(
+            max_length=20,
+            description="What to compute; `area` is the covered valid area in m², `count` the covered valid cells.",
+        ),
     ] = ("count", "mean", "min", "max", "stdev", "valid_fraction")
     quantiles: Annotated[
         tuple[Annotated[float, Meta(ge=0, le=1)], ...], Meta(max_length=20, description="Further quantiles, 0 to 1.")
     ] = ()
     zone_id: Annotated[str | None, Meta(description="Field that names the zones in the column `zone_id`.")] = None
-    include: Annotated[tuple[str, ...], Meta(description="Fields of the zones to carry over.")] = ()
+    include: Annotated[tuple[str, ...], Meta(max_length=256, description="Fields of the zones to carry over.")] = ()
     use_scale: Annotated[bool, Meta(description="Give physical values: stored × scale + offset.")] = True
 
 

@@ -34,7 +34,7 @@ from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
 from eorouter.jobs.wakeup import watch
-from eorouter.settings import PREFIX, Settings, load, prepare
+from eorouter.settings import Settings, load, prepare, withdraw
 from eorouter.storage import Stores, deletions, dispatchers, uploads
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
@@ -547,11 +547,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(settings: Settings, *, supervised: bool) -> None:
-    """Run a dispatcher with prepared settings until it is told to stop.
-
-    The settings leave the environment first. Workers inherit it, and they open strangers' files: they must know neither
-    the secret nor the address of the database.
-    """
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        del os.environ[name]
+    """Run a dispatcher with prepared settings until it is told to stop."""
+    withdraw()
     asyncio.run(serve(settings, is_supervised=supervised))

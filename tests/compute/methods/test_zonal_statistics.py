@@ -544,3 +544,13 @@ def test_bounds_hold_against_a_measured_process(tmp_path: Path, dtype: str):
     assert seen["job"] <= seen["job_bound"]
     assert seen["pixels"] <= seen["pixels_bound"] <= 1.2 * pixels.size
     assert seen["written"] <= seen["written_bound"]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"), [("statistics", ["mean"] * 21), ("bands", ["b"] * 1025), ("include", ["a"] * 257)]
+)
+def test_lists_without_end_do_not_decode(field, values):
+    with pytest.raises(msgspec.ValidationError, match="length"):
+        msgspec.convert(
+            {"method": "zonal_statistics", "zones": {}, field: values}, method.get("zonal_statistics").params
+        )
