@@ -45,10 +45,10 @@ serve: $(VENV)/server
 	@$(BIN)/eorouter demo --keep-serving $(ARGS)
 
 test: $(VENV)/test
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(VENV)/test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/test
 	@$(BIN)/ruff format --check .
