@@ -121,9 +121,37 @@ REAL = [
 
 @pytest.mark.parametrize(("scene", "layer_path"), REAL, ids=[Path(scene).stem for scene, _ in REAL])
 def test_statistics_of_real_scenes_equal_exactextract(data_dir: Path, tmp_path: Path, scene: str, layer_path: str):
-    if not (data_dir / scene).exists():
-        pytest.skip(f"{scene} is not among the real scenes")
-    item, layer = raster_item(data_dir / scene), zones_item(data_dir / layer_path)
+    assert assert_equals_exactextract(data_dir / scene, data_dir / layer_path, tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    "layer_path",
+    [
+        "change/oscd_norcia/norcia.geojson",
+        "timeseries/s2_crops_lombardy/fields.gpkg",
+        "timeseries/landsat8_ny_2018/nycd.gpkg",
+    ],
+)
+def test_statistics_of_every_scene_beside_its_polygons_equal_exactextract(
+    data_dir: Path, tmp_path: Path, layer_path: str
+):
+    scenes = sorted(path for path in (data_dir / layer_path).parent.rglob("*") if path.suffix.lower() == ".tif")
+    assert len(scenes) > 25
+    compared = 0
+    for scene in scenes:
+        try:
+            compared += assert_equals_exactextract(scene, data_dir / layer_path, tmp_path / scene.stem)
+        except AoiOutside:
+            layer = geopandas.read_file(data_dir / layer_path)
+            with rasterio.open(scene) as source:
+                assert not shapely.intersects(layer.to_crs(source.crs).union_all(), shapely.box(*source.bounds))
+    assert compared >= len(scenes)
+
+
+def assert_equals_exactextract(scene: Path, layer_path: Path, tmp_path: Path) -> int:
+    """Every statistic of every band and zone, to 1e-6; how many zones and bands were compared."""
+    tmp_path.mkdir(exist_ok=True)
+    item, layer = raster_item(scene), zones_item(layer_path)
     task = {
         "zones": {"item_id": "zones"},
         "statistics": [*MOMENTS, "median"],
@@ -139,10 +167,10 @@ def test_statistics_of_real_scenes_equal_exactextract(data_dir: Path, tmp_path: 
         edge_tolerance=zones.EDGE_TOLERANCE_PX * min(np.hypot(a, d), np.hypot(b, e)),
     )
     features = geopandas.GeoDataFrame(geometry=read.projected(), crs=asset.crs)
-    foreign = exact_extract(str(data_dir / scene), features, list(MOMENTS), output="pandas").to_dict("records")
+    foreign = exact_extract(str(scene), features, list(MOMENTS), output="pandas").to_dict("records")
     # Exactextract cuts quantiles of integer rasters to integers, so it gets the same pixels as float64.
     wide = exact_extract(
-        str(as_float64(data_dir / scene, tmp_path / "wide.tif")), features,
+        str(as_float64(scene, tmp_path / "wide.tif")), features,
         ["quantile(q=0.1)", "quantile(q=0.5)", "quantile(q=0.9)"], output="pandas",
     ).to_dict("records")  # fmt: skip
     compared = 0
@@ -158,6 +186,7 @@ def test_statistics_of_real_scenes_equal_exactextract(data_dir: Path, tmp_path: 
                 compare(name, ours(name), floats[f"band_{number}_{key}" if many else key])
             compared += 1
     assert compared == len(rows) * len(asset.bands)
+    return compared
 
 
 def compare(name: str, ours: float | None, theirs: float) -> None:
