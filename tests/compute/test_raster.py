@@ -133,7 +133,7 @@ def test_scrambled_pixels_name_source_and_window(tmp_path):
     with pytest.raises(SourceUnreadable, match=r"a\.tif could not be read in rows 256…511, columns 200…511") as caught:
         raster.read_block(asset, [1], Window(256, 200, 256, 312))
     # A cause of rasterio's cannot be rebuilt where distributed has changed how exceptions are pickled; ours can.
-    caught.value.__cause__ = None
+    caught.value.__cause__ = caught.value.__context__ = None
     again = pickle.loads(pickle.dumps(caught.value))
     assert (again.message, again.data["window"]) == (caught.value.message, Window(256, 200, 256, 312))
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import geopandas
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 import shapely
 from pyarrow import parquet
 
-from eorouter_compute import aoi, vector, vetting
+from eorouter_compute import aoi, polygons, vector, vetting
 from eorouter_compute.errors import (
     DecompressionBomb,
     InvalidGeometry,
@@ -220,11 +221,15 @@ def test_a_zone_that_crosses_itself_without_end_is_refused_however_it_is_cut_up(
         features = [{"type": "Feature", "properties": {}, "geometry": geometry} for geometry in geometries]
         return {"type": "FeatureCollection", "features": features}
 
-    assert vector.read_zones(zones(tangle(20)), target_crs="EPSG:4326").status == (vector.Status.REPAIRED,)
+    def statuses(document: dict[str, Any]) -> tuple[polygons.Status, ...]:
+        layer = vector.read(msgspec.json.encode(document), ())
+        return polygons.repair(layer.geometries, layer.crs)[1]
+
+    assert statuses(zones(tangle(20))) == (polygons.Status.REPAIRED,)
     with pytest.raises(InvalidGeometry, match="Feature 0 is not valid, and its edges"):
-        vector.read_zones(zones(tangle(2000)), target_crs="EPSG:4326")
+        statuses(zones(tangle(2000)))
     with pytest.raises(InvalidGeometry, match="its edges may cross too often"):
-        vector.read_zones(zones(*[tangle(100) for _ in range(200)]), target_crs="EPSG:4326")
+        statuses(zones(*[tangle(100) for _ in range(200)]))
 
 
 @pytest.mark.parametrize("at_most", [0, 10, 10_000])

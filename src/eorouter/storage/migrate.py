@@ -83,8 +83,12 @@ async def check(db: Database) -> None:
         raise OldSchema(
             f"The database's schema is version {found}, this build needs {expected}: run `eorouter migrate`."
         )
-    raise NewSchema(
-        f"The database's schema is version {found}, which is newer than this build ({expected}): "
+    raise _newer(found)
+
+
+def _newer(found: str) -> NewSchema:
+    return NewSchema(
+        f"The database's schema is version {found}, which is newer than this build ({head()}): "
         "install the release that migrated it, or restore the backup made before."
     )
 
@@ -107,7 +111,7 @@ def _steps_up(found: str | None) -> Iterable[MigrationStep]:
     scripts = _scripts()
     known = {script.revision for script in scripts.walk_revisions()}
     if found is not None and found not in known:
-        raise NewSchema(f"The database's schema is version {found}, which this build ({head()}) does not know.")
+        raise _newer(found)
     path = reversed(list(scripts.iterate_revisions("head", found or "base")))
     return [MigrationStep.upgrade_from_script(scripts.revision_map, script) for script in path]
 
