@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="write a picture here")
     parser.add_argument("--folder", type=Path, default=Path("bench-output"), help="where scenes and outputs are kept")
     options = parser.parse_args()
-    console, measured = Console(), []
+    console, measured = Console(width=max(Console().width, 150)), []
     for row in (row for row in ROWS if options.only in row.id):
         console.print(f"{row.id} against {row.peer} …")
         measured.append(measure(row, options.folder.absolute(), SIDES[options.size], options.pairs))

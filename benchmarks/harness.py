@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 THREADS = 2
 
@@ -91,9 +92,9 @@ def measure(row: Row, folder: Path, side: int, pairs: int) -> Measured:
     row.prepare(folder, side)
     ours, theirs = Side(row.id, "ours", folder, side), Side(f"{row.id}|{row.peer}", "theirs", folder, side)
     try:
+        verdict = check(row, ours, theirs, folder)
         ours.run("run")
         theirs.run("run")
-        verdict = check(row, folder, side)
         ours_s, peer_s, ours_mb, peer_mb = [], [], [], []
         for _ in range(pairs):
             a, b = ours.run("run"), theirs.run("run")
@@ -114,11 +115,15 @@ def measure(row: Row, folder: Path, side: int, pairs: int) -> Measured:
     )  # fmt: skip
 
 
-def check(row: Row, folder: Path, side: int) -> str:
-    """Why the two answers differ; empty when they agree."""
-    inputs = row.prepare(folder, side)
+def check(row: Row, ours: Side, theirs: Side, folder: Path) -> str:
+    """Why the two answers differ; empty when they agree. Answers are arrays, and come through files."""
+    answers = []
+    for side, name in ((ours, "ours"), (theirs, "theirs")):
+        path = folder / f"answer-{name}.npy"
+        side.run(f"answer {path}")
+        answers.append(np.load(path))
     try:
-        row.agree(row.ours(inputs, folder), row.theirs(inputs, folder))
+        row.agree(*answers)
     except AssertionError as difference:
         return f"the answers differ: {difference}"
     return ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -14,10 +14,9 @@ import rasterio
 
 from benchmarks import data
 from benchmarks.harness import THREADS, Row
-from eorouter_compute import method, raster, vector, zones
-from eorouter_compute.attempt import Attempt, local_path
-from eorouter_compute.grid import tiles
-from eorouter_compute.method import InputItem, Result
+
+if TYPE_CHECKING:  # our modules are imported by our side only: they keep GDAL drivers away that the peers may want
+    from eorouter_compute.method import InputItem, Part, Result
 
 
 @contextmanager
@@ -28,13 +27,16 @@ def scratch(folder: Path) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def run_method(task: dict[str, Any], inputs: list[InputItem], folder: Path) -> Result:
+def run_method(task: dict[str, Any], inputs: "list[InputItem]", folder: Path) -> "Result":
     """Plan, run the shards on two threads, merge: what the dispatcher has workers do, without the dispatcher."""
+    from eorouter_compute import method
+    from eorouter_compute.attempt import Attempt
+
     found = method.get(task["method"])
     params = msgspec.convert(task, found.params)
     shards = method.plan(params, inputs).shards
 
-    def run(number: int) -> method.Part:
+    def run(number: int) -> "Part":
         return found.run(params, inputs, shards[number].body, Attempt((folder / str(number)).as_uri()))
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -42,16 +44,21 @@ def run_method(task: dict[str, Any], inputs: list[InputItem], folder: Path) -> R
     return found.merge(params, inputs, parts, Attempt((folder / "merge").as_uri()))
 
 
-def output(result: Result, key: str) -> Path:
+def output(result: "Result", key: str) -> Path:
     """The file of one asset of the first item."""
+    from eorouter_compute.attempt import local_path
+
     asset = next(asset for asset in result.items[0].assets if asset.key == key)
     path = local_path(asset.object.href)
     assert path is not None
     return path
 
 
-def scene_item(path: Path, *names: str) -> InputItem:
+def scene_item(path: Path, *names: str) -> "InputItem":
     """The item of a scene, its bands renamed."""
+    from eorouter_compute import raster
+    from eorouter_compute.method import InputItem
+
     asset = raster.describe(path.as_uri())
     if names:
         bands = tuple(msgspec.structs.replace(b, name=n) for b, n in zip(asset.bands, names, strict=True))
@@ -61,6 +68,9 @@ def scene_item(path: Path, *names: str) -> InputItem:
 
 def decode(path: Path) -> None:
     """Read a raster once on two threads: the least that any method on it costs."""
+    from eorouter_compute import raster
+    from eorouter_compute.grid import tiles
+
     item = scene_item(path)
     (asset,) = item.rasters
     indexes = [band.index for band in asset.bands]
@@ -83,6 +93,9 @@ def zonal_inputs(kind: str, count: int) -> Any:
 
 def zonal_ours(inputs: tuple[Path, Path], folder: Path) -> np.ndarray:
     """File to table; the zones are read anew each time."""
+    from eorouter_compute import vector, zones
+    from eorouter_compute.method import InputItem
+
     zones.forget()
     place, polygons = inputs
     items = [scene_item(place), InputItem(id="zones", assets=(vector.describe(polygons.as_uri()),))]
@@ -96,11 +109,13 @@ def zonal_ours(inputs: tuple[Path, Path], folder: Path) -> np.ndarray:
 
 def zonal_exactextract(inputs: tuple[Path, Path], folder: Path) -> np.ndarray:
     """Its fastest strategy for one raster and many small polygons."""
+    import geopandas
     from exactextract import exact_extract
 
     place, polygons = inputs
+    layer = geopandas.read_file(polygons, use_arrow=True)
     table = exact_extract(
-        str(place), str(polygons), STATISTICS, output="pandas", strategy="raster-sequential", max_cells_in_memory=2**27
+        str(place), layer, STATISTICS, output="pandas", strategy="raster-sequential", max_cells_in_memory=2**27
     )
     return table[STATISTICS].to_numpy(float)
 

@@ -1,4 +1,4 @@
-"""The process of one side: reads `run`, `bound` or `quit` from standard input, answers a line of JSON each."""
+"""The process of one side: reads `run`, `bound`, `answer FILE` or `quit`, and says a line of JSON for each."""
 
 import json
 import sys
@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.rows import ROWS
 
@@ -31,9 +33,14 @@ def main() -> None:
     inputs = row.prepare(folder, pixels_side)
     verbs = {"run": row.ours if side == "ours" else row.theirs, "bound": row.bound}
     for line in sys.stdin:
-        if line.strip() == "quit":
+        verb, _, path = line.strip().partition(" ")
+        if verb == "quit":
             return
-        print(json.dumps(timed(verbs[line.strip()], inputs, folder)), flush=True)
+        if verb == "answer":
+            np.save(path, verbs["run"](inputs, folder))
+            print("{}", flush=True)
+        else:
+            print(json.dumps(timed(verbs[verb], inputs, folder)), flush=True)
 
 
 if __name__ == "__main__":
