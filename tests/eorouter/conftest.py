@@ -27,25 +27,13 @@ from eorouter.storage.tables import organisations, projects
 from eorouter.types import ANONYMOUS, Principal, utc_now
 
 
-def _postgres_programs() -> Path | None:
-    """Folder of initdb and pg_ctl: on the path, or where Debian keeps them."""
-    found = shutil.which("initdb")
-    if found:
-        return Path(found).resolve().parent
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return versions[-1].parent if versions else None
-
-
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
+def postgres_server(postgres_programs: Path) -> Iterator[str]:
     """Address of a fresh PostgreSQL server on loopback, without its database's name.
 
     Its folder is not one of pytest's: those lie below a folder that every other run of pytest closes to all but its own
     user, and for root the server runs as somebody else.
     """
-    programs = _postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed: storage was tested on SQLite only")
     folder = Path(tempfile.mkdtemp(prefix="eorouter-postgres-"))
     user = {}
     if os.geteuid() == 0:  # the server refuses to run as root
@@ -58,7 +46,7 @@ def postgres_server() -> Iterator[str]:
 
     def run(program: str, *arguments: str) -> None:
         subprocess.run(
-            [programs / program, "-D", folder / "data", *arguments],
+            [postgres_programs / program, "-D", folder / "data", *arguments],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **user,
         )  # fmt: skip
 
