@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from eorouter_compute.errors import NoCrs
 
@@ -56,6 +57,43 @@ class Window(NamedTuple):
             slice(self.row - outer.row, self.row_stop - outer.row),
             slice(self.col - outer.col, self.col_stop - outer.col),
         )
+
+
+class Grid(Struct, frozen=True, kw_only=True):
+    """Where the pixels of a raster lie, as bytes can carry it; `geobox` is the same as odc-geo knows it.
+
+    Attributes:
+        crs: authority code or WKT.
+        transform: (a, b, c, d, e, f) from pixel corners to the CRS.
+        shape: (height, width) in pixels.
+    """
+
+    crs: str
+    transform: Transform
+    shape: tuple[int, int]
+
+    @property
+    def window(self) -> Window:
+        """The whole grid as a window."""
+        return Window(0, 0, *self.shape)
+
+    @property
+    def pixel_area(self) -> float:
+        """Area of a pixel in units of the CRS."""
+        a, b, _, d, e, _ = self.transform
+        return abs(a * e - b * d)
+
+    @property
+    def geobox(self) -> Any:
+        """The grid as an odc-geo GeoBox."""
+        from affine import Affine
+        from odc.geo.geobox import GeoBox
+
+        return GeoBox(self.shape, Affine(*self.transform), self.crs)
+
+    def cropped(self, window: Window) -> "Grid":
+        """The part of the grid that `window` cuts out; its pixels lie where they lay."""
+        return Grid(crs=self.crs, transform=shifted(self.transform, window), shape=(window.height, window.width))
 
 
 def tiles(area: Window, step: int) -> Iterator[Window]:

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from eorouter_compute.attempt import Attempt, ObjectRef
 from eorouter_compute.errors import BandNotFound, InvalidParameter, UnknownMethod
-from eorouter_compute.grid import Window
+from eorouter_compute.grid import Grid, Window
 
 T = TypeVar("T")
 
@@ -68,6 +68,11 @@ class RasterAsset(Struct, frozen=True, kw_only=True, tag_field="kind", tag="rast
     def window(self) -> Window:
         """The whole raster as a window."""
         return Window(0, 0, *self.shape)
+
+    @property
+    def grid(self) -> Grid:
+        """Where its pixels lie."""
+        return Grid(crs=self.crs, transform=self.transform, shape=self.shape)
 
 
 class VectorAsset(Struct, frozen=True, kw_only=True, tag_field="kind", tag="vector"):

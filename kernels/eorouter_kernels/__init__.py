@@ -2,8 +2,8 @@
 
 Axis order is always `(time, band, y, x)`, trailing subset as needed. Floats carry NaN for missing data inside
 kernels; integer rasters stay integers and come with a boolean `valid` array (True = data). Output arrays are the last
-arguments and are allocated by the caller. Every kernel has a plain-NumPy twin of the same name in `reference.py`, which
-is its oracle.
+arguments and are allocated by the caller. Every kernel has a plain-NumPy twin of the same name in `reference/`, in the
+file of the same name, which is its oracle.
 """
 
 from importlib import import_module

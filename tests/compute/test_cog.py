@@ -19,7 +19,7 @@ from eorouter_compute.grid import tiles
 from eorouter_compute.method import Band
 from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric
 from eorouter_compute.tiff import Code
-from eorouter_kernels import reference
+from eorouter_kernels.reference import pyramid as reference
 
 
 def spec_for(pixels, **fields):

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eorouter_compute import expression as language
-from eorouter_kernels import expression, reference
+from eorouter_kernels import expression
+from eorouter_kernels.reference import expression as reference
 
 NUMBERS = st.sampled_from(["0", "1", "2", "0.5", "3", "1e-3", "0.08", "7.5", "-1"])
 LEAVES = st.one_of(st.sampled_from(["a", "b", "c"]), NUMBERS)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eorouter_kernels import quantiles, reference
+from eorouter_kernels import quantiles
 from eorouter_kernels.coverage import Spans
+from eorouter_kernels.reference import zonal as reference
 
 SEEDED = settings(deadline=None, derandomize=True, max_examples=60)
 

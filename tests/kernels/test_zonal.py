@@ -8,7 +8,8 @@ from exactextract.raster import NumPyRasterSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eorouter_kernels import coverage, quantiles, reference, zonal
+from eorouter_kernels import coverage, quantiles, zonal
+from eorouter_kernels.reference import zonal as reference
 
 SEEDED = settings(deadline=None, derandomize=True, max_examples=60)
 
