@@ -1,6 +1,8 @@
 """What a method is, what it is given and what it gives back; the registry of methods.
 
     Params + inputs ──plan──► Plan(shards) ──run──► Part per shard ──merge──► Result
+                                  ▲                         │
+                                  └── turn: the next round ◄┘   where a later pass needs what an earlier one found
 
 `plan` is pure: it sees parameters and item metadata, never a pixel, so a price and a bound exist before anything
 starts. `run` and `merge` execute on a worker. Parts are msgspec bytes; large outputs are objects of the attempt. A
@@ -182,16 +184,21 @@ class Shard(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """All shards of a job, and what the merge costs."""
+    """All shards of a job's first round, and what the rest costs.
+
+    `later` has one bound per further round, of its shards together with the turn that makes them; its length is the
+    number of turns. A method whose passes need nothing of each other has one round and no turn.
+    """
 
     shards: tuple[Shard, ...]
     merge_bound: Bound = Bound()
+    later: tuple[Bound, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def bound(self) -> Bound:
         """Upper bound of the whole job."""
-        return total([shard.bound for shard in self.shards] + [self.merge_bound])
+        return total([*(shard.bound for shard in self.shards), *self.later, self.merge_bound])
 
 
 class FailedRead(Struct, frozen=True, kw_only=True):
@@ -279,7 +286,9 @@ class Method(Struct, frozen=True, kw_only=True):
         params: its `Params` subclass; the published JSON schema comes from it.
         plan: `(params, inputs) -> Plan`, pure; raises `RequestFault` with a pointer.
         run: `(params, inputs, shard body, attempt) -> Part`, on a worker.
-        merge: `(params, inputs, parts in shard order, attempt) -> Result`, on a worker.
+        merge: `(params, inputs, parts of the last round in shard order, attempt) -> Result`, on a worker.
+        turn: `(params, inputs, number, parts in shard order, attempt) -> shards`, on a worker: the shards of round
+            `number` (1, 2 …) from the parts of the round before; needed when plans have later rounds.
         item_limit: most input items.
         is_internal: not offered to callers; the service uses it itself (ingest).
         examples: JSON documents of `params`, shown in the docs and decoded by a test.
@@ -292,6 +301,7 @@ class Method(Struct, frozen=True, kw_only=True):
     plan: Callable[[Any, Sequence[InputItem]], Plan]
     run: Callable[[Any, Sequence[InputItem], bytes, Attempt], Part]
     merge: Callable[[Any, Sequence[InputItem], Sequence[Part], Attempt], Result]
+    turn: Callable[[Any, Sequence[InputItem], int, Sequence[Part], Attempt], Sequence[Shard]] | None = None
     item_limit: int = 1
     is_internal: bool = False
     examples: tuple[dict[str, Any], ...] = ()

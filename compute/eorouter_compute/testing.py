@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +151,16 @@ def _measure(folder: Path) -> Measured:
     idle = peak()
     started = time.perf_counter()
     plan = method.plan(params, inputs)
-    parts = [
-        found.run(params, inputs, shard.body, Attempt((folder / f"shard-{number}").as_uri()))
-        for number, shard in enumerate(plan.shards)
-    ]
+    parts = _run_rounds(params, inputs, plan, folder)
     shard_bytes = peak() - idle
     result = found.merge(params, inputs, parts, Attempt((folder / "merge").as_uri()))
     return Measured(
         shard_bytes=shard_bytes,
-        shard_bytes_bound=max(shard.bound.memory_bytes for shard in plan.shards),
+        shard_bytes_bound=max(b.memory_bytes for b in (*(shard.bound for shard in plan.shards), *plan.later)),
         job_bytes=peak() - idle,
         job_bytes_bound=plan.bound.memory_bytes,
-        written_bytes=sum(ref.size for part in parts for ref in part.objects.values()),
-        written_bytes_bound=sum(shard.bound.bytes_written for shard in plan.shards),
+        written_bytes=sum(path.stat().st_size for path in folder.glob("shards-*/**/*") if path.is_file()),
+        written_bytes_bound=sum(b.bytes_written for b in (*(shard.bound for shard in plan.shards), *plan.later)),
         pixels=result.report.pixels,
         pixels_bound=plan.bound.pixels,
         seconds=time.perf_counter() - started,
@@ -171,18 +169,23 @@ def _measure(folder: Path) -> Measured:
 
 
 def run_local(
-    params: Params, inputs: Sequence[InputItem], folder: Path | None = None, *, shard_pixels: int | None = None
+    params: Params,
+    inputs: Sequence[InputItem],
+    folder: Path | None = None,
+    *,
+    shard_pixels: int | None = None,
+    threads: int = 1,
 ) -> Result:
-    """Plan, run every shard and merge, as a cluster would: all that passes between the steps passes as bytes.
+    """Plan, run every round of shards and merge, as a cluster would: all that passes between steps passes as bytes.
 
     Args:
         params: of any installed method.
         inputs: the items it works on.
         folder: where objects are written; a fresh temporary folder by default.
         shard_pixels: output pixels per shard, for proving that results do not depend on it.
+        threads: shards at a time.
     """
     folder = Path(tempfile.mkdtemp(prefix="eorouter-")) if folder is None else folder
-    task = method.get(str(params.__struct_config__.tag))
     params = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=type(params))
     inputs = msgspec.msgpack.decode(msgspec.msgpack.encode(list(inputs)), type=list[InputItem])
     token = SHARD_PIXELS.set(shard_pixels or SHARD_PIXELS.get())
@@ -191,13 +194,32 @@ def run_local(
     finally:
         SHARD_PIXELS.reset(token)
     plan = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=method.Plan)
-    parts = []
-    for number, shard in enumerate(plan.shards):
-        attempt = Attempt((folder / "shards" / str(number)).as_uri())
-        part = task.run(params, inputs, shard.body, attempt)
-        parts.append(msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=method.Part))
+    parts = _run_rounds(params, inputs, plan, folder, threads)
+    task = method.get(str(params.__struct_config__.tag))
     result = task.merge(params, inputs, parts, Attempt((folder / "merge").as_uri()))
     return msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=Result)
+
+
+def _run_rounds(
+    params: Params, inputs: Sequence[InputItem], plan: method.Plan, folder: Path, threads: int = 1
+) -> list[method.Part]:
+    """Parts of the last round."""
+    task = method.get(str(params.__struct_config__.tag))
+    shards: Sequence[method.Shard] = plan.shards
+    for number in range(1 + len(plan.later)):
+
+        def run(place: int, shards: Sequence[method.Shard] = shards, number: int = number) -> method.Part:
+            attempt = Attempt((folder / f"shards-{number}" / str(place)).as_uri())
+            part = task.run(params, inputs, shards[place].body, attempt)
+            return msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=method.Part)
+
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(run, range(len(shards))))
+        if number < len(plan.later):
+            if task.turn is None:
+                raise TypeError(f"{task.id} plans later rounds and has no turn")
+            shards = task.turn(params, inputs, number + 1, parts, Attempt((folder / f"turn-{number + 1}").as_uri()))
+    return parts
 
 
 if __name__ == "__main__":
