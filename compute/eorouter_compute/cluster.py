@@ -34,7 +34,7 @@ from eorouter_compute.errors import ComputeError, RequestFault, ShardOutOfMemory
 from eorouter_compute.method import InputItem, Part
 
 MERGE = -1
-"""Number of the order that merges the parts of all others."""
+"""Number of the order that merges the parts of the last round; the turn to round n is order MERGE - n."""
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
 
     Attributes:
         job_id: whose shard.
-        number: which; `MERGE` for the merge.
+        number: which; `MERGE` for the merge, `MERGE - n` for the turn to round n.
         token: fencing token of this try.
         label: what the dashboard shows, `method`.
         prefix: URL below which the attempt writes.
@@ -84,7 +84,8 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
         inputs: msgpack of the input items; empty when `shared` is set.
         shared: URL of an object that holds `[task, inputs]` as msgpack, where they are too large to travel each time.
         body: the shard's body, as planned.
-        parts: for the merge, the parts of all shards in order, each msgpack.
+        parts: for the merge, the parts of the last round's shards in order, each msgpack; for a turn, those of the
+            round before it.
         memory_bytes: peak memory by the plan's bound.
     """
 
@@ -118,7 +119,7 @@ class Failure(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of an order: `part` (msgpack of Part, of Result for a merge) or `failure`."""
+    """What became of an order: `part` (msgpack of Part, of Result for a merge, of shards for a turn) or `failure`."""
 
     part: bytes | None = None
     failure: Failure | None = None
@@ -188,10 +189,14 @@ def _execute(order: ShardOrder) -> Any:
 
     attempt = Attempt(order.prefix, is_cancelled=lambda: order.job_id in _cancelled, on_progress=advance)
     attempt.advance(0)
+    if order.number > MERGE:
+        return chosen.run(params, inputs, order.body, attempt)
+    parts = [msgspec.msgpack.decode(part, type=Part) for part in order.parts]
     if order.number == MERGE:
-        parts = [msgspec.msgpack.decode(part, type=Part) for part in order.parts]
         return chosen.merge(params, inputs, parts, attempt)
-    return chosen.run(params, inputs, order.body, attempt)
+    if chosen.turn is None:
+        raise TypeError(f"{chosen.id} plans later rounds and has no turn")
+    return chosen.turn(params, inputs, MERGE - order.number, parts, attempt)
 
 
 class _Tagged(Struct):

@@ -206,6 +206,7 @@ def _run_rounds(
     """Parts of the last round."""
     task = method.get(str(params.__struct_config__.tag))
     shards: Sequence[method.Shard] = plan.shards
+    parts: list[method.Part] = []
     for number in range(1 + len(plan.later)):
 
         def run(place: int, shards: Sequence[method.Shard] = shards, number: int = number) -> method.Part:

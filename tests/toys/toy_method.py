@@ -24,6 +24,8 @@ Ill = Literal["request", "source", "fault", "defect", "die", "die_once", "deaf",
 class ToyParams(Params, tag="toy"):
     """Sum the numbers of every shard.
 
+    rounds: how often the shards run, each number one higher than in the round before.
+
     shards: how many; blocks, block_s: steps a shard takes and their length in seconds; ills: what goes wrong, by shard
     number; marker: folder where a shard leaves a file when it starts; padding: ballast in the request.
     """
@@ -34,6 +36,7 @@ class ToyParams(Params, tag="toy"):
     ills: Mapping[str, Ill] = msgspec.field(default_factory=dict)
     marker: str | None = None
     makes_item: bool = True
+    rounds: Annotated[int, Meta(ge=1, le=5)] = 1
     memory_bytes: int = 0
     padding: str = ""
 
@@ -43,7 +46,15 @@ def plan(params, inputs):
         raise InvalidParameter("4999 is not a number of shards.", pointer="/shards")
     bound = Bound(pixels=PIXELS, memory_bytes=params.memory_bytes, seconds=params.blocks * params.block_s)
     shards = tuple(Shard(body=msgspec.msgpack.encode(number), bound=bound) for number in range(params.shards))
-    return Plan(shards=shards, merge_bound=Bound(pixels=10))
+    whole = Bound(pixels=PIXELS * len(shards), bytes_written=PIXELS * len(shards))
+    return Plan(shards=shards, merge_bound=Bound(pixels=10), later=(whole,) * (params.rounds - 1))
+
+
+def turn(params, inputs, number, parts, attempt):
+    bound = Bound(pixels=PIXELS, bytes_written=PIXELS)
+    numbers = [msgspec.msgpack.decode(part.body, type=int) + 1 for part in parts]
+    assert all(len(read_object(part.objects["numbers"].href)) == PIXELS for part in parts)
+    return [Shard(body=msgspec.msgpack.encode(number), bound=bound) for number in numbers]
 
 
 def run(params, inputs, body, attempt):
@@ -101,6 +112,7 @@ def merge(params, inputs, parts, attempt):
 
 
 METHOD = Method(
-    id="toy", title="Toy sum", makes=Kind.TABLE, params=ToyParams, plan=plan, run=run, merge=merge, item_limit=3,
+    id="toy", title="Toy sum", makes=Kind.TABLE, params=ToyParams, plan=plan, run=run, merge=merge, turn=turn,
+    item_limit=3,
     examples=({"method": "toy", "shards": 2},),
 )  # fmt: skip

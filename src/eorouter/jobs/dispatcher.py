@@ -79,7 +79,7 @@ class _Pace:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
-        self.start = MERGE
+        self.start = leases.FROM_THE_FIRST
 
     @property
     def load(self) -> float:
@@ -273,10 +273,11 @@ class Dispatcher:
     async def _order(self, claim: Claim) -> ShardOrder:
         card = await self._card(claim.job_id)
         parts: tuple[bytes, ...] = ()
-        if claim.number == MERGE:
+        if claim.number <= MERGE:
             query = sa.select(job_shards.c.part).where(job_shards.c.job_id == claim.job_id)
+            before = (job_shards.c.number > MERGE) & (job_shards.c.round == claim.round - 1)
             async with self._stores.db.read() as tx:
-                rows = await tx.execute(query.where(job_shards.c.number != MERGE).order_by(job_shards.c.number))
+                rows = await tx.execute(query.where(before).order_by(job_shards.c.number))
                 parts = tuple(rows.scalars())
         return ShardOrder(
             job_id=claim.job_id,

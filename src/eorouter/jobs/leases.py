@@ -19,17 +19,20 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.jobs.fairness import FairShare, Lane
-from eorouter.jobs.queue import append, move
+from eorouter.jobs.queue import append, move, ready_next, shard_row
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage import uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute.cluster import MERGE, Failure, Outcome
-from eorouter_compute.method import Bound
+from eorouter_compute.method import Bound, Shard, total
 
 LEASE_S = 30.0
 ATTEMPT_LIMIT = 4
 """Tries of one shard before its job fails: what fails four times on good machines is the shard."""
+
+FROM_THE_FIRST = -(1 << 31)
+"""Below every number of a shard, a turn or a merge."""
 
 _MEMORY_ATTEMPT_LIMIT = 2  # a shard that shared its worker may have been the victim: it gets one more try
 _BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 30.0
@@ -45,6 +48,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     number: int
     token: int
     attempt: int
+    round: int
     body: bytes
     bound: Bound
     is_interactive: bool
@@ -77,7 +81,7 @@ class OpenJob(Struct, frozen=True, kw_only=True):
     id: str
     lane: Lane
     load: float = 1.0
-    start: int = MERGE
+    start: int = FROM_THE_FIRST
 
 
 def attempts_key(org_id: str, project_id: str, job_id: str) -> str:
@@ -150,7 +154,7 @@ async def _ready(tx: AsyncConnection, job: OpenJob, limit: int, now: datetime) -
     )
     # Those claimed already lie in front; reading over thousands of them in every turn would cost more than the work.
     rows = (await tx.execute(query.where(job_shards.c.number >= job.start))).all()
-    if len(rows) < limit and job.start > MERGE:
+    if len(rows) < limit and job.start > FROM_THE_FIRST:
         rows = (await tx.execute(query)).all()
     return [(row.number, float(row.bound.get("seconds", 0.0))) for row in rows]
 
@@ -168,7 +172,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             lease_until=now + timedelta(seconds=LEASE_S),
             timing=None,
         )
-        .returning(job_shards.c.number, job_shards.c.token, job_shards.c.attempt, job_shards.c.body, job_shards.c.bound)
+        .returning(*(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound")))
     )
     held = await _locked(tx, job.id)
     claims = [
@@ -177,6 +181,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             number=row.number,
             token=row.token,
             attempt=row.attempt,
+            round=row.round,
             body=row.body,
             bound=msgspec.convert(row.bound, Bound),
             is_interactive=job.lane[1],
@@ -212,7 +217,7 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
     failed = [each for each in landed if each.outcome.failure is not None]
     done = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
     gained = sum(each.claim.bound.pixels - each.pixels for each in done)
-    shards = [each.claim.number for each in done if each.claim.number != MERGE]
+    shards = [each.claim.number for each in done if each.claim.number > MERGE]
     shards_done = job.shards_done + len(shards)
     if done:
         await tx.execute(
@@ -224,14 +229,37 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
         progress = {"shards": shards, "shards_done": shards_done, "shards_total": job.shards_total}
         await append(tx, job.id, "shard.completed", progress | {"pixels_done": job.pixels_done + gained}, now)
         if shards_done == job.shards_total:
-            await _ready_merge(tx, job.id, now)
+            await ready_next(tx, job.id, now)
     for each in failed:
         if await fail_shard(tx, job, each, now):
             return False
-    if len(shards) < len(done) and not job.is_cancelling:
+    for each in done:
+        if each.claim.number < MERGE:
+            await _begin_round(tx, job, each, now)
+    if any(each.claim.number == MERGE for each in done) and not job.is_cancelling:
         await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
+
+
+async def _begin_round(tx: AsyncConnection, job: sa.Row[Any], turned: Landed, now: datetime) -> None:
+    """Add the shards that a turn made; of a round without any, what comes next is ready at once."""
+    claim = turned.claim
+    shards = msgspec.msgpack.decode(turned.outcome.part or b"", type=tuple[Shard, ...])
+    if not shards:
+        await ready_next(tx, job.id, now)
+        return
+    made, promised = total(shard.bound for shard in shards), claim.bound
+    if made.bytes_read > promised.bytes_read or made.bytes_written > promised.bytes_written:
+        log.error("jobs.round.exceeds", job=job.id, method=job.method, round=claim.round, made=made, promised=promised)
+    rows = [
+        shard_row(job.id, number, claim.round, shard, now, state=ShardState.READY)
+        for number, shard in enumerate(shards, job.shards_total)
+    ]
+    await tx.execute(sa.insert(job_shards), rows)
+    await tx.execute(sa.update(jobs).where(jobs.c.id == job.id).values(shards_total=job.shards_total + len(rows)))
+    began = {"round": claim.round, "shards": len(rows), "shards_total": job.shards_total + len(rows)}
+    await append(tx, job.id, "round.started", began, now)
 
 
 async def _finish(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> list[Landed]:
@@ -292,15 +320,6 @@ def _current(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
     )
 
 
-async def _ready_merge(tx: AsyncConnection, job_id: str, now: datetime) -> None:
-    await tx.execute(
-        sa.update(job_shards)
-        .where(job_shards.c.job_id == job_id, job_shards.c.number == MERGE)
-        .where(job_shards.c.state == ShardState.WAITING.value)
-        .values(state=ShardState.READY.value, ready_at=now)
-    )
-
-
 async def _discard(tx: AsyncConnection, job: sa.Row[Any], claim: Claim, now: datetime) -> None:
     """Have a stale try's objects deleted: nobody will ever read them."""
     log.info("jobs.shard.stale", job=claim.job_id, shard=claim.number, token=claim.token, request_id=job.request_id)
@@ -358,7 +377,7 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
 def problem(failure: Failure, *, shard: int) -> dict[str, Any]:
     """What the job's owner is told."""
     found: dict[str, Any] = {"code": failure.code, "message": failure.message}
-    if shard != MERGE:
+    if shard > MERGE:
         found["shard"] = shard
     return found | ({"pointer": failure.pointer} if failure.pointer else {})
 
@@ -423,7 +442,7 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
     for row in rows:
         job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
         ghost = Claim(
-            job_id=row.job_id, number=row.number, token=row.token, attempt=row.attempt,
+            job_id=row.job_id, number=row.number, token=row.token, attempt=row.attempt, round=0,
             body=b"", bound=Bound(), is_interactive=job.is_interactive, request_id=job.request_id,
         )  # fmt: skip
         pixels = int((row.timing or {}).get("pixels", 0))

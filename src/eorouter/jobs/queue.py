@@ -23,9 +23,11 @@ from eorouter.storage.tables import job_events, job_shards, jobs, owned
 from eorouter.types import Principal, new_id
 from eorouter_compute import method
 from eorouter_compute.cluster import MERGE
-from eorouter_compute.method import InputItem, Params, Plan
+from eorouter_compute.method import InputItem, Params, Plan, Shard
 
-__all__ = ["TERMINAL", "append", "cancel", "create", "dispatch", "find", "move", "prepare", "wait"]
+__all__ = [
+    "TERMINAL", "append", "cancel", "create", "dispatch", "find", "move", "prepare", "ready_next", "shard_row", "wait",
+]  # fmt: skip
 
 log = structlog.get_logger(__name__)
 
@@ -107,21 +109,31 @@ async def create(
 
 
 def _shard_rows(job_id: str, plan: Plan, now: datetime) -> list[dict[str, Any]]:
-    """A row per shard, and one for the merge; all wait until the job is dispatched."""
-    planned = [(number, shard.body, shard.bound) for number, shard in enumerate(plan.shards)]
-    return [
-        {
-            "job_id": job_id,
-            "number": number,
-            "state": ShardState.WAITING.value,
-            "body": body,
-            "bound": msgspec.to_builtins(bound),
-            "attempt": 0,
-            "token": 0,
-            "ready_at": now,
-        }
-        for number, body, bound in [*planned, (MERGE, b"", plan.merge_bound)]
+    """A row per shard of the first round, per turn, and one for the merge; all wait until the job is dispatched."""
+    # A turn's bound is that of its whole round; its pixels are counted when the round's shards are done.
+    turns = [
+        shard_row(job_id, MERGE - number, number, Shard(body=b"", bound=msgspec.structs.replace(bound, pixels=0)), now)
+        for number, bound in enumerate(plan.later, 1)
     ]
+    merge = shard_row(job_id, MERGE, len(plan.later) + 1, Shard(body=b"", bound=plan.merge_bound), now)
+    return [*(shard_row(job_id, number, 0, shard, now) for number, shard in enumerate(plan.shards)), *turns, merge]
+
+
+def shard_row(
+    job_id: str, number: int, round_number: int, shard: Shard, now: datetime, *, state: ShardState = ShardState.WAITING
+) -> dict[str, Any]:
+    """The row of a shard that nobody has tried yet."""
+    return {
+        "job_id": job_id,
+        "number": number,
+        "round": round_number,
+        "state": state.value,
+        "body": shard.body,
+        "bound": msgspec.to_builtins(shard.bound),
+        "attempt": 0,
+        "token": 0,
+        "ready_at": now,
+    }
 
 
 async def find(tx: AsyncConnection, principal: Principal, job_id: str, *, locks: bool = False) -> Row[Any]:
@@ -154,10 +166,21 @@ async def _queue(tx: AsyncConnection, job_id: str, now: datetime) -> None:
     await move(tx, job_id, JobState.CREATED, JobEvent.DISPATCH, now=now, queued_at=now)
     mine = job_shards.c.job_id == job_id
     ready = {"state": ShardState.READY.value, "ready_at": now}
-    changed = await tx.execute(sa.update(job_shards).where(mine, job_shards.c.number != MERGE).values(ready))
+    changed = await tx.execute(sa.update(job_shards).where(mine, job_shards.c.number > MERGE).values(ready))
     if changed.rowcount == 0:  # nothing to run: the merge says so in a result
-        await tx.execute(sa.update(job_shards).where(mine).values(ready))
+        await ready_next(tx, job_id, now)
     await notify(tx)
+
+
+async def ready_next(tx: AsyncConnection, job_id: str, now: datetime) -> None:
+    """A round is done: what comes next, a turn or the merge, may run."""
+    waiting = (job_shards.c.job_id == job_id) & (job_shards.c.state == ShardState.WAITING.value)
+    following = sa.select(sa.func.min(job_shards.c.round)).where(waiting).scalar_subquery()
+    await tx.execute(
+        sa.update(job_shards)
+        .where(waiting, job_shards.c.round == following)
+        .values(state=ShardState.READY.value, ready_at=now)
+    )
 
 
 async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: datetime) -> None:

@@ -200,7 +200,9 @@ job_shards = sa.Table(
     "job_shards",
     metadata,
     sa.Column("job_id", Key, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),  # -1 is the merge, ready when all others are done
+    sa.Column("number", sa.Integer, primary_key=True),  # -1 is the merge, -1 - n the turn that makes round n
+    # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
+    sa.Column("round", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),  # waiting, ready, leased, done, failed
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("bound", Json, nullable=False),

@@ -52,6 +52,15 @@ async def test_job_of_many_shards_completes_with_item_checksum_and_events(stores
     assert sorted(done) == [0, 1, 2, 3, 4]
 
 
+async def test_job_of_several_rounds_hands_each_what_the_one_before_left(stores, create, dispatcher):
+    job_id = await create(shards=3, rounds=3)
+    row = await queue.wait(stores.db, job_id, 20)
+    assert (row.state, row.problem) == ("completed", None)
+    assert row.result["summary"] == {"sum": 2 + 3 + 4, "numbers": 3}
+    assert (row.shards_total, row.shards_done, row.pixels_done) == (9, 9, 9010)
+    assert [data["round"] for kind, data in await events_of(stores, job_id) if kind == "round.started"] == [1, 2]
+
+
 async def test_what_is_logged_of_a_job_names_the_request_that_created_it(stores, create, dispatcher, monkeypatch):
     tries = []
     copy = stores.objects.copy

@@ -14,7 +14,7 @@ from eorouter.storage.database import spelled
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
 from eorouter.types import utc_now
 from eorouter_compute.cluster import MERGE, Failure, Outcome
-from eorouter_compute.method import Part, Result
+from eorouter_compute.method import Bound, Part, Result, Shard
 
 DONE = Outcome(part=msgspec.msgpack.encode(Part()), seconds=0.1)
 LOST = Outcome(failure=Failure(kind="machine", code="worker_lost", message="gone"))
@@ -150,6 +150,33 @@ async def test_bystander_of_a_killed_worker_keeps_its_tries(stores, create):
         await record(stores, Landed(claim=each, outcome=msgspec.structs.replace(LOST, is_bystander=True)))
     assert (await job(stores, job_id)).state == "running"
     assert (await shard(stores, job_id, 0)).attempt == 0
+
+
+async def test_a_turn_adds_the_shards_of_the_next_round(stores, create):
+    job_id = await create(shards=2, rounds=2)
+    first, _ = await claim(stores)
+    await record(stores, *[Landed(claim=each, outcome=DONE) for each in first])
+    assert [(each.number, each.round) for each in first] == [(0, 0), (1, 0)]
+    (turn,), _ = await claim(stores)
+    assert (turn.number, turn.round) == (MERGE - 1, 1)
+    made = [Shard(body=b"x", bound=Bound(pixels=7)), Shard(body=b"y", bound=Bound(pixels=8))]
+    await record(stores, Landed(claim=turn, outcome=Outcome(part=msgspec.msgpack.encode(made))))
+    second, _ = await claim(stores)
+    assert [(each.number, each.round, each.body) for each in second] == [(2, 1, b"x"), (3, 1, b"y")]
+    assert (await job(stores, job_id)).shards_total == 4
+    await record(stores, *[Landed(claim=each, outcome=DONE) for each in second])
+    (merge,), _ = await claim(stores)
+    assert (merge.number, merge.round) == (MERGE, 2)
+
+
+async def test_a_turn_that_makes_nothing_readies_the_merge(stores, create):
+    await create(shards=1, rounds=2)
+    (each,), _ = await claim(stores)
+    await record(stores, Landed(claim=each, outcome=DONE))
+    (turn,), _ = await claim(stores)
+    await record(stores, Landed(claim=turn, outcome=Outcome(part=msgspec.msgpack.encode([]))))
+    (merge,), _ = await claim(stores)
+    assert merge.number == MERGE
 
 
 async def merged(stores, create, result):

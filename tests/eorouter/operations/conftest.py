@@ -48,7 +48,7 @@ async def _work(stores: Stores) -> None:
             shards = (
                 await tx.execute(
                     sa.select(job_shards.c.number, job_shards.c.body)
-                    .where(job_shards.c.job_id == job.id, job_shards.c.number != MERGE)
+                    .where(job_shards.c.job_id == job.id, job_shards.c.number > MERGE)
                     .order_by(job_shards.c.number)
                 )
             ).all()
