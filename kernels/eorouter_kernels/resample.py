@@ -10,6 +10,7 @@ the window that is worked on; that is why results do not depend on how work is c
 import numpy as np
 
 from eorouter_kernels._jit import WARM_DTYPES, kernel
+from eorouter_kernels.neighbourhood import eight_wide, four_by_four, four_wide, two_by_two
 
 ROW, COL, HEIGHT, WIDTH, ROW_SPAN, COL_SPAN, DENSE, START = range(8)
 """Columns of `leaves`: first row and column, pixels covered, distance in pixels between the corner nodes, 1 for a node
@@ -74,10 +75,15 @@ def _row_positions(
     by = (nodes[start + 2, 1] + nodes[start + 3, 1] - nodes[start, 1] - nodes[start + 1, 1]) / twice
     wide_x, wide_y, covered = np.sqrt(ax * ax + bx * bx), np.sqrt(ay * ay + by * by), abs(ax * by - bx * ay)
     first = col - leaf[COL]
+    # One array per loop: LLVM gives up on loops whose arrays might overlap in too many ways. And 32-bit numbers: AVX2
+    # has no conversion of 64-bit ones.
     for j in range(count):
-        x[j] = left_x + ax * (first + j)
-        y[j] = left_y + ay * (first + j)
-        sx[j], sy[j], area[j] = wide_x, wide_y, covered
+        x[j] = left_x + ax * np.float64(np.int32(first + j))
+    for j in range(count):
+        y[j] = left_y + ay * np.float64(np.int32(first + j))
+    sx[:count] = wide_x
+    sy[:count] = wide_y
+    area[:count] = covered
 
 
 @kernel
@@ -90,74 +96,95 @@ def _taps(kind: int, scale: float) -> int:
 
 
 @kernel
-def _weight(kind: int, d: float) -> float:
-    """The kernel at distance `d` from its centre, in units of its width."""
-    if kind == BILINEAR:
-        return max(1.0 - d, 0.0)
-    if kind == CUBIC:
-        near = (1.5 * d - 2.5) * d * d + 1.0
-        far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
-        return near if d < 1.0 else far if d < 2.0 else 0.0
-    if d < 1e-9:
-        return 1.0
-    if d >= 3.0:
-        return 0.0
-    angle = np.pi * d
-    return 3.0 * np.sin(angle) * np.sin(angle / 3.0) / (angle * angle)
-
-
-@kernel
 def _weights(
-    kind: int, centre: np.ndarray, scale: np.ndarray, taps: int, count: int, first: np.ndarray, weights: np.ndarray
-) -> None:
+    kind: int, centre: np.ndarray, scale: np.ndarray, taps: int, is_wide: bool, count: int, first: np.ndarray,
+    weights: np.ndarray, offset: np.ndarray, inverse: np.ndarray, whole: np.ndarray,
+) -> None:  # fmt: skip
     """First source pixel and weights of a kernel along one axis, for pixels of one row.
 
-    Shapes: centre, scale (≥ count,) float64; first (≥ count,) int64; weights (≥ taps, ≥ count).
+    Shapes: centre, scale (≥ count,) float64; first (≥ count,) int32; weights (≥ taps, ≥ count); offset, inverse, whole
+        (≥ count,) are room to work in. Rows of `weights` from `taps` on become zero.
     Units: source pixels. The weights of each pixel sum to 1; of SUM they are overlaps.
     Reference: triangle; Keys 1981, IEEE ASSP 29(6), a = −1/2; Lanczos with three lobes; box overlap.
     """
+    real = weights.dtype.type
+    zero, one, two = real(0), real(1), real(2)
+    radius = 0.5 if kind >= AVERAGE else 1.0 if kind == BILINEAR else 2.0 if kind == CUBIC else 3.0
+    # One array per loop, see `_row_positions`.
     if kind >= AVERAGE:
         for j in range(count):
-            first[j] = int(np.floor(centre[j] - 0.5 * scale[j] + SLIVER))
-            low, high = centre[j] - 0.5 * scale[j], centre[j] + 0.5 * scale[j]
-            whole = 0.0
-            for k in range(taps):
-                cut = min(first[j] + k + 1.0, high) - max(first[j] + k + 0.0, low)
-                whole += cut if cut > SLIVER else 0.0
-            whole = 1.0 if kind == SUM or whole == 0.0 else whole
-            for k in range(taps):
-                cut = min(first[j] + k + 1.0, high) - max(first[j] + k + 0.0, low)
-                weights[k, j] = cut / whole if cut > SLIVER else 0.0
-        return
-    if kind == BILINEAR and taps == 2:
+            low = np.floor(centre[j] - 0.5 * scale[j] + SLIVER)
+            first[j] = np.int32(min(max(low, -1e9), 1e9))
         for j in range(count):
-            u = centre[j] - 0.5
-            low = np.floor(u)
-            first[j] = int(low)
-            weights[0, j] = 1.0 - (u - low)
-            weights[1, j] = u - low
-        return
-    if kind == CUBIC and taps == 4:
+            offset[j] = real(centre[j] - 0.5 * scale[j] - first[j])
         for j in range(count):
-            u = centre[j] - 0.5
-            low = np.floor(u)
-            f = u - low
-            first[j] = int(low) - 1
-            weights[0, j] = ((-0.5 * f + 1.0) * f - 0.5) * f
-            weights[1, j] = (1.5 * f - 2.5) * f * f + 1.0
-            weights[2, j] = ((-1.5 * f + 2.0) * f + 0.5) * f
-            weights[3, j] = (0.5 * f - 0.5) * f * f
-        return
-    radius = 1.0 if kind == BILINEAR else 2.0 if kind == CUBIC else 3.0
+            inverse[j] = real(scale[j])
+    elif is_wide:
+        for j in range(count):
+            low = np.floor(centre[j] - 0.5 - radius * scale[j]) + 1.0
+            first[j] = np.int32(min(max(low, -1e9), 1e9))
+        for j in range(count):
+            offset[j] = real(centre[j] - 0.5 - first[j])
+        for j in range(count):
+            inverse[j] = real(1.0 / scale[j])
+    else:
+        for j in range(count):
+            low = np.floor(centre[j] - 0.5) + (1.0 - radius)
+            first[j] = np.int32(min(max(low, -1e9), 1e9))
+        for j in range(count):
+            offset[j] = real(centre[j] - 0.5 - first[j])
+        for j in range(count):
+            inverse[j] = one
     for j in range(count):
-        u, s = centre[j] - 0.5, max(scale[j], 1.0)
-        low = int(np.floor(u - radius * s)) + 1
-        first[j] = low
-        whole = 0.0
-        for k in range(taps):
-            whole += _weight(kind, abs(low + k - u) / s)
-        for k in range(taps):
-            weights[k, j] = _weight(kind, abs(low + k - u) / s) / whole
+        whole[j] = zero
+    for k in range(weights.shape[0]):
+        row = weights[k]
+        if k >= taps:
+            for j in range(count):
+                row[j] = zero
+        elif kind >= AVERAGE:
+            for j in range(count):
+                cut = min(real(k) + one, offset[j] + inverse[j]) - max(real(k), offset[j])
+                row[j] = cut if cut > real(SLIVER) else zero
+                whole[j] += row[j]
+        elif kind == CUBIC and not is_wide and (k == 1 or k == 2):
+            for j in range(count):
+                d = abs(real(k) - offset[j])
+                row[j] = (real(1.5) * d - real(2.5)) * d * d + one
+        elif kind == CUBIC and not is_wide:
+            for j in range(count):
+                d = abs(real(k) - offset[j])
+                row[j] = ((real(2.5) - real(0.5) * d) * d - real(4)) * d + two
+        elif kind == BILINEAR and not is_wide:
+            for j in range(count):
+                row[j] = one - abs(real(k) - offset[j])
+        elif kind == BILINEAR:
+            for j in range(count):
+                row[j] = max(one - abs(real(k) - offset[j]) * inverse[j], zero)
+                whole[j] += row[j]
+        elif kind == CUBIC:
+            for j in range(count):
+                d = abs(real(k) - offset[j]) * inverse[j]
+                near = (real(1.5) * d - real(2.5)) * d * d + one
+                far = ((real(2.5) - real(0.5) * d) * d - real(4)) * d + two
+                row[j] = near if d < one else (far if d < two else zero)
+                whole[j] += row[j]
+        else:
+            for j in range(count):
+                d = abs(float(k) - offset[j]) * inverse[j]
+                s = np.sin(np.pi / 3.0 * d)
+                # sin 3a = sin a (3 − 4 sin² a): one sine instead of two.
+                lobe = s * s * (3.0 - 4.0 * s * s) * 3.0 / (np.pi * np.pi * max(d * d, 1e-12))
+                row[j] = real(1.0 if d < 1e-6 else lobe if d < 3.0 else 0.0)
+                whole[j] += row[j]
+    if kind == SUM or not (is_wide or kind == LANCZOS or kind == AVERAGE):
+        return
+    for j in range(count):
+        whole[j] = one / whole[j] if whole[j] != zero else one
+    for k in range(taps):
+        row = weights[k]
+        for j in range(count):
+            row[j] *= whole[j]
 
 
 @kernel
@@ -213,7 +240,7 @@ def nearest(
     for n in range(leaves.shape[0]):
         long = max(long, leaves[n, WIDTH])
     x, y, sx, sy, area = np.empty(long), np.empty(long), np.empty(long), np.empty(long), np.empty(long)
-    at = np.empty(long, np.int64)
+    xs, ys, whole_row = np.empty(long, np.int32), np.empty(long, np.int32), np.int64(width)
     lost = 0
     for n in range(leaves.shape[0]):
         leaf = leaves[n]
@@ -223,22 +250,27 @@ def nearest(
             continue
         for row in range(max(leaf[ROW], clip[0]), min(leaf[ROW] + leaf[HEIGHT], clip[2])):
             _row_positions(leaf, nodes, row, left, count, 0.0, x, y, sx, sy, area)
-            is_inside = True
+            # NaN becomes −1 or the size, and either is outside.
             for j in range(count):
-                inside = x[j] + _TIE >= origin[1] and x[j] + _TIE < origin[1] + width
-                inside = inside and y[j] + _TIE >= origin[0] and y[j] + _TIE < origin[0] + height
-                c, r = int(np.floor(x[j] + _TIE)) - origin[1], int(np.floor(y[j] + _TIE)) - origin[0]
-                at[j] = r * width + c if inside else -1
-                is_inside = is_inside and inside
+                xs[j] = np.int32(min(max(np.floor(x[j] + _TIE) - origin[1], -1.0), width + 0.0))
+            for j in range(count):
+                ys[j] = np.int32(min(max(np.floor(y[j] + _TIE) - origin[0], -1.0), height + 0.0))
+            west, east, top, bottom = xs[0], xs[0], ys[0], ys[0]
+            for j in range(count):
+                west, east, top, bottom = min(west, xs[j]), max(east, xs[j]), min(top, ys[j]), max(bottom, ys[j])
+            is_inside = west >= 0 and top >= 0 and east < width and bottom < height
             for b in range(bands):
                 target, gone = out[b, row - corner[0]], missing[b, row - corner[0]]
+                cut, band = target[left - corner[1] : right - corner[1]], flat[b]
                 if is_inside and not has_valid:
                     for j in range(count):
-                        target[left - corner[1] + j] = flat[b, np.uint64(at[j])]
+                        cut[j] = band[np.uint64(ys[j] * whole_row + xs[j])]
                     continue
                 for j in range(count):
-                    known = at[j] >= 0 and (not has_valid or flat_valid[b, at[j]])
-                    target[left - corner[1] + j] = flat[b, at[j]] if known else 0
+                    known = xs[j] >= 0 and ys[j] >= 0 and xs[j] < width and ys[j] < height
+                    at = ys[j] * whole_row + xs[j]
+                    known = known and (not has_valid or flat_valid[b, at])
+                    cut[j] = band[at] if known else 0
                     if not known:
                         gone[left - corner[1] + j] = True
                         lost += 1
@@ -288,23 +320,23 @@ def _patched(
         r, c = int(np.floor(centre[0] + _TIE)), int(np.floor(centre[1] + _TIE))
         if r < 0 or c < 0 or r >= height or c >= width or (flat_valid.size > 0 and not flat_valid[r * width + c]):
             return False, 0.0
-    total = 0.0 * wx[0]
-    for ky in range(taps[0]):
-        if wy[ky] == 0:
+    total = wx.dtype.type(0)
+    for kx in range(taps[1]):
+        if wx[kx] == 0:
             continue
-        r = first[0] + ky
-        part = 0.0 * wx[0]
-        for kx in range(taps[1]):
-            if wx[kx] == 0:
+        c = first[1] + kx
+        part = wx.dtype.type(0)
+        for ky in range(taps[0]):
+            if wy[ky] == 0:
                 continue
-            c = first[1] + kx
+            r = first[0] + ky
             if r < 0 or c < 0 or r >= height or c >= width or (flat_valid.size > 0 and not flat_valid[r * width + c]):
                 is_whole = False
                 break
-            part += wx[kx] * wx.dtype.type(flat[r * width + c])
+            part += wy[ky] * wx.dtype.type(flat[r * width + c])
         if not is_whole:
             break
-        total += wy[ky] * part
+        total += wx[kx] * part
     if is_whole:
         return True, total
     every, got, summed = 0.0, 0.0, 0.0
@@ -330,40 +362,92 @@ def _patched(
 
 
 @kernel
-def _gathered(
-    flat: np.ndarray, width: int, at: np.ndarray, taps: tuple[int, int], count: int, wy: np.ndarray, wx: np.ndarray,
-    total: np.ndarray,
-) -> None:  # fmt: skip
-    """Weighted sums of whole neighbourhoods of pixels, all of them there.
+def _lanes(taps: tuple[int, int]) -> int:
+    """Columns that a whole neighbourhood is read in; those beyond the taps have no weight."""
+    return 2 if taps == (2, 2) else 4 if taps[1] <= 4 else (taps[1] + 7) // 8 * 8
 
-    Shapes: flat (y · x,), at (≥ count,) index of each neighbourhood's first pixel; wy, wx (≥ taps, ≥ count); total
-        (≥ count,). The order of the additions is that of `_patched`: rows first.
+
+@kernel
+def _whole_until(
+    first_y: np.ndarray, first_x: np.ndarray, origin: tuple[int, int], size: tuple[int, int], reach: tuple[int, int],
+    clear: np.ndarray, j: int, count: int,
+) -> int:  # fmt: skip
+    """End of the run of pixels from `j` on whose neighbourhoods of `reach` (rows, columns) are there whole.
+
+    Shapes: first_y, first_x (≥ count,); clear (tile row, tile column), of size 0 when all are data.
     """
-    ny, nx = taps
-    one = np.uint64(1)
+    while j < count:
+        r, c = first_y[j] - origin[0], first_x[j] - origin[1]
+        if r < 0 or c < 0 or r + reach[0] > size[0] or c + reach[1] > size[1]:
+            return j
+        if clear.size > 0 and not _is_clear(clear, (r, c, r + reach[0], c + reach[1])):
+            return j
+        j += 1
+    return count
+
+
+@kernel
+def _gathered(
+    flat: np.ndarray, width: int, origin: tuple[int, int], first_y: np.ndarray, first_x: np.ndarray,
+    taps: tuple[int, int], wy: np.ndarray, wx: np.ndarray, run: tuple[int, int], sums: np.ndarray,
+) -> None:  # fmt: skip
+    """Weighted sums of neighbourhoods that are there whole, lanes beyond the taps too; most time is spent here.
+
+    Shapes: flat (y · x,); first_y, first_x, sums (≥ run[1],); wy (≥ rows, n), wx (≥ lanes, n). `run` is the first pixel
+        and the end. The order of the additions is that of `_patched`: columns first, then across.
+    """
+    zero = wx.dtype.type(0)
+    start = -origin[0] * width - origin[1]
+    if taps[0] == 2 and taps[1] == 2:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = two_by_two(flat, at, width, 2, wy, wx, 0, j, zero)
+    elif taps[0] == 4 and taps[1] == 4:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = four_by_four(flat, at, width, 4, wy, wx, 0, j, zero)
+    elif taps[1] <= 4:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = four_wide(flat, at, width, taps[0], wy, wx, 0, j, zero)
+    else:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            total = zero
+            for column in range(0, taps[1], 8):
+                total = eight_wide(flat, at + column, width, taps[0], wy, wx, column, j, total)
+            sums[j] = total
+
+
+@kernel
+def _settled(
+    kind: int, is_dense: bool, count: int, x: np.ndarray, y: np.ndarray, sx: np.ndarray, sy: np.ndarray,
+    area: np.ndarray,
+) -> tuple[float, float]:  # fmt: skip
+    """Make positions and sizes fit for `_weights`, in place; gives the largest sizes.
+
+    Shapes: all (≥ count,) float64.
+    Nodata: what has no position is put far outside, where nothing is valid.
+    """
+    wide_x, wide_y = 1.0, 1.0
+    if not is_dense and abs(x[0]) + abs(y[0]) + abs(x[count - 1]) + abs(y[count - 1]) < 1e9:
+        # Along the row of a bilinear leaf positions are linear and sizes all alike.
+        if kind == SUM:
+            area[:count] = area[0] / (sx[0] * sy[0])
+        elif kind != AVERAGE:
+            sx[:count] = sx[0] if sx[0] > SCALE_MIN else 1.0
+            sy[:count] = sy[0] if sy[0] > SCALE_MIN else 1.0
+        return max(sx[0], 1.0), max(sy[0], 1.0)
     for j in range(count):
-        total[j] = 0
-    for ky in range(ny):
-        down = np.uint64(ky * width)
-        if nx == 2:
-            for j in range(count):
-                p = at[j] + down
-                part = wx[0, j] * wx.dtype.type(flat[p]) + wx[1, j] * wx.dtype.type(flat[p + one])
-                total[j] += wy[ky, j] * part
-        elif nx == 4:
-            for j in range(count):
-                p = at[j] + down
-                part = wx[0, j] * wx.dtype.type(flat[p]) + wx[1, j] * wx.dtype.type(flat[p + one])
-                part += wx[2, j] * wx.dtype.type(flat[p + np.uint64(2)])
-                part += wx[3, j] * wx.dtype.type(flat[p + np.uint64(3)])
-                total[j] += wy[ky, j] * part
-        else:
-            for j in range(count):
-                p = at[j] + down
-                part = wx[0, j] * wx.dtype.type(flat[p])
-                for kx in range(1, nx):
-                    part += wx[kx, j] * wx.dtype.type(flat[p + np.uint64(kx)])
-                total[j] += wy[ky, j] * part
+        if not (abs(x[j]) < 1e9 and abs(y[j]) < 1e9):
+            x[j], y[j], sx[j], sy[j], area[j] = -1e9, -1e9, 1.0, 1.0, 1.0
+        if kind == SUM:
+            area[j] = area[j] / (sx[j] * sy[j])
+        elif kind != AVERAGE:
+            sx[j] = sx[j] if sx[j] > SCALE_MIN else 1.0
+            sy[j] = sy[j] if sy[j] > SCALE_MIN else 1.0
+        wide_x, wide_y = max(wide_x, sx[j]), max(wide_y, sy[j])
+    return wide_x, wide_y
 
 
 @kernel
@@ -383,13 +467,16 @@ def weighted(
     bands, height, width = source.shape
     has_valid, is_whole = valid.size > 0, limits[0] <= limits[1]
     flat, flat_valid = source.reshape(bands, height * width), valid.reshape(bands, valid.shape[1] * valid.shape[2])
-    none, clear = np.empty(0, np.bool_), _clear_tiles(valid, height, width)
+    none, clear_none = np.empty(0, np.bool_), np.empty((0, 0), np.bool_)
+    clear = _clear_tiles(valid, height, width)
     long = 1
     for n in range(leaves.shape[0]):
         long = max(long, min(leaves[n, WIDTH], clip[3] - clip[1]))
     x, y, sx, sy, area = np.empty(long), np.empty(long), np.empty(long), np.empty(long), np.empty(long)
-    first_x, first_y, at = np.empty(long, np.int64), np.empty(long, np.int64), np.empty(long, np.uint64)
-    wx, wy, sums = np.empty((6, long), total.dtype), np.empty((6, long), total.dtype), np.empty(long, total.dtype)
+    first_x, first_y = np.empty(long, np.int32), np.empty(long, np.int32)
+    wx, wy, sums = np.empty((8, long), total.dtype), np.empty((8, long), total.dtype), np.empty(long, total.dtype)
+    offset, inverse, whole = np.empty(long, total.dtype), np.empty(long, total.dtype), np.empty(long, total.dtype)
+    low, high = total.dtype.type(limits[0]), total.dtype.type(limits[1])
     lost = 0
     for n in range(leaves.shape[0]):
         leaf = leaves[n]
@@ -399,22 +486,14 @@ def weighted(
             continue
         for row in range(max(leaf[ROW], clip[0]), min(leaf[ROW] + leaf[HEIGHT], clip[2])):
             _row_positions(leaf, nodes, row, left, count, period, x, y, sx, sy, area)
-            wide_x, wide_y = 0.0, 0.0
-            for j in range(count):
-                if not (np.isfinite(x[j]) and np.isfinite(y[j])):
-                    # Far outside, where nothing is valid and a whole number still holds the place.
-                    x[j], y[j], sx[j], sy[j] = -1e9, -1e9, 1.0, 1.0
-                if kind == SUM:
-                    area[j] = area[j] / (sx[j] * sy[j])
-                elif kind != AVERAGE:
-                    sx[j] = sx[j] if sx[j] > SCALE_MIN else 1.0
-                    sy[j] = sy[j] if sy[j] > SCALE_MIN else 1.0
-                wide_x, wide_y = max(wide_x, sx[j]), max(wide_y, sy[j])
+            wide_x, wide_y = _settled(kind, leaf[DENSE] == 1, count, x, y, sx, sy, area)
             nx, ny = _taps(kind, wide_x), _taps(kind, wide_y)
-            if max(nx, ny) > wx.shape[0]:
-                wx, wy = np.empty((max(nx, ny), long), total.dtype), np.empty((max(nx, ny), long), total.dtype)
-            _weights(kind, x, sx, nx, count, first_x, wx)
-            _weights(kind, y, sy, ny, count, first_y, wy)
+            lanes = _lanes((ny, nx))
+            if max(lanes, ny) > wx.shape[0]:
+                wx = np.empty((max(lanes, ny), long), total.dtype)
+                wy = np.empty((max(lanes, ny), long), total.dtype)
+            _weights(kind, x, sx, nx, wide_x > 1.0, count, first_x, wx[:lanes], offset, inverse, whole)
+            _weights(kind, y, sy, ny, wide_y > 1.0, count, first_y, wy[:ny], offset, inverse, whole)
             if kind == SUM:
                 for k in range(ny):
                     for j in range(count):
@@ -423,29 +502,38 @@ def weighted(
             for j in range(count):
                 top, bottom = min(top, first_y[j]), max(bottom, first_y[j])
                 west, east = min(west, first_x[j]), max(east, first_x[j])
-                at[j] = np.uint64((first_y[j] - origin[0]) * width + first_x[j] - origin[1])
-            box = (top - origin[0], west - origin[1], bottom - origin[0] + ny, east - origin[1] + nx)
+            box = (top - origin[0], west - origin[1], bottom - origin[0] + ny, east - origin[1] + lanes)
             is_inside = box[0] >= 0 and box[1] >= 0 and box[2] <= height and box[3] <= width
             for b in range(bands):
-                target, gone = out[b, row - corner[0]], missing[b, row - corner[0]]
-                if is_inside and (not has_valid or _is_clear(clear[b], box)):
-                    _gathered(flat[b], width, at, (ny, nx), count, wy, wx, sums)
-                else:
-                    mask = flat_valid[b] if has_valid else none
+                target, gone, band = out[b, row - corner[0]], missing[b, row - corner[0]], flat[b]
+                mask, tiles = flat_valid[b] if has_valid else none, clear[b] if has_valid else clear_none
+                is_easy = is_inside and (not has_valid or _is_clear(tiles, box))
+                j = 0
+                while j < count:
+                    stop = count
+                    if not is_easy:
+                        stop = _whole_until(first_y, first_x, origin, (height, width), (ny, lanes), tiles, j, count)
+                    if stop > j:
+                        _gathered(band, width, origin, first_y, first_x, (ny, nx), wy, wx, (j, stop), sums)
+                        j = stop
+                        continue
+                    known, value = _patched(
+                        kind, band, mask, (height, width), (first_y[j] - origin[0], first_x[j] - origin[1]), (ny, nx),
+                        (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j]), wy[:, j], wx[:, j],
+                    )  # fmt: skip
+                    sums[j] = value
+                    if not known:
+                        gone[left - corner[1] + j] = True
+                        lost += 1
+                    j += 1
+                cut = target[left - corner[1] : right - corner[1]]
+                if is_whole:
                     for j in range(count):
-                        known, value = _patched(
-                            kind, flat[b], mask, (height, width), (first_y[j] - origin[0], first_x[j] - origin[1]),
-                            (ny, nx), (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j]), wy[:, j], wx[:, j],
-                        )  # fmt: skip
-                        sums[j] = value
-                        if not known:
-                            gone[left - corner[1] + j] = True
-                            lost += 1
-                for j in range(count):
-                    value = sums[j]
-                    if is_whole:
-                        value = min(max(np.rint(value), limits[0]), limits[1])
-                    target[left - corner[1] + j] = value
+                        cut[j] = min(max(np.rint(sums[j]), low), high)
+                else:
+                    for j in range(count):
+                        # −0 becomes 0: which of them a sum of nothing is depends on the path it took.
+                        cut[j] = sums[j] + 0.0
     return lost
 
 
