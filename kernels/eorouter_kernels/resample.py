@@ -29,6 +29,7 @@ SLIVER = 1e-6
 """Overlaps narrower than this, in source pixels, are rounding."""
 
 _TIE = 1e-10
+_NO_WEIGHT = 1e-6
 
 
 @kernel
@@ -322,20 +323,14 @@ def _patched(
             return False, 0.0
     total = wx.dtype.type(0)
     for kx in range(taps[1]):
-        if wx[kx] == 0:
-            continue
         c = first[1] + kx
         part = wx.dtype.type(0)
         for ky in range(taps[0]):
-            if wy[ky] == 0:
-                continue
             r = first[0] + ky
             if r < 0 or c < 0 or r >= height or c >= width or (flat_valid.size > 0 and not flat_valid[r * width + c]):
-                is_whole = False
-                break
-            part += wy[ky] * wx.dtype.type(flat[r * width + c])
-        if not is_whole:
-            break
+                is_whole = is_whole and abs(wy[ky] * wx[kx]) < _NO_WEIGHT
+            else:
+                part += wy[ky] * wx.dtype.type(flat[r * width + c])
         total += wx[kx] * part
     if is_whole:
         return True, total
