@@ -228,8 +228,13 @@ class _Transformers(threading.local):
         return self._known[crs]
 
 
-_CYLINDRICAL = ("mercator (", "popular visualisation pseudo mercator", "equidistant cylindrical", "equal area cylindrical",
-                "cylindrical equal area", "plate carr", "miller cylindrical")  # fmt: skip
+_CYLINDRICAL = (
+    "mercator (",
+    "popular visualisation pseudo mercator",
+    "equidistant cylindrical",
+    "lambert cylindrical equal area",
+    "miller cylindrical",
+)
 
 
 def _facts(crs: Any) -> tuple[float, bool]:
@@ -237,7 +242,7 @@ def _facts(crs: Any) -> tuple[float, bool]:
         return 2 * np.pi / crs.axis_info[0].unit_conversion_factor, True
     operation = crs.coordinate_operation
     name = "" if operation is None else operation.method_name.lower()
-    if not any(name.startswith(each) or f"lambert {each}" in name for each in _CYLINDRICAL):
+    if not name.startswith(_CYLINDRICAL):
         return 0.0, False
     import pyproj
 

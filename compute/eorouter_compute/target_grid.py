@@ -45,7 +45,7 @@ class GridChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     like: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     like_asset: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     crs: Annotated[str, Meta(min_length=1, max_length=20_000)] | None = None
-    # Two numbers are not spelt tuple[Size, Size]: msgspec 0.22 crashes on a bounded number beside a tuple of fixed length.
+    # Two numbers are not spelt tuple[Size, Size]: msgspec 0.22 crashes on it, a bounded number beside a fixed tuple.
     resolution: Size | Annotated[tuple[Size, ...], Meta(min_length=2, max_length=2)] | None = None
     bounds: tuple[float, float, float, float] | None = None
     snap: bool = True
@@ -81,6 +81,8 @@ def choose(
     """
     if choice.like_asset is not None and choice.like is None:
         raise InvalidParameter("`like_asset` needs `like`, the item it belongs to.", pointer=f"{pointer}/like_asset")
+    if choice.crs is not None:
+        aoi.known_crs(choice.crs, pointer=f"{pointer}/crs")
     if choice.like is not None:
         whole = _like(choice, inputs, pointer)
     else:
@@ -167,7 +169,6 @@ def _union(finest: RasterAsset, rasters: Sequence[RasterAsset]) -> Grid:
 
 def _new(choice: GridChoice, finest: RasterAsset, rasters: Sequence[RasterAsset], pointer: str) -> Grid:
     crs = choice.crs or finest.crs
-    aoi.known_crs(crs, pointer=f"{pointer}/crs")
     width, height = _resolution(choice, finest, crs, pointer)
     x_min, y_min, x_max, y_max = choice.bounds or _bounds(rasters, crs, pointer)
     if not (np.isfinite([x_min, y_min, x_max, y_max]).all() and x_min < x_max and y_min < y_max):

@@ -212,7 +212,7 @@ class _Output(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What it takes to fill windows: `fetch` reads source windows, `bytes_per_pixel` is what one pixel of them holds."""
+    """What it takes to fill windows: `fetch` reads source windows, `bytes_per_pixel` is what each pixel holds."""
 
     fetch: Callable[[Window], raster.Block]
     source: Grid

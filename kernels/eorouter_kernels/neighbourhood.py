@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """Weighted sums of small neighbourhoods of pixels, several columns at a time in one vector register.
 
 The pixels of a neighbourhood's row lie side by side, so one load takes 2, 4 or 8 of them. LLVM finds neither this nor a
@@ -36,8 +37,8 @@ def _summing(lanes: int, rows: int) -> Callable[..., Any]:
     """Make `(flat, at, width, taps, wy, wx, column, j, total) -> total`.
 
     It adds `lanes` columns of a neighbourhood to `total`: Σ over columns k of wx[column + k, j] · Σ over rows r of
-    wy[r, j] · flat[at + r · width + k], sums from the first to the last. `rows` is their number when it is fixed, 0 when
-    `taps` says it.
+    wy[r, j] · flat[at + r · width + k], sums from the first to the last. `rows` is their number where it is fixed,
+    0 where `taps` says it.
     """
 
     def typed(context: Any, flat: Any, at: Any, width: Any, taps: Any, wy: Any, wx: Any, column: Any, j: Any,

@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """Gather pixels of one grid onto another: positions from a mesh, weights once for all bands, missing pixels left out.
 
 A *mesh* says where the centres of target pixels lie in the source: leaves that tile the target, each with the source
@@ -9,12 +10,13 @@ the window that is worked on; that is why results do not depend on how work is c
 
 import numpy as np
 
-from eorouter_kernels._jit import WARM_DTYPES, kernel
+from eorouter_kernels._jit import kernel
 from eorouter_kernels.neighbourhood import eight_wide, four_by_four, four_wide, two_by_two
 
 ROW, COL, HEIGHT, WIDTH, ROW_SPAN, COL_SPAN, DENSE, START = range(8)
 """Columns of `leaves`: first row and column, pixels covered, distance in pixels between the corner nodes, 1 for a node
-per pixel, index of its first node. Nodes are stored row by row: 2 × 2, or (height + 1) × (width + 1) of a dense leaf."""
+per pixel, index of its first node. Nodes are stored row by row: 2 × 2, of a dense leaf
+(height + 1) × (width + 1)."""
 
 BILINEAR, CUBIC, LANCZOS, AVERAGE, SUM = range(5)
 MODE, MIN, MAX, MEDIAN = range(4)
@@ -148,7 +150,7 @@ def _weights(
                 cut = min(real(k) + one, offset[j] + inverse[j]) - max(real(k), offset[j])
                 row[j] = cut if cut > real(SLIVER) else zero
                 whole[j] += row[j]
-        elif kind == CUBIC and not is_wide and (k == 1 or k == 2):
+        elif kind == CUBIC and not is_wide and 1 <= k <= 2:
             for j in range(count):
                 d = abs(real(k) - offset[j])
                 row[j] = (real(1.5) * d - real(2.5)) * d * d + one
@@ -178,7 +180,7 @@ def _weights(
                 lobe = s * s * (3.0 - 4.0 * s * s) * 3.0 / (np.pi * np.pi * max(d * d, 1e-12))
                 row[j] = real(1.0 if d < 1e-6 else lobe if d < 3.0 else 0.0)
                 whole[j] += row[j]
-    if kind == SUM or not (is_wide or kind == LANCZOS or kind == AVERAGE):
+    if kind == SUM or (not is_wide and kind in {BILINEAR, CUBIC}):
         return
     for j in range(count):
         whole[j] = one / whole[j] if whole[j] != zero else one
@@ -648,14 +650,15 @@ def sum_type(dtype: np.dtype) -> np.dtype:
 
 
 def warm_up() -> None:
-    """Compile for the usual pixel types, or load from the cache."""
+    """Compile for the usual pixel types, or load from the cache; the rarer reductions compile when they first come."""
     leaves = np.array([[0, 0, 2, 2, 2, 2, 0, 0]])
     nodes = np.array([[0.5, 0.5], [2.5, 0.5], [0.5, 2.5], [2.5, 2.5]])
     clip, none = (0, 0, 2, 2), np.empty((0, 0, 0), np.bool_)
     source_bounds(leaves, nodes, clip, 1.0, 0.0)
-    for name in WARM_DTYPES:
+    for name in ("uint8", "uint16", "uint32"):
+        pixels, out, missing = np.ones((1, 2, 2), name), np.empty((1, 2, 2), name), np.zeros((1, 2, 2), np.bool_)
+        nearest(leaves, nodes, clip, pixels, none, (0, 0), (0, 0), out, missing)
+    for name in ("uint16", "float32"):
         pixels, out, missing = np.ones((1, 2, 2), name), np.empty((1, 2, 2), name), np.zeros((1, 2, 2), np.bool_)
         total = np.empty(0, sum_type(pixels.dtype))
-        nearest(leaves, nodes, clip, pixels, none, (0, 0), (0, 0), out, missing)
         weighted(BILINEAR, leaves, nodes, clip, 0.0, pixels, none, (0, 0), (0, 0), (0.0, 1.0), total, out, missing)
-        ordered(MODE, leaves, nodes, clip, 0.0, pixels, none, (0, 0), (0, 0), out, missing)

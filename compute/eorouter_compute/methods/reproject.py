@@ -1,4 +1,4 @@
-"""Reproject: rasters on another grid, every raster asset to one COG, by a stated resampling and to a stated tolerance."""
+"""Reproject: rasters on another grid, every raster asset to one COG, to a stated tolerance."""
 
 import re
 from collections.abc import Sequence
@@ -294,7 +294,7 @@ def _check_meets(target: _Target, item: InputItem) -> None:
     away = target_grid.apart(grid, asset)
     if away > 0:
         raise AoiOutside(
-            f"Item {item.id}, asset {asset.key}, lies {away:,.6g} units of {grid.crs[:60]} away from the grid asked for.",
+            f"Item {item.id}, asset {asset.key}, lies {away:,.6g} units of {grid.crs[:60]} off the grid asked for.",
             pointer="/grid",
         )
 
