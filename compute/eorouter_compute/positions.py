@@ -74,7 +74,8 @@ class Locator:
     def _strays(self, x: np.ndarray, y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Places that PROJ projects, but to where another place belongs."""
         back_x, back_y = (np.asarray(each) for each in self._back.transform(u, v))
-        away_x, away_y = back_x - x, back_y - y
+        lost = ~(np.isfinite(back_x) & np.isfinite(back_y))
+        away_x, away_y = np.where(lost, np.nan, back_x) - x, np.where(lost, np.nan, back_y) - y
         around = _transformers.around(self.target.crs)
         if around:
             away_x = away_x - around * np.rint(away_x / around)
@@ -184,8 +185,8 @@ def around(crs: str) -> float:
 
 
 def _unwrapped(x: np.ndarray, axis: int, period: float) -> np.ndarray:
-    """`x` with jumps of whole periods along an axis taken out; the first stays."""
-    steps = np.rint(np.diff(x, axis=axis) / period)
+    """`x` with jumps of whole periods along an axis taken out; the first stays. NaN is no jump."""
+    steps = np.nan_to_num(np.rint(np.diff(x, axis=axis) / period))
     turns = np.concatenate([np.zeros_like(np.take(x, [0], axis=axis)), np.cumsum(steps, axis=axis)], axis=axis)
     return x - period * turns
 
@@ -241,8 +242,7 @@ def _facts(crs: Any) -> tuple[float, bool]:
     if crs.is_geographic:
         return 2 * np.pi / crs.axis_info[0].unit_conversion_factor, True
     operation = crs.coordinate_operation
-    name = "" if operation is None else operation.method_name.lower()
-    if not name.startswith(_CYLINDRICAL):
+    if operation is None or not operation.method_name.lower().startswith(_CYLINDRICAL):
         return 0.0, False
     import pyproj
 

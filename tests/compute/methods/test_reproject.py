@@ -86,7 +86,7 @@ def test_data_that_equals_nodata_moves_by_one(tmp_path):
     masked = run_local(params(grid, mask="band"), [input_item(asset)])
     with rasterio.open(path(masked)) as out:
         assert out.nodata is None
-        assert (out.read_masks(1) == 255).all()
+        assert (out.read_masks(1)[:-1, :-1] == 255).all()
 
 
 def test_a_stored_nodata_may_be_given(tmp_path):
