@@ -21,7 +21,7 @@ from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import FailedRead, RasterAsset
 from eorouter_compute.positions import TOLERANCE_PX, Locator, Mesh
 from eorouter_compute.target_grid import aligned
-from eorouter_kernels import resample
+from eorouter_kernels import reductions, resample
 
 Resampling = Literal["nearest", "bilinear", "cubic", "lanczos", "average", "mode", "min", "max", "median", "sum"]
 
@@ -30,7 +30,7 @@ READ_BYTES = 64 << 20
 
 _WEIGHTED = {"bilinear": resample.BILINEAR, "cubic": resample.CUBIC, "lanczos": resample.LANCZOS,
              "average": resample.AVERAGE, "sum": resample.SUM}  # fmt: skip
-_ORDERED = {"mode": resample.MODE, "min": resample.MIN, "max": resample.MAX, "median": resample.MEDIAN}
+_ORDERED = {"mode": reductions.MODE, "min": reductions.MIN, "max": reductions.MAX, "median": reductions.MEDIAN}
 _REACH = {"nearest": 0.0, "bilinear": 1.0, "cubic": 2.0, "lanczos": 3.0}
 _NONE = np.empty((0, 0, 0), np.bool_)
 
@@ -268,7 +268,7 @@ def _resample(work: _Work, block: raster.Block, origin: tuple[int, int], out: _O
             leaves, nodes, clip, pixels.view(bits), valid, origin, corner, target.view(bits), out.missing
         )
     elif kind in _ORDERED:
-        lost = resample.ordered(
+        lost = reductions.ordered(
             _ORDERED[kind], leaves, nodes, clip, period, pixels, valid, origin, corner, target, out.missing
         )
     else:

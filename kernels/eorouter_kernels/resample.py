@@ -19,7 +19,6 @@ per pixel, index of its first node. Nodes are stored row by row: 2 × 2, of a de
 (height + 1) × (width + 1)."""
 
 BILINEAR, CUBIC, LANCZOS, AVERAGE, SUM = range(5)
-MODE, MIN, MAX, MEDIAN = range(4)
 
 SCALE_MIN = 1.05
 """Kernels are widened where a target pixel is more than this many source pixels wide, as GDAL does (0.95⁻¹)."""
@@ -35,7 +34,7 @@ _NO_WEIGHT = 1e-6
 
 
 @kernel
-def _row_positions(
+def row_positions(
     leaf: np.ndarray, nodes: np.ndarray, row: int, col: int, count: int, period: float, x: np.ndarray, y: np.ndarray,
     sx: np.ndarray, sy: np.ndarray, area: np.ndarray,
 ) -> None:  # fmt: skip
@@ -99,47 +98,17 @@ def _taps(kind: int, scale: float) -> int:
 
 
 @kernel
-def _weights(
-    kind: int, centre: np.ndarray, scale: np.ndarray, taps: int, is_wide: bool, count: int, first: np.ndarray,
-    weights: np.ndarray, offset: np.ndarray, inverse: np.ndarray, whole: np.ndarray,
+def _lobes(
+    kind: int, taps: int, is_wide: bool, count: int, offset: np.ndarray, inverse: np.ndarray, whole: np.ndarray,
+    weights: np.ndarray,
 ) -> None:  # fmt: skip
-    """First source pixel and weights of a kernel along one axis, for pixels of one row.
+    """The kernel at every tap, and in `whole` the sum over them where it is not 1 by construction.
 
-    Shapes: centre, scale (≥ count,) float64; first (≥ count,) int32; weights (≥ taps, ≥ count); offset, inverse, whole
-        (≥ count,) are room to work in. Rows of `weights` from `taps` on become zero.
-    Units: source pixels. The weights of each pixel sum to 1; of SUM they are overlaps.
-    Reference: triangle; Keys 1981, IEEE ASSP 29(6), a = −1/2; Lanczos with three lobes; box overlap.
+    Shapes: offset, inverse, whole (≥ count,); weights (≥ taps, ≥ count). `offset` is the centre, counted from the first
+        tap, `inverse` one over the kernel's width; of a box they are its lower end and its width.
     """
     real = weights.dtype.type
     zero, one, two = real(0), real(1), real(2)
-    radius = 0.5 if kind >= AVERAGE else 1.0 if kind == BILINEAR else 2.0 if kind == CUBIC else 3.0
-    # One array per loop, see `_row_positions`.
-    if kind >= AVERAGE:
-        for j in range(count):
-            low = np.floor(centre[j] - 0.5 * scale[j] + SLIVER)
-            first[j] = np.int32(min(max(low, -1e9), 1e9))
-        for j in range(count):
-            offset[j] = real(centre[j] - 0.5 * scale[j] - first[j])
-        for j in range(count):
-            inverse[j] = real(scale[j])
-    elif is_wide:
-        for j in range(count):
-            low = np.floor(centre[j] - 0.5 - radius * scale[j]) + 1.0
-            first[j] = np.int32(min(max(low, -1e9), 1e9))
-        for j in range(count):
-            offset[j] = real(centre[j] - 0.5 - first[j])
-        for j in range(count):
-            inverse[j] = real(1.0 / scale[j])
-    else:
-        for j in range(count):
-            low = np.floor(centre[j] - 0.5) + (1.0 - radius)
-            first[j] = np.int32(min(max(low, -1e9), 1e9))
-        for j in range(count):
-            offset[j] = real(centre[j] - 0.5 - first[j])
-        for j in range(count):
-            inverse[j] = one
-    for j in range(count):
-        whole[j] = zero
     for k in range(weights.shape[0]):
         row = weights[k]
         if k >= taps:
@@ -180,6 +149,51 @@ def _weights(
                 lobe = s * s * (3.0 - 4.0 * s * s) * 3.0 / (np.pi * np.pi * max(d * d, 1e-12))
                 row[j] = real(1.0 if d < 1e-6 else lobe if d < 3.0 else 0.0)
                 whole[j] += row[j]
+
+
+@kernel
+def _weights(
+    kind: int, centre: np.ndarray, scale: np.ndarray, taps: int, is_wide: bool, count: int, first: np.ndarray,
+    weights: np.ndarray, offset: np.ndarray, inverse: np.ndarray, whole: np.ndarray,
+) -> None:  # fmt: skip
+    """First source pixel and weights of a kernel along one axis, for pixels of one row.
+
+    Shapes: centre, scale (≥ count,) float64; first (≥ count,) int32; weights (≥ taps, ≥ count); offset, inverse, whole
+        (≥ count,) are room to work in. Rows of `weights` from `taps` on become zero.
+    Units: source pixels. The weights of each pixel sum to 1; of SUM they are overlaps.
+    Reference: triangle; Keys 1981, IEEE ASSP 29(6), a = −1/2; Lanczos with three lobes; box overlap.
+    """
+    real = weights.dtype.type
+    zero, one = real(0), real(1)
+    radius = 0.5 if kind >= AVERAGE else 1.0 if kind == BILINEAR else 2.0 if kind == CUBIC else 3.0
+    # One array per loop, see `row_positions`.
+    if kind >= AVERAGE:
+        for j in range(count):
+            low = np.floor(centre[j] - 0.5 * scale[j] + SLIVER)
+            first[j] = np.int32(min(max(low, -1e9), 1e9))
+        for j in range(count):
+            offset[j] = real(centre[j] - 0.5 * scale[j] - first[j])
+        for j in range(count):
+            inverse[j] = real(scale[j])
+    elif is_wide:
+        for j in range(count):
+            low = np.floor(centre[j] - 0.5 - radius * scale[j]) + 1.0
+            first[j] = np.int32(min(max(low, -1e9), 1e9))
+        for j in range(count):
+            offset[j] = real(centre[j] - 0.5 - first[j])
+        for j in range(count):
+            inverse[j] = real(1.0 / scale[j])
+    else:
+        for j in range(count):
+            low = np.floor(centre[j] - 0.5) + (1.0 - radius)
+            first[j] = np.int32(min(max(low, -1e9), 1e9))
+        for j in range(count):
+            offset[j] = real(centre[j] - 0.5 - first[j])
+        for j in range(count):
+            inverse[j] = one
+    for j in range(count):
+        whole[j] = zero
+    _lobes(kind, taps, is_wide, count, offset, inverse, whole, weights)
     if kind == SUM or (not is_wide and kind in {BILINEAR, CUBIC}):
         return
     for j in range(count):
@@ -213,7 +227,7 @@ def source_bounds(
         over = 1 if leaf[DENSE] else max(right - left, 1)
         for row in range(top, bottom + 1, down):
             for col in range(left, right + 1, over):
-                _row_positions(leaf, nodes, row, col, 1, period, x, y, sx, sy, area)
+                row_positions(leaf, nodes, row, col, 1, period, x, y, sx, sy, area)
                 if not (np.isfinite(x[0]) and np.isfinite(y[0])):
                     continue
                 reach_x, reach_y = reach * max(sx[0], 1.0) + 1.0, reach * max(sy[0], 1.0) + 1.0
@@ -252,7 +266,7 @@ def nearest(
         if count <= 0:
             continue
         for row in range(max(leaf[ROW], clip[0]), min(leaf[ROW] + leaf[HEIGHT], clip[2])):
-            _row_positions(leaf, nodes, row, left, count, 0.0, x, y, sx, sy, area)
+            row_positions(leaf, nodes, row, left, count, 0.0, x, y, sx, sy, area)
             # NaN becomes −1 or the size, and either is outside.
             for j in range(count):
                 xs[j] = np.int32(min(max(np.floor(x[j] + _TIE) - origin[1], -1.0), width + 0.0))
@@ -417,6 +431,39 @@ def _gathered(
 
 
 @kernel
+def _row_sums(
+    kind: int, band: np.ndarray, mask: np.ndarray, tiles: np.ndarray, size: tuple[int, int], origin: tuple[int, int],
+    first_y: np.ndarray, first_x: np.ndarray, taps: tuple[int, int], lanes: int,
+    place: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], wy: np.ndarray, wx: np.ndarray, count: int,
+    is_easy: bool, sums: np.ndarray, gone: np.ndarray,
+) -> int:  # fmt: skip
+    """Weighted sums of a row, run by run: whole neighbourhoods at once, others one by one; returns how many it misses.
+
+    Shapes: band, mask (y · x,), mask of size 0 when all are data; gone (≥ count,); `place` holds y, x and their scales.
+    """
+    lost, j = 0, 0
+    y, x, sy, sx = place
+    while j < count:
+        stop = count
+        if not is_easy:
+            stop = _whole_until(first_y, first_x, origin, size, (taps[0], lanes), tiles, j, count)
+        if stop > j:
+            _gathered(band, size[1], origin, first_y, first_x, taps, wy, wx, (j, stop), sums)
+            j = stop
+            continue
+        known, value = _patched(
+            kind, band, mask, size, (first_y[j] - origin[0], first_x[j] - origin[1]), taps,
+            (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j]), wy[:, j], wx[:, j],
+        )  # fmt: skip
+        sums[j] = value
+        if not known:
+            gone[j] = True
+            lost += 1
+        j += 1
+    return lost
+
+
+@kernel
 def _settled(
     kind: int, is_dense: bool, count: int, x: np.ndarray, y: np.ndarray, sx: np.ndarray, sy: np.ndarray,
     area: np.ndarray,
@@ -482,7 +529,7 @@ def weighted(
         if count <= 0:
             continue
         for row in range(max(leaf[ROW], clip[0]), min(leaf[ROW] + leaf[HEIGHT], clip[2])):
-            _row_positions(leaf, nodes, row, left, count, period, x, y, sx, sy, area)
+            row_positions(leaf, nodes, row, left, count, period, x, y, sx, sy, area)
             wide_x, wide_y = _settled(kind, leaf[DENSE] == 1, count, x, y, sx, sy, area)
             nx, ny = _taps(kind, wide_x), _taps(kind, wide_y)
             lanes = _lanes((ny, nx))
@@ -504,25 +551,11 @@ def weighted(
             for b in range(bands):
                 target, gone, band = out[b, row - corner[0]], missing[b, row - corner[0]], flat[b]
                 mask, tiles = flat_valid[b] if has_valid else none, clear[b] if has_valid else clear_none
-                is_easy = is_inside and (not has_valid or _is_clear(tiles, box))
-                j = 0
-                while j < count:
-                    stop = count
-                    if not is_easy:
-                        stop = _whole_until(first_y, first_x, origin, (height, width), (ny, lanes), tiles, j, count)
-                    if stop > j:
-                        _gathered(band, width, origin, first_y, first_x, (ny, nx), wy, wx, (j, stop), sums)
-                        j = stop
-                        continue
-                    known, value = _patched(
-                        kind, band, mask, (height, width), (first_y[j] - origin[0], first_x[j] - origin[1]), (ny, nx),
-                        (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j]), wy[:, j], wx[:, j],
-                    )  # fmt: skip
-                    sums[j] = value
-                    if not known:
-                        gone[left - corner[1] + j] = True
-                        lost += 1
-                    j += 1
+                place, is_easy = (y, x, sy, sx), is_inside and (not has_valid or _is_clear(tiles, box))
+                lost += _row_sums(
+                    kind, band, mask, tiles, (height, width), origin, first_y, first_x, (ny, nx), lanes, place, wy, wx,
+                    count, is_easy, sums, gone[left - corner[1] :],
+                )  # fmt: skip
                 cut = target[left - corner[1] : right - corner[1]]
                 if is_whole:
                     for j in range(count):
@@ -531,116 +564,6 @@ def weighted(
                     for j in range(count):
                         # −0 becomes 0: which of them a sum of nothing is depends on the path it took.
                         cut[j] = sums[j] + 0.0
-    return lost
-
-
-@kernel
-def _sorted(values: np.ndarray, weights: np.ndarray, count: int) -> None:
-    """Heapsort the first `count` values, weights with them, in place."""
-    end, start = count, count // 2
-    while end > 1:
-        if start > 0:
-            start -= 1
-        else:
-            end -= 1
-            values[end], values[0] = values[0], values[end]
-            weights[end], weights[0] = weights[0], weights[end]
-        root = start
-        while 2 * root + 1 < end:
-            child = 2 * root + 1
-            if child + 1 < end and values[child + 1] > values[child]:
-                child += 1
-            if values[root] >= values[child]:
-                break
-            values[root], values[child] = values[child], values[root]
-            weights[root], weights[child] = weights[child], weights[root]
-            root = child
-
-
-@kernel
-def _ranked(kind: int, values: np.ndarray, weights: np.ndarray, count: int) -> float:
-    """The mode (the least of the heaviest) or the lower median of weighted values."""
-    _sorted(values, weights, count)
-    if kind == MEDIAN:
-        half, run = 0.0, 0.0
-        for i in range(count):
-            half += 0.5 * weights[i]
-        for i in range(count):
-            run += weights[i]
-            if run >= half * (1.0 - 1e-9):
-                return values[i]
-        return values[count - 1]
-    best, heaviest, i = values[0], -1.0, 0
-    while i < count:
-        run, value = 0.0, values[i]
-        while i < count and values[i] == value:
-            run += weights[i]
-            i += 1
-        if run > heaviest * (1.0 + 1e-9):
-            best, heaviest = value, run
-    return best
-
-
-@kernel
-def ordered(
-    kind: int, leaves: np.ndarray, nodes: np.ndarray, clip: tuple[int, int, int, int], period: float,
-    source: np.ndarray, valid: np.ndarray, origin: tuple[int, int], corner: tuple[int, int],
-    out: np.ndarray, missing: np.ndarray,
-) -> int:  # fmt: skip
-    """Mode, minimum, maximum or median of the source pixels under each target pixel.
-
-    Shapes: as in `nearest`.
-    Units: those of the pixels; every result is one of the source's values.
-    Nodata: missing where no valid pixel lies under the target pixel. Mode and median weigh pixels by the area that lies
-        under it; of equally heavy modes the smallest value wins, and the median is the lower one.
-    """
-    bands, height, width = source.shape
-    has_valid = valid.size > 0
-    long = 1
-    for n in range(leaves.shape[0]):
-        long = max(long, min(leaves[n, WIDTH], clip[3] - clip[1]))
-    x, y, sx, sy, area = np.empty(long), np.empty(long), np.empty(long), np.empty(long), np.empty(long)
-    values, weights, is_ranked = np.empty(16), np.empty(16), kind in {MODE, MEDIAN}
-    lost = 0
-    for n in range(leaves.shape[0]):
-        leaf = leaves[n]
-        left, right = max(leaf[COL], clip[1]), min(leaf[COL] + leaf[WIDTH], clip[3])
-        if right <= left:
-            continue
-        for row in range(max(leaf[ROW], clip[0]), min(leaf[ROW] + leaf[HEIGHT], clip[2])):
-            _row_positions(leaf, nodes, row, left, right - left, period, x, y, sx, sy, area)
-            for j in range(right - left):
-                place = (row - corner[0], left - corner[1] + j)
-                if not (np.isfinite(x[j]) and np.isfinite(y[j])):
-                    x[j], y[j], sx[j], sy[j] = -1e9, -1e9, 1.0, 1.0
-                west, east = x[j] - 0.5 * sx[j] - origin[1], x[j] + 0.5 * sx[j] - origin[1]
-                north, south = y[j] - 0.5 * sy[j] - origin[0], y[j] + 0.5 * sy[j] - origin[0]
-                c0, c1 = max(int(np.floor(west + SLIVER)), 0), min(int(np.ceil(east - SLIVER)), width)
-                r0, r1 = max(int(np.floor(north + SLIVER)), 0), min(int(np.ceil(south - SLIVER)), height)
-                if is_ranked and (c1 - c0) * (r1 - r0) > values.shape[0] and c1 > c0:
-                    values, weights = np.empty((c1 - c0) * (r1 - r0)), np.empty((c1 - c0) * (r1 - r0))
-                for b in range(bands):
-                    count, extreme = 0, source.dtype.type(0)
-                    for r in range(r0, r1):
-                        high = min(r + 1.0, south) - max(r + 0.0, north)
-                        for c in range(c0, c1):
-                            if has_valid and not valid[b, r, c]:
-                                continue
-                            value = source[b, r, c]
-                            if is_ranked:
-                                values[count] = value
-                                weights[count] = high * (min(c + 1.0, east) - max(c + 0.0, west))
-                            elif count == 0 or (value < extreme if kind == MIN else value > extreme):
-                                extreme = value
-                            count += 1
-                    if count == 0:
-                        out[b, place[0], place[1]] = 0
-                        missing[b, place[0], place[1]] = True
-                        lost += 1
-                    elif is_ranked:
-                        out[b, place[0], place[1]] = _ranked(kind, values, weights, count)
-                    else:
-                        out[b, place[0], place[1]] = extreme
     return lost
 
 

@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eorouter_kernels import resample
+from eorouter_kernels import reductions, resample
+from eorouter_kernels.reference import reductions as plain_reductions
 from eorouter_kernels.reference import resample as plain
 
 NONE = np.empty((0, 0, 0), np.bool_)
 WEIGHTED = [resample.BILINEAR, resample.CUBIC, resample.LANCZOS, resample.AVERAGE, resample.SUM]
-ORDERED = [resample.MODE, resample.MIN, resample.MAX, resample.MEDIAN]
+ORDERED = [reductions.MODE, reductions.MIN, reductions.MAX, reductions.MEDIAN]
 
 
 def mesh(shape, matrix, *, bend=0.0, is_dense=False, hole=False):
@@ -103,8 +104,8 @@ def test_ordered_is_its_twin(matrix, kind):
     for is_dense in (False, True):
         leaves, nodes = mesh(shape, matrix, bend=0.3, is_dense=is_dense, hole=is_dense)
         out, missing = np.empty((2, *shape), np.uint8), np.zeros((2, *shape), np.bool_)
-        lost = resample.ordered(kind, leaves, nodes, (0, 0, *shape), 0.0, source, valid, (0, 0), (0, 0), out, missing)
-        expected, known = plain.ordered(kind, plain.positions(leaves, nodes, shape), source, valid)
+        lost = reductions.ordered(kind, leaves, nodes, (0, 0, *shape), 0.0, source, valid, (0, 0), (0, 0), out, missing)
+        expected, known = plain_reductions.ordered(kind, plain.positions(leaves, nodes, shape), source, valid)
         np.testing.assert_array_equal(~missing, known)
         np.testing.assert_array_equal(out, expected)
         assert lost == missing.sum()

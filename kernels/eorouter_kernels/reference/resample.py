@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from eorouter_kernels.resample import AVERAGE, BILINEAR, CUBIC, MEDIAN, MIN, MODE, SCALE_MIN, SHARE_MIN, SLIVER, SUM
+from eorouter_kernels.resample import AVERAGE, BILINEAR, CUBIC, SCALE_MIN, SHARE_MIN, SLIVER, SUM
 
 
 def positions(leaves: np.ndarray, nodes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -69,6 +69,7 @@ def weighted(kind: int, where: np.ndarray, source: np.ndarray, valid: np.ndarray
         x, y, sx, sy, area = where[row, col]
         if not (np.isfinite(x) and np.isfinite(y)):
             continue
+        weights = full = triangle = np.zeros((1, 1))
         if kind >= AVERAGE:
             wide = np.outer(overlaps(y, sy, height), overlaps(x, sx, width))
             weights = wide * area / (sx * sy) if kind == SUM else wide
@@ -101,31 +102,4 @@ def weighted(kind: int, where: np.ndarray, source: np.ndarray, valid: np.ndarray
             is_known = share >= SHARE_MIN * triangle.sum() if max(sx, sy) > 1 else centre
             known[b, row, col] = is_known and share > 0
             out[b, row, col] = (triangle * values).sum() / share if known[b, row, col] else 0
-    return out, known
-
-
-def ordered(kind: int, where: np.ndarray, source: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and known (band, row, column)."""
-    bands, height, width = source.shape
-    out = np.zeros((bands, *where.shape[:2]), source.dtype)
-    known = np.zeros(out.shape, np.bool_)
-    for row, col in np.ndindex(*where.shape[:2]):
-        x, y, sx, sy, _ = where[row, col]
-        if not (np.isfinite(x) and np.isfinite(y)):
-            continue
-        weights = np.outer(overlaps(y, sy, height), overlaps(x, sx, width))
-        for b in range(bands):
-            used = (weights > 0) & valid[b]
-            if not used.any():
-                continue
-            known[b, row, col] = True
-            values, each = np.unique(source[b][used], return_inverse=True)
-            heavy = np.bincount(each, weights=weights[used])
-            if kind == MODE:
-                found = values[np.flatnonzero(heavy >= heavy.max() * (1 - 1e-9))[0]]
-            elif kind == MEDIAN:
-                found = values[np.searchsorted(np.cumsum(heavy), heavy.sum() / 2 * (1 - 1e-9))]
-            else:
-                found = values[0] if kind == MIN else values[-1]
-            out[b, row, col] = found
     return out, known
