@@ -1,0 +1,170 @@
+"""Resampling kernels against their plain twins, on meshes that are straight, bent, dense and full of holes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eorouter_kernels import reductions, resample
+from eorouter_kernels.reference import reductions as plain_reductions
+from eorouter_kernels.reference import resample as plain
+
+NONE = np.empty((0, 0, 0), np.bool_)
+WEIGHTED = [resample.BILINEAR, resample.CUBIC, resample.LANCZOS, resample.AVERAGE, resample.SUM]
+ORDERED = [reductions.MODE, reductions.MIN, reductions.MAX, reductions.MEDIAN]
+
+
+def mesh(shape, matrix, *, bend=0.0, is_dense=False, hole=False):
+    """One leaf over a target of `shape`: source (x, y) = matrix · (col, row, 1), bent at the lower right."""
+
+    def at(row, col):
+        x, y = matrix @ [col + 0.5, row + 0.5, 1.0]
+        return x + bend * row * col / 20, y - bend * row * col / 30
+
+    height, width = shape
+    if not is_dense:
+        rows, cols = (0, height), (0, width)
+    else:
+        rows, cols = range(height + 1), range(width + 1)
+    nodes = np.array([at(row, col) for row in rows for col in cols])
+    if hole:
+        nodes[5:9] = np.nan
+    return np.array([[0, 0, height, width, height, width, int(is_dense), 0]]), nodes
+
+
+def pixels(dtype, bands=2, shape=(23, 29), seed=3):
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        return rng.normal(0, 100, (bands, *shape)).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(max(info.min, -3000), min(info.max, 4000), (bands, *shape), dtype=dtype)
+
+
+def run_weighted(kind, leaves, nodes, source, valid, shape, clip=None):  # noqa: PLR0917 - as kernels take them
+    clip = clip or (0, 0, *shape)
+    out = np.full((len(source), clip[2] - clip[0], clip[3] - clip[1]), 77, source.dtype)
+    missing = np.zeros(out.shape, np.bool_)
+    is_float = source.dtype.kind == "f"
+    limits = (1.0, 0.0) if is_float else (float(np.iinfo(source.dtype).min), float(np.iinfo(source.dtype).max))
+    total = np.empty(0, resample.sum_type(source.dtype))
+    lost = resample.weighted(
+        kind, leaves, nodes, clip, 0.0, source, valid, (0, 0), clip[:2], limits, total, out, missing
+    )
+    assert lost == missing.sum()
+    return out, ~missing
+
+
+SAME = np.array([[1.0, 0.02, 2.3137], [-0.03, 0.99, 1.7241]])
+SHRINK = np.array([[2.4, 0.1, -3.0717], [0.05, 1.6, 0.4291]])
+GROW = np.array([[0.4, 0.0, 9.0173], [0.0, 0.3, 6.0419]])
+TURNED = np.array([[0.1, -1.3, 24.0631], [1.7, 0.1, -2.0377]])
+
+
+@pytest.mark.parametrize("matrix", [SAME, SHRINK, GROW, TURNED], ids=["same", "shrink", "grow", "turned"])
+@pytest.mark.parametrize("kind", WEIGHTED)
+@pytest.mark.parametrize("how", ["straight", "dense"])
+def test_weighted_is_its_twin(matrix, kind, how):
+    shape = (17, 13)
+    leaves, nodes = mesh(shape, matrix, bend=0.3, is_dense=how == "dense", hole=how == "dense")
+    source = pixels("uint16")
+    valid = np.random.default_rng(1).random(source.shape) > 0.15
+    where = plain.positions(leaves, nodes, shape)
+    for each in (valid, np.ones_like(valid)):
+        out, known = run_weighted(kind, leaves, nodes, source, NONE if each.all() else each, shape)
+        expected, expected_known = plain.weighted(kind, where, source, each)
+        np.testing.assert_array_equal(known, expected_known)
+        expected = np.where(known, np.clip(expected, 0, 65535), 0)
+        # Half a step of rounding and what float32 sums are off by.
+        assert np.abs(out - expected).max() < 0.51
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
+def test_weighted_takes_every_type(dtype):
+    shape = (11, 12)
+    leaves, nodes = mesh(shape, SAME)
+    source = pixels(dtype)
+    out, known = run_weighted(resample.CUBIC, leaves, nodes, source, NONE, shape)
+    expected, expected_known = plain.weighted(
+        resample.CUBIC, plain.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
+    )
+    np.testing.assert_array_equal(known, expected_known)
+    if source.dtype.kind == "f":
+        np.testing.assert_allclose(out[known], expected[known], rtol=1e-5, atol=1e-4)
+    else:
+        info = np.iinfo(dtype)
+        assert np.abs(out[known] - np.clip(expected[known], info.min, info.max)).max() < 0.51
+
+
+@pytest.mark.parametrize("matrix", [SAME, SHRINK, GROW, TURNED], ids=["same", "shrink", "grow", "turned"])
+@pytest.mark.parametrize("kind", ORDERED)
+def test_ordered_is_its_twin(matrix, kind):
+    shape = (17, 13)
+    source = pixels("uint8") % 5
+    valid = np.random.default_rng(1).random(source.shape) > 0.15
+    for is_dense in (False, True):
+        leaves, nodes = mesh(shape, matrix, bend=0.3, is_dense=is_dense, hole=is_dense)
+        out, missing = np.empty((2, *shape), np.uint8), np.zeros((2, *shape), np.bool_)
+        lost = reductions.ordered(kind, leaves, nodes, (0, 0, *shape), 0.0, source, valid, (0, 0), (0, 0), out, missing)
+        expected, known = plain_reductions.ordered(kind, plain.positions(leaves, nodes, shape), source, valid)
+        np.testing.assert_array_equal(~missing, known)
+        np.testing.assert_array_equal(out, expected)
+        assert lost == missing.sum()
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_nearest_is_its_twin(is_dense):
+    shape = (17, 13)
+    source = pixels("uint16")
+    valid = np.random.default_rng(1).random(source.shape) > 0.15
+    leaves, nodes = mesh(shape, SHRINK, bend=0.3, is_dense=is_dense, hole=is_dense)
+    where = plain.positions(leaves, nodes, shape)
+    for each in (valid, np.ones_like(valid)):
+        out, missing = np.empty((2, *shape), np.uint16), np.zeros((2, *shape), np.bool_)
+        lost = resample.nearest(
+            leaves, nodes, (0, 0, *shape), source, NONE if each.all() else each, (0, 0), (0, 0), out, missing
+        )
+        expected, known = plain.nearest(where, source, each)
+        np.testing.assert_array_equal(~missing, known)
+        np.testing.assert_array_equal(out, expected)
+        assert lost == missing.sum()
+
+
+@given(
+    kind=st.sampled_from(WEIGHTED),
+    scale=st.floats(0.3, 3.0),
+    turn=st.floats(-0.2, 0.2),
+    cut=st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(9, 17), st.integers(9, 13)),
+    share=st.sampled_from([0.0, 0.03, 0.5]),
+)
+def test_a_part_is_cut_from_the_whole(kind, scale, turn, cut, share):
+    """The path a pixel takes depends on its neighbours in the row; the value must not, to the last bit."""
+    shape = (17, 13)
+    leaves, nodes = mesh(shape, np.array([[scale, turn, 1.1], [-turn, scale, 2.2]]))
+    for dtype in ("uint16", "float32"):
+        source = pixels(dtype)
+        valid = np.random.default_rng(5).random(source.shape) >= share
+        whole, known = run_weighted(kind, leaves, nodes, source, valid, shape)
+        part, part_known = run_weighted(kind, leaves, nodes, source, valid, shape, cut)
+        rows, cols = slice(cut[0], cut[2]), slice(cut[1], cut[3])
+        assert part.tobytes() == whole[:, rows, cols].tobytes()
+        np.testing.assert_array_equal(part_known, known[:, rows, cols])
+
+
+def test_bounds_hold_every_pixel_that_is_touched():
+    shape = (17, 13)
+    for matrix in (SAME, SHRINK, GROW, TURNED):
+        leaves, nodes = mesh(shape, matrix)
+        where = plain.positions(leaves, nodes, shape)[3:9, 2:11].reshape(-1, 5)
+        low_y, high_y, low_x, high_x = resample.source_bounds(leaves, nodes, (3, 2, 9, 11), 3.0, 0.0)
+        reach = 3.0 * np.maximum(where[:, 2:4], 1.0)
+        assert low_x <= (where[:, 0] - reach[:, 0]).min()
+        assert high_x >= (where[:, 0] + reach[:, 0]).max()
+        assert low_y <= (where[:, 1] - reach[:, 1]).min()
+        assert high_y >= (where[:, 1] + reach[:, 1]).max()
+
+
+def test_half_way_values_go_to_the_even_number():
+    leaves, nodes = mesh((1, 3), np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]))
+    source = np.array([[[0, 1, 2, 3]]], np.int16)
+    out, _ = run_weighted(resample.BILINEAR, leaves, nodes, source, NONE, (1, 3))
+    assert out.tolist() == [[[0, 2, 2]]]
