@@ -168,8 +168,11 @@ def with_best_predictor(spec: CogSpec, samples: Sequence[np.ndarray]) -> CogSpec
     """
     if spec.compression in {"none", "lerc"}:
         return spec
-    specs = [msgspec.structs.replace(spec, use_predictor=choice) for choice in (True, False)]
-    return min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
+    # A tile no larger than the samples: a filled rim would be packed too, and would weigh as much as the pixels.
+    side = min(spec.block_size, max(-(-max(sample.shape[1:]) // 16) * 16 for sample in samples))
+    specs = [msgspec.structs.replace(spec, use_predictor=choice, block_size=side) for choice in (True, False)]
+    best = min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
+    return msgspec.structs.replace(spec, use_predictor=best.use_predictor)
 
 
 # Pixels to tiles ------------------------------------------------------------------------------------------------------
