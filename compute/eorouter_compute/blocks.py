@@ -25,7 +25,7 @@ from eorouter_kernels import blocks as kernels
 BLOCK_BYTES_MAX = 32 << 20
 """Largest block, unpacked, that is read here; GDAL's cache is the better place for giants."""
 
-_KEPT_BYTES = 128 << 20
+_KEPT_BYTES = 64 << 20
 _FILES_KEPT = 256
 _REMOTE_SCHEMES = frozenset({"s3", "gs", "az", "azure"})
 _DTYPES = {
@@ -293,7 +293,7 @@ class _Files:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._layouts: OrderedDict[str, tuple[Any, File | None, _RemoteBytes | None]] = OrderedDict()
-        self._blocks: OrderedDict[Any, np.ndarray] = OrderedDict()
+        self._blocks: OrderedDict[Any, tuple[np.ndarray, int]] = OrderedDict()
         self._bytes = 0
 
     def layout(self, href: str) -> tuple[Any, File | None, _RemoteBytes | None] | None:
@@ -314,23 +314,30 @@ class _Files:
         with self._lock:
             self._layouts.pop(href, None)
             for key in [key for key in self._blocks if key[0] == href]:
-                self._bytes -= self._blocks.pop(key).nbytes
+                self._bytes -= self._blocks.pop(key)[0].nbytes
 
-    def block(self, key: Any) -> np.ndarray | None:
+    def block(self, key: Any, pixels: int) -> np.ndarray | None:
+        """A block that was kept; `pixels` of it are read now, and with the last of them it goes."""
         with self._lock:
-            found = self._blocks.get(key)
-            if found is not None:
-                self._blocks.move_to_end(key)
-            return found
+            found = self._blocks.pop(key, None)
+            if found is None:
+                return None
+            block, left = found
+            if left > pixels:
+                self._blocks[key] = (block, left - pixels)
+            else:
+                self._bytes -= block.nbytes
+            return block
 
-    def keep(self, key: Any, block: np.ndarray) -> None:
+    def keep(self, key: Any, block: np.ndarray, left: int) -> None:
+        """Keep a block of which `left` pixels were not read yet."""
         with self._lock:
             if key in self._blocks:
                 return
-            self._blocks[key] = block
+            self._blocks[key] = (block, left)
             self._bytes += block.nbytes
             while self._bytes > _KEPT_BYTES:
-                self._bytes -= self._blocks.popitem(last=False)[1].nbytes
+                self._bytes -= self._blocks.popitem(last=False)[1][0].nbytes
 
 
 _files = _Files()
@@ -494,7 +501,7 @@ def _unpacked(
         wanted = []
         for place in batch:
             key = (href, source.stamp, layout.dtype is None, place.number)
-            if (kept := _files.block(key)) is not None:
+            if (kept := _files.block(key, place.window.pixels)) is not None:
                 yield place, kept
             elif not layout.starts[place.number] and not layout.lengths[place.number]:
                 yield place, None
@@ -505,11 +512,12 @@ def _unpacked(
         if any(start == 0 for start in starts) or max(stops, default=0) > source.size:
             _refuse("a block lies outside the file")
         for (key, place), data in zip(wanted, source.ranges(starts, stops) if wanted else (), strict=True):
-            is_kept = place.window.height * place.window.width < place.rows * layout.block[1]
-            buffer = np.empty(place.rows * layout.row_bytes, np.uint8) if is_kept else scratch
+            whole = Window(place.row, place.col, *layout.block).intersect(Window(0, 0, *layout.shape))
+            left = whole.pixels - place.window.pixels
+            buffer = np.empty(place.rows * layout.row_bytes, np.uint8) if left else scratch
             block = _unpack(layout, data, buffer[: place.rows * layout.row_bytes])
-            if is_kept:
-                _files.keep(key, block)
+            if left:
+                _files.keep(key, block, left)
             yield place, block
 
 

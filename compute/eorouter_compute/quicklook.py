@@ -110,7 +110,7 @@ def render(
 def _png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
     """A PNG of (y, x, 4) RGBA, or of (y, x) places in a palette whose place 0, before `colors`, is transparent.
 
-    Written here because a palette and ISA-L make the picture smaller, and fifteen times sooner than libpng does,
+    Written here because a palette and ISA-L make the picture smaller, and fifteen times sooner than libpng does
     (W3C PNG, third edition, sections 9 and 11).
     """
     from isal import isal_zlib
