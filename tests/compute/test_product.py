@@ -8,8 +8,8 @@ from eorouter_compute import cog, product, raster
 from eorouter_compute.attempt import Attempt, local_path
 from eorouter_compute.errors import AttemptExists, Cancelled
 from eorouter_compute.grid import SHARD_PIXELS, Window
-from eorouter_compute.method import Band, Part, ReadReport
-from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric
+from eorouter_compute.method import Band, Part, ReadReport, get
+from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric, input_item, measured, write_raster
 
 COSTS = {"bytes_read_per_pixel": 2.0, "memory_bytes_per_pixel": 6.0, "seconds_per_pixel": 1e-8}
 
@@ -116,3 +116,21 @@ def test_preview_shows_the_colors_of_three_assets(tmp_path):
     picture = imagecodecs.png_decode(local_path(shown.object.href).read_bytes())
     assert picture[5, 5].tolist() == [0, 0, 255, 255]
     assert picture[5, 55].tolist() == [255, 0, 0, 255]
+
+
+def test_memory_does_not_grow_with_the_raster(tmp_path):
+    """Nine times the pixels in the memory of one piece. Off the file's blocks, what `blocks` keeps comes on top."""
+    peaks = []
+    square = asymmetric((1024, 1024), dtype="uint8")
+    for times in (3, 9):
+        pixels = np.tile(square, (1, times, times))
+        side = 1024 * times
+        asset = write_raster(tmp_path / f"{times}.tif", pixels, transform=(1.0, 0.0, 0.0, 0.0, -1.0, float(side)),
+                             nodata=0, zlevel=1)  # fmt: skip
+        task = get("clip").params(aoi=(0.0, 0.0, float(side), float(side)), crs="EPSG:32632")
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        found = measured(task, [input_item(asset)], folder)
+        assert found.shard_bytes <= found.shard_bytes_bound
+        peaks.append(found.shard_bytes)
+    assert peaks[1] <= 1.2 * peaks[0], peaks
