@@ -7,17 +7,17 @@ of the target grid; the rim is read for it, so the answer does not depend on how
 value is not clear and does not grow.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import raster, warp
+from eorouter_compute import warp
 from eorouter_compute.errors import BandNotFound, InvalidExpression, InvalidParameter
 from eorouter_compute.expression import Operand, Program, compile_expression, evaluate
 from eorouter_compute.grid import Grid, Window
-from eorouter_compute.method import Band, InputItem, RasterAsset, by_asset
+from eorouter_compute.method import Band, FailedRead, InputItem, RasterAsset, by_asset
 
 DILATE_MAX = 64
 """Widest growth of a mask, in pixels."""
@@ -179,12 +179,10 @@ def _quality_band(item: InputItem, name: str, pointer: str) -> tuple[RasterAsset
     return asset, band
 
 
-Reader = Callable[[warp.Placement, Sequence[int], Window], raster.Block]
-"""How pixels are read: `warp.read`, or one that forgives what cannot be read and lists it."""
-
-
-def read(placed: PlacedMask, window: Window, *, reader: Reader = warp.read) -> np.ndarray:
+def read(placed: PlacedMask, window: Window, *, failed: list[FailedRead] | None = None) -> np.ndarray:
     """Where a window of the grid is clear, bool (y, x).
+
+    With `failed` given, what cannot be read is appended to it and is not clear; without, it raises.
 
     Raises:
         SourceUnreadable, SourceTruncated: a quality band could not be read.
@@ -194,7 +192,7 @@ def read(placed: PlacedMask, window: Window, *, reader: Reader = warp.read) -> n
     wide = Window(window.row, window.col, window.height + 2 * rim, window.width + 2 * rim)
     operands: dict[str, Operand] = {}
     for placement, bands in placed.sources:
-        block = reader(placement, [band.index for _, band in bands], wide)
+        block = warp.read(placement, [band.index for _, band in bands], wide, failed=failed)
         for number, (name, band) in enumerate(bands):
             valid = None if block.valid is None else block.valid[number]
             operands[name] = Operand(block.pixels[number], band.scale, band.offset, valid)
