@@ -47,10 +47,10 @@ def network(count: int) -> tuple[Ints, Ints]:
         while True:
             for i in range(count - d):
                 if i & p == r:
-                    old = [places[i], places[i + d]]
-                    moves.append((*old, *spare))
+                    a, b = places[i], places[i + d]
+                    moves.append((a, b, spare[0], spare[1]))
                     places[i], places[i + d] = spare
-                    spare = old
+                    spare = [a, b]
             if q == p:
                 break
             d, q, r = q - p, q >> 1, p

@@ -1,10 +1,11 @@
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eorouter_compute.calendars import Grouping, place_in_cycle, periods, solar_day
+from eorouter_compute.calendars import Grouping, periods, place_in_cycle, solar_day
 from eorouter_compute.errors import InvalidParameter, TooLarge
 
 DAYS = [date(2019, 12, 3), date(2020, 2, 29), date(2020, 3, 1), date(2020, 3, 31), date(2021, 1, 1)]
@@ -45,7 +46,7 @@ def test_calendar_periods_hold_every_day_once(days, by):
     found = periods(days, Grouping(by=by))
     assert [member for period in found for member in period.members] == list(range(len(days)))
     if by != "day":
-        assert all(a.stop == b.start for a, b in zip(found, found[1:], strict=False))
+        assert all(a.stop == b.start for a, b in pairwise(found))
 
 
 def test_rolling_windows_overlap():
@@ -59,7 +60,8 @@ def test_the_day_is_that_of_the_sun():
     late = datetime(2020, 6, 1, 23, 30, tzinfo=UTC)
     assert solar_day(late, 175.0) == date(2020, 6, 2)
     assert solar_day(late, -120.0) == date(2020, 6, 1)
-    assert solar_day(datetime(2020, 6, 1, 2, 0), -120.0) == date(2020, 5, 31)
+    assert solar_day(datetime(2020, 6, 1, 2, tzinfo=UTC), -120.0) == date(2020, 5, 31)
+    assert solar_day(late.replace(tzinfo=None), 0.0) == date(2020, 6, 1)
 
 
 def test_places_in_the_year():
