@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from eorouter_compute import catalogue, quality, warp
-from eorouter_compute.calendars import solar_day
+from eorouter_compute.calendars import Period, solar_day
 from eorouter_compute.catalogue import Scaling
 from eorouter_compute.errors import BandNotFound, ComputeError, InvalidExpression, InvalidParameter
 from eorouter_compute.expression import Operand, Program, compile_expression, evaluate
@@ -224,6 +224,30 @@ def read(day: Day, window: Window, out: np.ndarray, seen: Seen) -> None:
     count = int(np.count_nonzero(~np.isnan(out).any(axis=0)))
     seen.pixels += window.pixels
     seen.valid += count
+
+
+def stack(days: Sequence[Day], members: Sequence[int], window: Window, seen: Seen) -> np.ndarray:
+    """Values (time, band, pixel) of some of the days in a window of the grid."""
+    count = len(days[0].scenes[0].order) if days[0].scenes[0].program is None else 1
+    out = np.empty((len(members), count, window.height, window.width), np.float32)
+    for place, member in enumerate(members):
+        read(days[member], window, out[place], seen)
+    return out.reshape(len(members), count, window.pixels)
+
+
+def by_period(days: Sequence[Day], periods: Sequence[Period], window: Window, seen: Seen) -> np.ndarray:
+    """Values (period, pixel) of one-band days: each period the median of its days, NaN where it has none."""
+    out = np.empty((len(periods), window.pixels), np.float32)
+    for place, period in enumerate(periods):
+        if not period.members:
+            out[place] = np.nan
+            continue
+        values = stack(days, period.members, window, seen)
+        if len(values) == 1:
+            out[place] = values[0, 0]
+        else:
+            temporal.ranks(values[:, 0], np.array([0.5]), out[place : place + 1])
+    return out
 
 
 def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import observations, product, series, warp
+from eorouter_compute import observations, product, series, vector, warp, zone_curves
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.calendars import Grouping, Period, periods
@@ -108,6 +108,7 @@ class _Task(Struct, frozen=True, kw_only=True):
     days: tuple[Day, ...]
     periods: tuple[Period, ...]
     targets: tuple["_Target", ...]
+    zones: zone_curves.Work | None
 
 
 class _Target(Struct, frozen=True, kw_only=True):
@@ -128,6 +129,11 @@ class _Body(Struct, frozen=True, array_like=True):
 def plan(params: TimeSeriesParams, inputs: Sequence[InputItem]) -> Plan:
     """Shards of every output, output by output."""
     task = _task(params, inputs)
+    if task.zones is not None:
+        whole = _Target(name="", periods=task.periods, spec=task.targets[0].spec)
+        held = min(_CACHE_BYTES, int(_source_bytes(task, whole)))
+        found, after = zone_curves.plan(task.zones, _bytes_read(task, whole), held)
+        return Plan(shards=found, merge_bound=after, notes=_notes(task))
     shards, merges = [], []
     for number, target in enumerate(task.targets):
         days = sum(len(period.members) for period in target.periods)
@@ -150,10 +156,12 @@ def plan(params: TimeSeriesParams, inputs: Sequence[InputItem]) -> Plan:
 
 def run(params: TimeSeriesParams, inputs: Sequence[InputItem], shard: bytes, attempt: Attempt) -> Part:
     """One shard of one output."""
-    body = msgspec.msgpack.decode(shard, type=_Body)
     task = _task(params, inputs)
-    target = task.targets[body.target]
     seen = Seen(allow_missing=params.allow_missing)
+    if task.zones is not None:
+        return zone_curves.measure(task.zones, shard, attempt, seen)
+    body = msgspec.msgpack.decode(shard, type=_Body)
+    target = task.targets[body.target]
     coverage = None if task.area is None else Coverage(task.area, task.grid.transform, task.grid.shape, "center")
     side = _side(task, target)
 
@@ -178,6 +186,12 @@ def run(params: TimeSeriesParams, inputs: Sequence[InputItem], shard: bytes, att
 def merge(params: TimeSeriesParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """One item per output."""
     task = _task(params, inputs)
+    report = sum((part.report for part in parts), ReadReport())
+    if task.zones is not None:
+        items, summary = zone_curves.table(
+            task.zones, parts, attempt, analysis=task.analysis, fill=params.fill, smooth=params.smooth
+        )
+        return Result(items=items, summary=summary, report=report)
     bodies = [msgspec.msgpack.decode(part.body, type=_Body) for part in parts]
     kind = str(type(task.analysis).__struct_config__.tag)
     items = []
@@ -202,7 +216,6 @@ def merge(params: TimeSeriesParams, inputs: Sequence[InputItem], parts: Sequence
                 style="index",
             )
         )
-    report = sum((part.report for part in parts), ReadReport())
     summary = {
         "items": len(items),
         "analysis": kind,
@@ -230,7 +243,7 @@ def _properties(task: _Task, target: _Target, kind: str) -> dict[str, Any]:
 
 
 def _task(params: TimeSeriesParams, inputs: Sequence[InputItem]) -> _Task:
-    if not inputs:
+    if not any(item.rasters for item in inputs):
         raise InvalidParameter("time_series needs at least one item with a date.", pointer="/inputs")
     analysis = series.checked(params.analysis, params.value.names, params.smooth)
     for name in ("fill", "smooth"):
@@ -239,12 +252,13 @@ def _task(params: TimeSeriesParams, inputs: Sequence[InputItem]) -> _Task:
                 f'`{name}` changes a series; a composite has none. Use "analysis": {{"type": "series"}}.',
                 pointer=f"/{name}",
             )
+    seen = [item for item in inputs if item.rasters]  # a layer of zones may be an item of its own
     area = None if params.aoi is None else parse(params.aoi, params.aoi_crs)
-    rasters = observations.rasters_of(params.value, inputs)
+    rasters = observations.rasters_of(params.value, seen)
     grid = choose(params.grid, inputs, rasters, area=area, area_crs=params.aoi_crs)
     placed = None if area is None else onto(area, params.aoi_crs, grid.crs, grid.transform, grid.shape)
     days = observations.observe(
-        params.value, params.masks, inputs, grid, resampling=params.resampling, same_day=params.same_day
+        params.value, params.masks, seen, grid, resampling=params.resampling, same_day=params.same_day
     )
     found = periods([day.day for day in days], params.group)
     return _Task(
@@ -255,11 +269,38 @@ def _task(params: TimeSeriesParams, inputs: Sequence[InputItem]) -> _Task:
         days=days,
         periods=found,
         targets=_targets(analysis, params.value.names, grid, found),
+        zones=_zones(params, inputs, grid, days, found),
     )
 
 
+def _zones(
+    params: TimeSeriesParams, inputs: Sequence[InputItem], grid: Grid, days: tuple[Day, ...], found: tuple[Period, ...]
+) -> zone_curves.Work | None:
+    if params.zones is None:
+        return None
+    if len(params.value.names) > 1:
+        raise InvalidParameter("Curves of zones are of one value; `value` has several bands.", pointer="/value/bands")
+    layer = zone_curves.layer_of(params.zones, inputs)
+    if layer is not None and params.zone_id is not None:
+        vector.refuse_unknown([params.zone_id], layer.fields, layer.key, "/zone_id")
+    return zone_curves.Work(
+        name=_label(params.value.names),
+        days=days,
+        periods=found,
+        grid=grid,
+        zones=params.zones,
+        layer=layer,
+        zone_id=params.zone_id,
+        crs=params.zones_crs,
+    )
+
+
+def _label(names: Sequence[str]) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip(".-")[:60] or "value"
+
+
 def _targets(analysis: Analysis, names: Sequence[str], grid: Grid, found: Sequence[Period]) -> tuple[_Target, ...]:
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip(".-")[:60] or "value"
+    label = _label(names)
     kind = str(type(analysis).__struct_config__.tag)
     groups = [(period,) for period in found if period.members] if isinstance(analysis, Composite) else [tuple(found)]
     if not isinstance(analysis, Composite) and len(found) < 2:
@@ -294,29 +335,12 @@ def _bands(params: TimeSeriesParams, task: _Task, target: _Target, part: Window,
     shape = (len(target.spec.bands), part.height, part.width)
     if isinstance(task.analysis, Composite):
         members = target.periods[0].members
-        stack = _stack(task, members, part, seen)
+        stack = observations.stack(task.days, members, part, seen)
         days = [task.days[member].day for member in members]
         return series.composite(task.analysis, stack, days, task.names).reshape(shape)
-    curve = np.empty((len(target.periods), part.pixels), np.float32)
-    for place, period in enumerate(target.periods):
-        if not period.members:
-            curve[place] = np.nan
-            continue
-        stack = _stack(task, period.members, part, seen)
-        curve[place] = stack[0, 0] if len(stack) == 1 else series.composite(_MEDIAN, stack, (), ())[0]
+    curve = observations.by_period(task.days, target.periods, part, seen)
     series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
     return series.analyse(task.analysis, curve, target.periods).reshape(shape)
-
-
-_MEDIAN = Composite(statistics=("median",))
-
-
-def _stack(task: _Task, members: Sequence[int], part: Window, seen: Seen) -> np.ndarray:
-    """Values (time, band, pixel) of some days."""
-    stack = np.empty((len(members), len(task.names), part.height, part.width), np.float32)
-    for place, member in enumerate(members):
-        observations.read(task.days[member], part, stack[place], seen)
-    return stack.reshape(len(members), len(task.names), part.pixels)
 
 
 # Bounds and words
