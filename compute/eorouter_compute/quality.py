@@ -74,8 +74,9 @@ PRESETS: dict[str, QualityMask] = {
         band="qa_pixel",
         bits=(*(BitFlag(first=bit) for bit in range(6)), BitFlag(first=14, count=2, values=(3,))),
     ),
-    # Brazil Data Cube, CMASK (Fmask 4 rules): 127 is clear; 0 fill, 255 cloud.
-    "cbers-cmask": QualityMask(band="cmask", keep_classes=(127,)),
+    # Brazil Data Cube, CMASK: Fmask's 2 shadow, 3 snow, 4 cloud and 255 fill; in the older product 255 is cloud, 127
+    # clear, and what is fill there (0) is nodata in the bands, too.
+    "cbers-cmask": QualityMask(band="cmask", classes=(2, 3, 4, 255)),
 }
 _OTHER_NAMES = {"scl": ("SCL", "scene_classification"), "qa_pixel": ("QA_PIXEL", "qa"), "cmask": ("CMASK", "mask")}
 

@@ -19,8 +19,8 @@ def test_presets_drop_what_the_product_guides_call_unfit():
     pixels = np.array([[21824, 22280, 54596, 23888, 30048, 1, 21952]], "uint16")
     clear = quality.clear(PRESETS["landsat-qa-pixel"], pixels)
     assert clear[0].tolist() == [True, False, False, False, False, False, True]
-    cmask = np.array([[127, 255, 0]], "uint8")
-    assert quality.clear(PRESETS["cbers-cmask"], cmask)[0].tolist() == [True, False, False]
+    cmask = np.array([[0, 1, 2, 3, 4, 127, 255]], "uint8")
+    assert np.flatnonzero(quality.clear(PRESETS["cbers-cmask"], cmask)[0]).tolist() == [0, 1, 5]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint32"])
