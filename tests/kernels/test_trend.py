@@ -63,6 +63,7 @@ def test_mann_kendall_of_the_precipitation_at_a_textbook_station():
     trend.theil_sen(series, np.arange(8.0), 3, out)
     score = sum(np.sign(series[j, 0] - series[i, 0]) for i in range(8) for j in range(i + 1, 8))
     assert out[3, 0] == score == 22
+    assert out[4, 0] == pytest.approx(0.0083, abs=5e-5)  # as docs/methods/time_series.md says
     assert out[4, 0] == pytest.approx(2 * stats.norm.sf(21 / math.sqrt((8 * 7 * 21 - 36) / 18)), rel=1e-6)
 
 
