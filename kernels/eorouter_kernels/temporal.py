@@ -231,6 +231,55 @@ def _settle(x: Floats, known: Floats, y: Floats) -> None:
 
 
 @kernel
+def _load(stack: Floats, start: int, x: Floats, known: Floats, y: Floats, count: Floats) -> None:
+    """Dates (time, band, lane) of LANES pixels from `start` on, which are whole, how many, and their mean."""
+    times, bands, pixels = stack.shape
+    zero, one = np.float32(0.0), np.float32(1.0)
+    lanes = min(LANES, pixels - start)
+    count[:], y[:] = zero, zero
+    for t in range(times):
+        known[t] = one
+        for b in range(bands):
+            for k in range(lanes):
+                v = stack[t, b, start + k]
+                is_data = v - v == zero
+                x[t, b, k] = v if is_data else zero
+                known[t, k] = known[t, k] if is_data else zero
+        for k in range(LANES):
+            count[k] += known[t, k]
+        for b in range(bands):
+            for k in range(LANES):
+                y[b, k] += x[t, b, k] * known[t, k]
+    for b in range(bands):
+        for k in range(LANES):
+            y[b, k] = y[b, k] / max(count[k], one)
+
+
+@kernel
+def _pull(x: Floats, known: Floats, y: Floats, target: Floats, total: Floats, same: Floats) -> None:
+    """Where the dates pull the point: their mean weighted by 1 / distance, the sum of weights, how many lie upon it."""
+    times, bands, _ = x.shape
+    zero, one = np.float32(0.0), np.float32(1.0)
+    square, weight = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    total[:], same[:], target[:] = zero, zero, zero
+    for t in range(times):
+        square[:] = zero
+        for b in range(bands):
+            for k in range(LANES):
+                d = x[t, b, k] - y[b, k]
+                square[k] += d * d
+        for k in range(LANES):
+            is_apart = square[k] > np.float32(1e-30)
+            weight[k] = known[t, k] / np.sqrt(square[k] if is_apart else one)
+            same[k] += zero if is_apart else known[t, k]
+            weight[k] = weight[k] if is_apart else zero
+            total[k] += weight[k]
+        for b in range(bands):
+            for k in range(LANES):
+                target[b, k] += weight[k] * x[t, b, k]
+
+
+@kernel
 def geometric_median(stack: Floats, out: Floats) -> None:
     """The point of band space with the least sum of distances to all dates.
 
@@ -249,47 +298,16 @@ def geometric_median(stack: Floats, out: Floats) -> None:
     x = np.zeros((times, bands, LANES), np.float32)
     known = np.zeros((times, LANES), np.float32)
     y, target = np.zeros((bands, LANES), np.float32), np.zeros((bands, LANES), np.float32)
-    square, weight, total = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    weight, total = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     same, step, size = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     active, count = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for start in range(0, pixels, LANES):
         lanes = min(LANES, pixels - start)
-        count[:], y[:] = zero, zero
-        for t in range(times):
-            known[t] = one
-            for b in range(bands):
-                for k in range(lanes):
-                    v = stack[t, b, start + k]
-                    is_data = v - v == zero
-                    x[t, b, k] = v if is_data else zero
-                    known[t, k] = known[t, k] if is_data else zero
-            for k in range(LANES):
-                count[k] += known[t, k]
-            for b in range(bands):
-                for k in range(LANES):
-                    y[b, k] += x[t, b, k] * known[t, k]
-        for b in range(bands):
-            for k in range(LANES):
-                y[b, k] = y[b, k] / max(count[k], one)
+        _load(stack, start, x, known, y, count)
         for k in range(LANES):
             active[k] = one if count[k] > one and k < lanes else zero
         for _ in range(GEOMEDIAN_ROUNDS):
-            total[:], same[:], target[:] = zero, zero, zero
-            for t in range(times):
-                square[:] = zero
-                for b in range(bands):
-                    for k in range(LANES):
-                        d = x[t, b, k] - y[b, k]
-                        square[k] += d * d
-                for k in range(LANES):
-                    is_apart = square[k] > np.float32(1e-30)
-                    weight[k] = known[t, k] / np.sqrt(square[k] if is_apart else one)
-                    same[k] += zero if is_apart else known[t, k]
-                    weight[k] = weight[k] if is_apart else zero
-                    total[k] += weight[k]
-                for b in range(bands):
-                    for k in range(LANES):
-                        target[b, k] += weight[k] * x[t, b, k]
+            _pull(x, known, y, target, total, same)
             step[:], size[:] = zero, zero
             for b in range(bands):
                 for k in range(LANES):

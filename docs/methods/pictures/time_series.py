@@ -1,9 +1,11 @@
+# ruff: noqa: INP001  a program beside its page
 """Draw `time_series.png`: a year of the generated landscape as a strip of months, its season, and curves of crops."""
 
 import sys
 import tempfile
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import msgspec
@@ -17,6 +19,7 @@ from PIL import Image
 from eorouter_compute import quicklook, raster
 from eorouter_compute.attempt import read_object
 from eorouter_compute.landscape import generate
+from eorouter_compute.method import Result
 from eorouter_compute.methods.time_series import TimeSeriesParams
 from eorouter_compute.testing import run_local
 
@@ -24,29 +27,27 @@ MASKED = {"method": "time_series", "value": {"index": "NDVI"}, "masks": ["sentin
 SMOOTH = {"by": "whittaker", "roughness": 0.5}
 
 
-def pixels(item):
+def pixels(item: Any) -> np.ndarray:
+    """Bands of an item's raster."""
     asset = item.assets[0].raster
     return raster.read_block(asset, [band.index for band in asset.bands], asset.window).pixels
 
 
 def main(target: Path) -> None:
+    """Draw it."""
     dates = [date(2024, 1, 6) + timedelta(days=10 * n) for n in range(36)]
     shares = [(0.0, 0.3, 0.1, 0.5, 0.05)[n % 5] for n in range(36)]
     place = generate(Path(tempfile.mkdtemp()), seed=5, size_px=256, dates=dates, cloud_shares=shares)
     items, fields = place.items(), msgspec.json.decode(place.fields.read_bytes())
 
-    def run(**task):
+    def run(**task: Any) -> Result:
         return run_local(msgspec.convert({**MASKED, **task}, TimeSeriesParams), items)
 
     months = run(group={"by": "month"}).items
     season = run(smooth=SMOOTH, analysis={"type": "phenology"}).items[0]
     curves = run(smooth=SMOOTH, analysis={"type": "series"}, zones=fields, zone_id="crop").items[0]
-    rows = [
-        feature["properties"]
-        for feature in msgspec.json.decode(
-            read_object(next(a for a in curves.assets if a.key == "geojson").object.href)
-        )["features"]
-    ]
+    table = read_object(next(asset for asset in curves.assets if asset.key == "geojson").object.href)
+    rows = [feature["properties"] for feature in msgspec.json.decode(table)["features"]]
     ramp = ListedColormap(quicklook.color_table("index") / 255)
     figure = plt.figure(figsize=(9, 5.4), layout="constrained")
     grid = figure.add_gridspec(2, 6, height_ratios=[1, 2.1])

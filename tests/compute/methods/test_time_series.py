@@ -261,7 +261,7 @@ def test_sixty_dates_masked_by_a_coarser_classification(data_dir):
     grid = items[0].rasters[0].grid
     seasons: dict[str, list[np.ndarray]] = {}
     for item in items:
-        ndvi, scl = item.rasters
+        ndvi = item.rasters[0]
         clear = quality.read(quality.place("sentinel-2-scl", item, grid), grid.window)
         block = raster.read_block(ndvi, [1], ndvi.window)
         known = clear if block.valid is None else clear & block.valid[0]
@@ -522,20 +522,70 @@ def test_anomalies_of_a_month_against_earlier_years(tmp_path):
         ({"value": {"index": "NDVY"}}, UnknownIndex, "Near: NDYI", "/value/index"),
         ({"value": {"expression": "nir +"}}, InvalidExpression, "At character", "/value/expression"),
         ({"value": {"expression": "1 + 2"}}, InvalidExpression, "reads no band", "/value/expression"),
-        ({"value": {"band": "red"}, "masks": ["landsat-qa-pixel"]}, BandNotFound, "no band 'qa_pixel'", "/masks/0/band"),
+        (
+            {"value": {"band": "red"}, "masks": ["landsat-qa-pixel"]},
+            BandNotFound,
+            "no band 'qa_pixel'",
+            "/masks/0/band",
+        ),
         ({"value": {"band": "red"}, "aoi": [0, 0, 1, 1]}, AoiOutside, "km", "/aoi"),
         ({"value": {"band": "red"}, "smooth": {}}, InvalidParameter, "a composite has none", "/smooth"),
-        ({"value": {"bands": ["red", "nir"]}, "analysis": {"type": "trend"}}, InvalidParameter, "one value", "/value/bands"),
-        ({"value": {"band": "red"}, "analysis": {"type": "trend"}, "group": {"by": "all"}}, InvalidParameter, "two periods", "/group"),
-        ({"value": {"band": "red"}, "analysis": {"type": "series"}, "smooth": {"by": "savitzky_golay", "window": 4}}, InvalidParameter, "odd", "/smooth/window"),
-        ({"value": {"bands": ["red", "nir"]}, "analysis": {"type": "composite", "best": {}}}, InvalidParameter, "one of red, nir", "/analysis/best/band"),
-        ({"value": {"band": "red"}, "analysis": {"type": "composite", "best": {"by": "nearest"}}}, InvalidParameter, "nearest", "/analysis/best/day"),
-        ({"value": {"band": "red"}, "analysis": {"type": "anomaly", "baseline": ["1990-01-01", "1991-01-01"]}}, InvalidParameter, "No date lies in the baseline", "/analysis/baseline"),
-        ({"value": {"band": "red"}, "analysis": {"type": "anomaly", "baseline": ["2021-01-01", "2022-01-01"]}}, InvalidParameter, "nothing is left", "/analysis/baseline"),
-        ({"value": {"band": "red"}, "zones": {"item_id": "none"}}, InvalidParameter, "the inputs are", "/zones/item_id"),
-        ({"value": {"bands": ["red", "nir"]}, "zones": {"type": "Point"}}, InvalidParameter, "several bands", "/value/bands"),
+        (
+            {"value": {"bands": ["red", "nir"]}, "analysis": {"type": "trend"}},
+            InvalidParameter,
+            "one value",
+            "/value/bands",
+        ),
+        (
+            {"value": {"band": "red"}, "analysis": {"type": "trend"}, "group": {"by": "all"}},
+            InvalidParameter,
+            "two periods",
+            "/group",
+        ),
+        (
+            {"value": {"band": "red"}, "analysis": {"type": "series"}, "smooth": {"by": "savitzky_golay", "window": 4}},
+            InvalidParameter,
+            "odd",
+            "/smooth/window",
+        ),
+        (
+            {"value": {"bands": ["red", "nir"]}, "analysis": {"type": "composite", "best": {}}},
+            InvalidParameter,
+            "one of red, nir",
+            "/analysis/best/band",
+        ),
+        (
+            {"value": {"band": "red"}, "analysis": {"type": "composite", "best": {"by": "nearest"}}},
+            InvalidParameter,
+            "nearest",
+            "/analysis/best/day",
+        ),
+        (
+            {"value": {"band": "red"}, "analysis": {"type": "anomaly", "baseline": ["1990-01-01", "1991-01-01"]}},
+            InvalidParameter,
+            "No date lies in the baseline",
+            "/analysis/baseline",
+        ),
+        (
+            {"value": {"band": "red"}, "analysis": {"type": "anomaly", "baseline": ["2021-01-01", "2022-01-01"]}},
+            InvalidParameter,
+            "nothing is left",
+            "/analysis/baseline",
+        ),
+        (
+            {"value": {"band": "red"}, "zones": {"item_id": "none"}},
+            InvalidParameter,
+            "the inputs are",
+            "/zones/item_id",
+        ),
+        (
+            {"value": {"bands": ["red", "nir"]}, "zones": {"type": "Point"}},
+            InvalidParameter,
+            "several bands",
+            "/value/bands",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals_say_what_where_and_how_to_mend(tmp_path, fields, error, words, pointer):
     items, *_ = scenes(tmp_path, count=2, shape=(8, 8))
     with pytest.raises(error, match=words) as caught:
