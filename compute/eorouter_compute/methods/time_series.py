@@ -7,6 +7,7 @@ result leaves the shard. With `zones`, shards are windows of canonical blocks an
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -243,6 +244,14 @@ def _properties(task: _Task, target: _Target, kind: str) -> dict[str, Any]:
 
 
 def _task(params: TimeSeriesParams, inputs: Sequence[InputItem]) -> _Task:
+    """Worked out once per process and job: hundreds of items on their grid take longer than a small shard."""
+    return _worked_out(msgspec.msgpack.encode(params), msgspec.msgpack.encode(tuple(inputs)))
+
+
+@lru_cache(maxsize=4)
+def _worked_out(task: bytes, items: bytes) -> _Task:
+    params = msgspec.msgpack.decode(task, type=TimeSeriesParams)
+    inputs = msgspec.msgpack.decode(items, type=tuple[InputItem, ...])
     if not any(item.rasters for item in inputs):
         raise InvalidParameter("time_series needs at least one item with a date.", pointer="/inputs")
     analysis = series.checked(params.analysis, params.value.names, params.smooth)

@@ -72,7 +72,6 @@ def main(target: Path) -> None:
     axes.set_title("NDVI of fields, measured and smoothed", fontsize=10)
     axes.xaxis.set_major_formatter(mpl.dates.DateFormatter("%b"))
     axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(target, dpi=80)
     Image.open(target).convert("RGB").quantize(48).save(target, optimize=True)  # a third of the bytes
 
