@@ -168,7 +168,7 @@ def with_best_predictor(spec: CogSpec, samples: Sequence[np.ndarray]) -> CogSpec
     """
     if spec.compression in {"none", "lerc"}:
         return spec
-    specs = [msgspec.structs.replace(spec, use_predictor=choice) for choice in (True, False)]
+    specs = [msgspec.structs.replace(spec, predictor=choice) for choice in ("auto", "none")]
     return min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
 
 
@@ -231,7 +231,10 @@ def _halve(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple
     elif pixels.dtype.kind == "f":
         pyramid.halve_mean_floats(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
     else:
-        pyramid.halve_mean_integers(pixels, _or_every(valid), int(_fill(spec)), out, out_valid)
+        # Without a nodata value no mean must step aside, or pieces with and without missing pixels would differ; two to
+        # the power of the bits equals no mean and is stored as 0.
+        nodata = 1 << (8 * pixels.dtype.itemsize) if spec.nodata is None else int(spec.nodata)
+        pyramid.halve_mean_integers(pixels, _or_every(valid), nodata, out, out_valid)
     return out, None if valid is None or out_valid.all() else out_valid
 
 
@@ -259,10 +262,12 @@ def _encode_tile(spec: CogSpec, cut: np.ndarray) -> bytes:
         cut = np.pad(cut, ((0, 0), (0, side - height), (0, side - width)), mode="edge")
     tile = np.ascontiguousarray(cut.transpose(1, 2, 0)) if bands > 1 else np.ascontiguousarray(cut[0])
     if spec.compression == "lerc":
-        return bytes(imagecodecs.lerc_encode(tile, level=0, planar=False))
-    if spec.use_predictor and spec.compression != "none":
-        predict = imagecodecs.floatpred_encode if tile.dtype.kind == "f" else imagecodecs.delta_encode
-        tile = predict(tile, axis=1)
+        return bytes(imagecodecs.lerc_encode(tile, level=spec.max_z_error, planar=False))
+    if spec.prediction == 3:
+        tile = imagecodecs.floatpred_encode(tile, axis=1)
+    elif spec.prediction == 2:
+        # Differences are of the bits, whatever they stand for.
+        tile = imagecodecs.delta_encode(tile.view(f"u{tile.dtype.itemsize}"), axis=1)
     if spec.compression == "deflate":
         return _deflate_well(tile) if spec.level is None else _deflate(tile, spec.level)
     if spec.compression == "zstd":

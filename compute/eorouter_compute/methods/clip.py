@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import product, raster
+from eorouter_compute import product, raster, selection
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cog import CogSpec, Pixels
-from eorouter_compute.errors import BandNotFound, ComputeError, InvalidParameter
+from eorouter_compute.errors import ComputeError, InvalidParameter
 from eorouter_compute.grid import Window, shifted
 from eorouter_compute.method import (
     Band,
@@ -26,9 +26,9 @@ from eorouter_compute.method import (
     RasterAsset,
     ReadReport,
     Result,
-    by_asset,
     total,
 )
+from eorouter_compute.product import NumberedShard
 
 
 class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
@@ -69,13 +69,6 @@ class Target(Struct, frozen=True, kw_only=True):
     spec: CogSpec
 
 
-class ClipShard(Struct, frozen=True, array_like=True):
-    """Body of a shard, and of its part: which target, and what `product` needs."""
-
-    target: int
-    body: bytes
-
-
 def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
     """Every COG the job makes, in a fixed order; the same for planning, running and merging.
 
@@ -85,7 +78,7 @@ def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
     area = parse(params.aoi, params.crs)
     found = []
     for number, item in enumerate(inputs):
-        for asset, bands in _chosen(params, item, number):
+        for asset, bands in selection.chosen(item, number, params.assets, params.bands):
             try:
                 placed = onto(area, params.crs, asset.crs, asset.transform, asset.shape)
             except ComputeError as error:
@@ -105,40 +98,8 @@ def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
     return found
 
 
-def _chosen(params: ClipParams, item: InputItem, number: int) -> list[tuple[RasterAsset, list[Band]]]:
-    """The assets to clip with the bands to keep."""
-    rasters = item.rasters
-    if params.assets:
-        missing = set(params.assets) - {asset.key for asset in rasters}
-        if missing:
-            keys = ", ".join(asset.key for asset in rasters) or "none"
-            raise InvalidParameter(
-                f"Item {item.id} has no raster asset {', '.join(sorted(missing))}. It has: {keys}.", pointer="/assets"
-            )
-        rasters = tuple(asset for asset in rasters if asset.key in params.assets)
-    if not rasters:
-        raise InvalidParameter(f"Item {item.id} has no raster to clip.", pointer=f"/inputs/{number}")
-    if not params.bands:
-        return [(asset, list(asset.bands)) for asset in rasters]
-    narrowed = msgspec.structs.replace(item, assets=rasters)
-    kept: list[tuple[RasterAsset, Band]] = []
-    for place, name in enumerate(params.bands):
-        try:
-            kept.append(narrowed.band(name))
-        except BandNotFound as error:
-            raise BandNotFound(error.message, pointer=f"/bands/{place}", **error.data) from None
-    return by_asset(kept)
-
-
 def _spec(params: ClipParams, asset: RasterAsset, bands: Sequence[Band], window: Window) -> CogSpec:
-    dtypes = {band.dtype for band in bands}
-    if len(dtypes) > 1:
-        raise InvalidParameter(
-            f"The bands of asset {asset.key} have different types ({', '.join(sorted(dtypes))}) and cannot share a "
-            "file. Choose them one by one with `bands`.",
-            pointer="/bands",
-        )
-    dtype = bands[0].dtype
+    dtype = selection.common_dtype(bands, f"asset {asset.key}")
     declared = {raster.storable(band.nodata, dtype) for band in bands}
     values = {repr(value) for value in declared}
     nodata = next(iter(declared)) if len(values) == 1 else None
@@ -174,12 +135,11 @@ def plan(params: ClipParams, inputs: Sequence[InputItem]) -> Plan:
         size = np.dtype(target.spec.dtype).itemsize
         for shard in product.plan_product(
             target.spec,
-            bytes_read_per_pixel=_bytes_read_per_pixel(target),
+            bytes_read_per_pixel=product.read_bytes_per_pixel(target.asset, target.window),
             memory_bytes_per_pixel=2 * len(target.indexes) * (size + 1) + 2,
             seconds_per_pixel=8e-9 * len(target.indexes) * size + 2e-9,
         ):
-            body = msgspec.msgpack.encode(ClipShard(number, shard.body))
-            shards.append(msgspec.structs.replace(shard, body=body))
+            shards.append(product.numbered(shard, number))
         merges.append(product.merge_bound(target.spec))
     return Plan(shards=tuple(shards), merge_bound=total(merges) if merges else Bound())
 
@@ -197,15 +157,6 @@ def _check_some_pixel(params: ClipParams, target: Target) -> None:
         )
 
 
-def _bytes_read_per_pixel(target: Target) -> float:
-    """Whole blocks are read, and with them every band of a pixel-interleaved file."""
-    rows, cols = target.asset.block_shape
-    side = 2048
-    height, width = min(side, target.window.height), min(side, target.window.width)
-    blocks = min(height + 2 * rows, target.asset.shape[0]) * min(width + 2 * cols, target.asset.shape[1])
-    return blocks / (height * width) * sum(np.dtype(band.dtype).itemsize for band in target.asset.bands)
-
-
 def _coverage(params: ClipParams, target: Target) -> Coverage:
     return Coverage(target.area, target.spec.transform, target.spec.shape, params.pixel_rule)
 
@@ -216,8 +167,8 @@ def _moved(window: Window, origin: Window) -> Window:
 
 def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     """Read, mask and encode one shard."""
-    shard = msgspec.msgpack.decode(body, type=ClipShard)
-    target = targets(params, inputs)[shard.target]
+    shard = msgspec.msgpack.decode(body, type=NumberedShard)
+    target = targets(params, inputs)[shard.number]
     coverage = _coverage(params, target)
     report = ReadReport()
 
@@ -234,18 +185,14 @@ def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: A
         return block.pixels, None if valid.all() else valid
 
     part = product.run_product(target.spec, shard.body, attempt, compute, lambda: report)
-    return msgspec.structs.replace(part, body=msgspec.msgpack.encode(ClipShard(shard.target, part.body)))
+    return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))
 
 
 def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """Put every COG together and make the items."""
     every = targets(params, inputs)
-    by_target: dict[int, list[Part]] = {}
-    report = ReadReport()
-    for part in parts:
-        shard = msgspec.msgpack.decode(part.body, type=ClipShard)
-        by_target.setdefault(shard.target, []).append(msgspec.structs.replace(part, body=shard.body))
-        report += part.report
+    by_target = product.by_number(parts)
+    report = sum((part.report for part in parts), start=ReadReport())
     items = []
     for number, item in enumerate(inputs):
         name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', item.id)[:80]}_clip" + (f"_{number}" if len(inputs) > 1 else "")
