@@ -23,7 +23,7 @@ from msgspec import Struct
 from eorouter_compute.attempt import local_path, read_object
 from eorouter_compute.cogfile import LEAD, BandStatistics, CogSpec, front, span
 from eorouter_compute.grid import Window, tiles
-from eorouter_kernels import pyramid
+from eorouter_kernels import blocks, pyramid
 
 PIECE_SIDE = 2048
 """Pixels along a piece unless memory asks for less: three whole levels, 1.6 % carried as plain pixels."""
@@ -168,8 +168,11 @@ def with_best_predictor(spec: CogSpec, samples: Sequence[np.ndarray]) -> CogSpec
     """
     if spec.compression in {"none", "lerc"}:
         return spec
-    specs = [msgspec.structs.replace(spec, predictor=choice) for choice in ("auto", "none")]
-    return min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
+    # A tile no larger than the samples: a filled rim would be packed too, and would weigh as much as the pixels.
+    side = min(spec.block_size, max(-(-max(sample.shape[1:]) // 16) * 16 for sample in samples))
+    specs = [msgspec.structs.replace(spec, predictor=choice, block_size=side) for choice in ("auto", "none")]
+    best = min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
+    return msgspec.structs.replace(spec, predictor=best.predictor)
 
 
 # Pixels to tiles ------------------------------------------------------------------------------------------------------
@@ -181,6 +184,9 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
     A valid pixel whose value is `nodata`, or is NaN, reads as missing, so it counts as missing here too.
     """
     is_float = pixels.dtype.kind == "f"
+    pixels = np.ascontiguousarray(pixels)
+    if (valid is None or valid.all()) and _is_whole(spec, pixels):
+        return pixels, None
     if valid is not None and valid.ndim == 2:
         valid = np.broadcast_to(valid, pixels.shape)
     data = ~np.isnan(pixels) if is_float else None
@@ -199,6 +205,13 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
     fill = _fill(spec)
     settled = np.where(np.asarray(valid), pixels, pixels.dtype.type(fill))
     return settled, np.ascontiguousarray(valid)
+
+
+def _is_whole(spec: CogSpec, pixels: np.ndarray) -> bool:
+    """Whether every value reads as data."""
+    if spec.nodata is None or np.isnan(spec.nodata):
+        return pixels.dtype.kind != "f" or blocks.first_missing(pixels, pixels.dtype.type(np.nan)) < 0
+    return blocks.first_missing(pixels, pixels.dtype.type(spec.nodata)) < 0
 
 
 def _fill(spec: CogSpec) -> float:
@@ -242,10 +255,11 @@ def _tiles_of(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> It
     """Encoded tiles of an array that begins on a tile, with leader and trailer; each followed by its mask tile."""
     side = spec.block_size
     _, height, width = pixels.shape
+    pixels = np.ascontiguousarray(pixels)
     mask = _mask_of(pixels, valid) if spec.has_mask else None
     for row in range(0, height, side):
         for col in range(0, width, side):
-            yield _framed(_encode_tile(spec, pixels[:, row : row + side, col : col + side]))
+            yield _framed(_encode_tile(spec, pixels, row, col))
             if mask is not None:
                 tile = np.zeros((side, side), np.bool_)
                 cut = mask[row : row + side, col : col + side]
@@ -253,21 +267,14 @@ def _tiles_of(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> It
                 yield _framed(_deflate(_packed(tile), 3))
 
 
-def _encode_tile(spec: CogSpec, cut: np.ndarray) -> bytes:
+def _encode_tile(spec: CogSpec, pixels: np.ndarray, row: int = 0, col: int = 0) -> bytes:
+    """The tile whose upper left pixel is (`row`, `col`) of `pixels` (band, y, x)."""
     import imagecodecs
 
-    side, (bands, height, width) = spec.block_size, cut.shape
-    if (height, width) != (side, side):
-        # The rim repeats the last row and column: it compresses to nothing and does not disturb lossy neighbours.
-        cut = np.pad(cut, ((0, 0), (0, side - height), (0, side - width)), mode="edge")
-    tile = np.ascontiguousarray(cut.transpose(1, 2, 0)) if bands > 1 else np.ascontiguousarray(cut[0])
+    tile = _filled_tile(spec, pixels, row, col)
     if spec.compression == "lerc":
-        return bytes(imagecodecs.lerc_encode(tile, level=spec.max_z_error, planar=False))
-    if spec.prediction == 3:
-        tile = imagecodecs.floatpred_encode(tile, axis=1)
-    elif spec.prediction == 2:
-        # Differences are of the bits, whatever they stand for.
-        tile = imagecodecs.delta_encode(tile.view(f"u{tile.dtype.itemsize}"), axis=1)
+        plain = tile if tile.shape[2] > 1 else tile[..., 0]
+        return bytes(imagecodecs.lerc_encode(plain, level=spec.max_z_error, planar=False))
     if spec.compression == "deflate":
         return _deflate_well(tile) if spec.level is None else _deflate(tile, spec.level)
     if spec.compression == "zstd":
@@ -275,6 +282,22 @@ def _encode_tile(spec: CogSpec, cut: np.ndarray) -> bytes:
     if spec.compression == "lzw":
         return bytes(imagecodecs.lzw_encode(cast("bytes", tile)))
     return tile.tobytes()
+
+
+def _filled_tile(spec: CogSpec, pixels: np.ndarray, row: int, col: int) -> np.ndarray:
+    """Pixels of a tile as the codec takes them: interleaved, the predictor applied, the rim filled."""
+    side, bands, dtype = spec.block_size, len(spec.bands), np.dtype(spec.dtype)
+    words = np.ascontiguousarray(pixels).view(blocks.WORDS[dtype.itemsize])
+    if spec.prediction == 1:
+        tile = np.empty((side, side, bands), dtype)
+        blocks.put(words, row, col, tile.view(words.dtype))
+    elif spec.prediction == 3:
+        tile = np.empty((side, dtype.itemsize, side, bands), np.uint8)
+        blocks.put_planes(words, row, col, tile)
+    else:
+        tile = np.empty((side, side, bands), words.dtype)
+        blocks.put_differences(words, row, col, tile)
+    return tile
 
 
 def _deflate_well(data: np.ndarray) -> bytes:

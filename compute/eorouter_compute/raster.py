@@ -1,9 +1,10 @@
 """The only module that opens rasters: what a file says about itself, and its pixels with what is missing.
 
-GDAL is kept on a short lead. Two drivers may open a file; those that reach out to other files or to the network are
-never registered; sidecar files are not looked for; a file that names an overview elsewhere is refused. Datasets are
-not safe to share between threads (GDAL RFC 101 comes later than the version we stand on), so each thread keeps its own
-few. Remote reads are repeated with growing pauses and, when given up, name the source and the window.
+Pixels of ordinary TIFFs are unpacked by `blocks`; GDAL describes every file, reads the others, and has the last word
+on what is broken. It is kept on a short lead. Two drivers may open a file; those that reach out to other files or to
+the network are never registered; sidecar files are not looked for; a file that names an overview elsewhere is refused.
+Datasets are not safe to share between threads (GDAL RFC 101 comes later than the version we stand on), so each thread
+keeps its own few. Remote reads are repeated with growing pauses and, when given up, name the source and the window.
 """
 
 import os
@@ -25,7 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from eorouter_compute import sources
+from eorouter_compute import blocks, sources
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -39,6 +40,7 @@ from eorouter_compute.errors import (
 )
 from eorouter_compute.grid import Window
 from eorouter_compute.method import Band, FailedRead, RasterAsset
+from eorouter_kernels import blocks as kernels
 
 # Drivers that are handed a name and fetch something else. GDAL reads the list when it registers its drivers, which
 # happens once, just below; the variable is put back because vectors are read with a GDAL of their own.
@@ -260,12 +262,18 @@ def _nothing(asset: RasterAsset, bands: Sequence[int], window: Window) -> Block:
 
 
 def _read_block(asset: RasterAsset, bands: Sequence[int], window: Window, *, is_patient: bool = True) -> Block:
+    dtypes = {band.dtype for band in asset.bands if band.index in bands}
+    if len(dtypes) == 1:
+        found = blocks.read(asset.href, asset.shape, dtypes.pop(), bands, window, with_mask=asset.has_mask)
+        if found is not None:
+            return Block(found[0], _valid(asset, bands, *found))
     where = RasterioWindow(window.col, window.row, window.width, window.height)  # pyright: ignore[reportCallIssue]
 
     def read(dataset: Any) -> Block:
         _check(dataset, asset, bands)
         pixels = dataset.read(list(bands), window=where)
-        return Block(pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, window=where)))
+        mask = _mask(dataset, bands, lambda band: dataset.read_masks(band, window=where)) if asset.has_mask else None
+        return Block(pixels, _valid(asset, bands, pixels, mask))
 
     return _with_retries(asset.href, window, read, is_patient=is_patient)
 
@@ -278,9 +286,8 @@ def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Blo
     def read(dataset: Any) -> Block:
         _check(dataset, asset, bands)
         pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
-        return Block(
-            pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, out_shape=shape))
-        )
+        mask = _mask(dataset, bands, lambda band: dataset.read_masks(band, out_shape=shape)) if asset.has_mask else None
+        return Block(pixels, _valid(asset, bands, pixels, mask))
 
     return _with_retries(asset.href, asset.window, read)
 
@@ -298,28 +305,29 @@ def _check(dataset: Any, asset: RasterAsset, bands: Sequence[int]) -> None:
             )
 
 
-def _valid(
-    dataset: Any, asset: RasterAsset, bands: Sequence[int], pixels: np.ndarray, read_mask: Callable[[int], np.ndarray]
-) -> np.ndarray | None:
-    nodata = {band.index: band.nodata for band in asset.bands}
-    valid: np.ndarray | None = None
-    if asset.has_mask:
-        masks = [read_mask(band) != 0 for band in (bands if _is_mask_per_band(dataset) else bands[:1])]
-        valid = np.broadcast_to(np.stack(masks), pixels.shape)
-    if pixels.dtype.kind == "f":
-        data = ~np.isnan(pixels)
-        valid = data if valid is None else valid & data
+def _mask(dataset: Any, bands: Sequence[int], read_mask: Callable[[int], np.ndarray]) -> np.ndarray:
+    return np.stack([read_mask(band) != 0 for band in (bands if _is_mask_per_band(dataset) else bands[:1])])
+
+
+def _valid(asset: RasterAsset, bands: Sequence[int], pixels: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
+    """Where there is data (band, y, x), by the file's mask, nodata and NaN; None for everywhere."""
+    nodata = {band.index: storable(band.nodata, str(pixels.dtype)) for band in asset.bands}
+    valid = None if mask is None or mask.all() else np.array(np.broadcast_to(mask, pixels.shape))
     for number, band in enumerate(bands):
-        value = storable(nodata.get(band), str(pixels.dtype))
+        value = nodata.get(band)
         if value is None or np.isnan(value):
+            if pixels.dtype.kind != "f":
+                continue
+            value = np.nan
+        # Most blocks are whole; to see that is cheaper than to write it down.
+        if kernels.first_missing(pixels[number : number + 1], pixels.dtype.type(value)) < 0:
             continue
-        data = pixels[number] != pixels.dtype.type(value)
         if valid is None:
             valid = np.ones(pixels.shape, np.bool_)
-        elif not valid.flags.writeable:
-            valid = valid.copy()
-        valid[number] &= data
-    return None if valid is None or valid.all() else np.ascontiguousarray(valid)
+        valid[number] &= pixels[number] != pixels.dtype.type(value)
+        if pixels.dtype.kind == "f":
+            valid[number] &= ~np.isnan(pixels[number])
+    return valid
 
 
 def _is_mask_per_band(dataset: Any) -> bool:
@@ -503,7 +511,8 @@ def _stamp(path: str) -> tuple[int, int] | None:
 
 
 def forget(href: str) -> None:
-    """Close this thread's dataset of `href`, if it has one."""
+    """Close this thread's dataset of `href`, if it has one, and drop what all threads know of the file."""
+    blocks.forget(href)
     found = _datasets.held.pop(href, None)
     if found is not None:
         found[1].close()

@@ -37,10 +37,12 @@ class Code(IntEnum):
     BITS_PER_SAMPLE = 258
     COMPRESSION = 259
     PHOTOMETRIC = 262
+    FILL_ORDER = 266
     DOCUMENT_NAME = 269
     IMAGE_DESCRIPTION = 270
     STRIP_OFFSETS = 273
     SAMPLES_PER_PIXEL = 277
+    ROWS_PER_STRIP = 278
     STRIP_BYTE_COUNTS = 279
     X_RESOLUTION = 282
     Y_RESOLUTION = 283
@@ -94,10 +96,11 @@ class Tag(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """One directory as it was read: where it stands, and its tags by code."""
+    """One directory as it was read: where it stands, its tags by code, and the byte order of the file's pixels."""
 
     offset: int
     tags: dict[int, Tag]
+    is_big_endian: bool = False
 
     def value(self, code: int, default: int = 0) -> int:
         """First value of an integer tag."""
@@ -205,7 +208,7 @@ def directories(read: Callable[[int, int], bytes], size: int) -> list[Directory]
             raise Malformed("the directories form a circle or are too many")
         seen.add(place)
         tags, following = _directory(read, size, place, order=order, is_big=is_big)
-        found.append(Directory(place, tags))
+        found.append(Directory(place, tags, order == ">"))
         place = following
     if not found:
         raise Malformed("the file has no directory")
