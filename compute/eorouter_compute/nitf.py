@@ -81,7 +81,7 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
     if source is None:
         raise ValueError(f"{asset.key} is not a raster")
     height, width = spec.shape
-    options: dict[str, Any] = {"BLOCKXSIZE": _BLOCK, "BLOCKYSIZE": _BLOCK, "IC": "NC"}
+    options: dict[str, Any] = {"BLOCKXSIZE": _BLOCK, "BLOCKYSIZE": _BLOCK, "IC": "NC", "ICORDS": _icords(spec.crs)}
     with tempfile.TemporaryDirectory(prefix="eorouter-nitf-") as folder:
         local = Path(folder) / "image.ntf"
         with (
@@ -115,6 +115,12 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
         filename=path.replace("/", "_"),
         title=title,
     )
+
+
+def _icords(crs: str) -> str:
+    """How the corners are written: degrees, or UTM north or south."""
+    zone = pyproj.CRS.from_user_input(crs).utm_zone
+    return "D" if zone is None else zone[-1]
 
 
 def _strips(spec: CogSpec) -> list[Window]:

@@ -129,8 +129,7 @@ def _check_options(params: CogParams) -> None:
         )
     if params.mask == "band" and params.nodata is not None:
         raise InvalidParameter(
-            'Missing pixels are marked by a mask band or by a nodata value, not both. Leave out one.',
-
+            "Missing pixels are marked by a mask band or by a nodata value, not both. Leave out one.",
             pointer="/nodata",
         )
 
@@ -349,8 +348,8 @@ def _check_shared_mask(target: Target, spec: CogSpec, valid: np.ndarray | None) 
     if spec.compression != "lerc" or valid is None or (valid.any(axis=0) == valid.all(axis=0)).all():
         return
     raise InvalidParameter(
-        f"Item {target.item.id}, {target.key}: some pixels are missing in one band and not in another, which LERC cannot "
-        "store in one file. Convert the bands one by one, or use another compression.",
+        f"Item {target.item.id}, {target.key}: some pixels are missing in one band and not in another, which LERC "
+        "cannot store in one file. Convert the bands one by one, or use another compression.",
         pointer="/compression",
     )
 

@@ -103,3 +103,155 @@ def test_every_encoding_reads_back_the_same(tmp_path, dtype, compression):
         result = run_local(params, [input_item(assets[kind])], tmp_path / str(number))
         assert cog_validate(str(output(result)), strict=True, quiet=True) == (True, [], []), (kind, predictor)
         assert_same_pixels(tmp_path / f"{kind}.tif", output(result))
+
+
+def test_lossy_lerc_stays_within_its_error(tmp_path):
+    pixels = asymmetric((300, 290), dtype="float32")
+    mask = np.random.default_rng(1).random((300, 290)) > 0.2
+    asset = write_raster(tmp_path / "a.tif", np.where(mask, pixels, -9999).astype("float32"), nodata=-9999)
+    sizes = []
+    for error in (0.0, 0.01):
+        params = CogParams(compression="lerc", max_z_error=error, block_size=256)
+        result = run_local(params, [input_item(asset)], tmp_path / str(error))
+        assert_same_pixels(tmp_path / "a.tif", output(result), atol=error * 1.001)
+        sizes.append(output(result).stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_colour_table_and_tags_survive_and_make_classes(tmp_path):
+    classes = (np.arange(300 * 300).reshape(1, 300, 300) // 977 % 3).astype("uint8")
+    table = {0: (10, 20, 30, 255), 1: (200, 100, 0, 255), 2: (0, 0, 255, 255)}
+    write_raster(tmp_path / "a.tif", classes, photometric="palette")
+    with rasterio.open(tmp_path / "a.tif", "w", **rasterio.open(tmp_path / "a.tif").profile) as target:
+        target.write_colormap(1, table)
+        target.write(classes)
+        target.update_tags(AREA_OR_POINT="Point", TIFFTAG_DATETIME="2020:02:03 04:05:06", ACQUIRED="noon <é>")
+        target.update_tags(1, SENSOR="MSI")
+        target.set_band_description(1, "cover")
+    asset = raster.describe(str(tmp_path / "a.tif"))
+    result = run_local(CogParams(block_size=256), [input_item(asset)], tmp_path / "out")
+    assert cog_validate(str(output(result)), strict=True, quiet=True) == (True, [], [])
+    with rasterio.open(tmp_path / "a.tif") as source, rasterio.open(output(result)) as ours:
+        assert ours.colormap(1) == source.colormap(1)
+        assert ours.colorinterp == (ColorInterp.palette,)
+        assert ours.tags() == source.tags()
+        assert ours.tags(1)["SENSOR"] == "MSI"
+        assert ours.tags(1)["STATISTICS_MAXIMUM"] == "2"
+        assert ours.descriptions == ("cover",)
+        assert ours.transform == source.transform
+    with rasterio.open(output(result), overview_level=0) as overview:
+        assert set(np.unique(overview.read())) <= {0, 1, 2}
+        assert overview.colormap(1)[1] == (200, 100, 0, 255)
+
+
+def test_bands_of_several_assets_are_stacked(tmp_path):
+    pixels = asymmetric((300, 290), bands=3)
+    assets = [
+        msgspec.structs.replace(write_raster(tmp_path / f"{key}.tif", pixels[n : n + 1], nodata=n), key=key)
+        for n, key in enumerate(("B02", "B03", "B04"))
+    ]
+    item = input_item(*assets)
+    result = run_local(CogParams(stack=True, bands=("B04", "B02")), [item], tmp_path / "out")
+    with rasterio.open(output(result)) as ours:
+        assert ours.descriptions == ("B04", "B02")
+        np.testing.assert_array_equal(ours.read(), pixels[[2, 0]])
+    other = msgspec.structs.replace(assets[1], transform=(20.0, 0.0, 1.0, 0.0, -20.0, 2.0))
+    with pytest.raises(GridMismatch, match="their transform differs"):
+        method.plan(CogParams(stack=True), [input_item(assets[0], other)])
+
+
+def test_nodata_is_set_changed_or_refused(tmp_path):
+    pixels = asymmetric((100, 120), dtype="int16")
+    pixels[0, :10] = -9999
+    asset = write_raster(tmp_path / "a.tif", pixels, nodata=-9999)
+    result = run_local(CogParams(nodata=-32768), [input_item(asset)], tmp_path / "1")
+    with rasterio.open(output(result)) as ours:
+        assert ours.nodata == -32768
+        assert (ours.read(1)[:10] == -32768).all()
+    taken = float(pixels[0, 50, 50])
+    with pytest.raises(InvalidParameter, match="would become missing"):
+        run_local(CogParams(nodata=taken), [input_item(asset)], tmp_path / "2")
+    result = run_local(CogParams(mask="band"), [input_item(asset)], tmp_path / "3")
+    with rasterio.open(output(result)) as ours:
+        assert ours.nodata is None
+        assert not ours.dataset_mask()[:10].any()
+
+
+def test_geotiff_may_go_without_overviews_and_nitf_is_read_by_gdal(tmp_path):
+    pixels = asymmetric((700, 600), bands=2, dtype="int16")
+    asset = write_raster(tmp_path / "a.tif", pixels)
+    result = run_local(CogParams(format="geotiff", overview_levels=0), [input_item(asset)], tmp_path / "1")
+    with rasterio.open(output(result)) as ours:
+        assert ours.overviews(1) == []
+    result = run_local(CogParams(format="nitf"), [input_item(asset), input_item(asset, id="b")], tmp_path / "2")
+    again = run_local(CogParams(format="nitf"), [input_item(asset), input_item(asset, id="b")], tmp_path / "3")
+    made = {each.key: each for each in result.items[1].assets}
+    assert set(made) == {"data", "preview", "data_nitf"}
+    assert made["data_nitf"].object.sha256 == again.items[1].assets[-1].object.sha256
+    with rasterio.open(local_path(made["data_nitf"].object.href)) as ours:
+        assert ours.driver == "NITF"
+        np.testing.assert_array_equal(ours.read(), pixels)
+        assert ours.crs.to_epsg() == 32632
+        assert ours.transform.almost_equals(rasterio.open(tmp_path / "a.tif").transform, 0.01)
+
+
+def test_a_broken_source_fails_by_name_or_is_missing(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((600, 600), noise=0.5))
+    with rasterio.open(tmp_path / "a.tif") as source:
+        place = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[place : place + 400] = b"\xff" * 400
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(SourceFault, match=r"a\.tif"):
+        run_local(CogParams(), [input_item(asset)], tmp_path / "1")
+    result = run_local(CogParams(allow_missing=True), [input_item(asset)], tmp_path / "2")
+    assert [failed.window[:2] for failed in result.report.failed] == [(256, 256)]
+    with rasterio.open(output(result)) as ours:
+        assert (ours.dataset_mask() == 0).sum() == 256 * 256
+
+
+def test_memory_stays_far_below_the_raster(tmp_path):
+    row = asymmetric((1, 8192), bands=1, dtype="uint16")
+    pixels = np.broadcast_to(row, (1, 8192, 8192))
+    asset = write_raster(tmp_path / "a.tif", pixels, compress="zstd", zstd_level=1)
+    item = input_item(asset, msgspec.structs.replace(asset, key="again"))
+    found = measured(CogParams(stack=True, compression="zstd", level=1), [item], tmp_path)
+    assert found.pixels <= found.pixels_bound
+    assert found.written_bytes <= found.written_bytes_bound
+    assert found.shard_bytes <= found.shard_bytes_bound
+    assert found.job_bytes <= found.job_bytes_bound
+    assert found.job_bytes < 2 * pixels.size * 2  # both bands
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "says"),
+    [
+        ({"compression": "lzw", "level": 5}, "/level", "no level"),
+        ({"compression": "zstd", "level": 0}, "/level", "levels 1 to 22"),
+        ({"max_z_error": 0.1}, "/max_z_error", "only lerc"),
+        ({"compression": "lerc", "max_z_error": 0.5}, "/max_z_error", "below 1"),
+        ({"compression": "none", "predictor": "horizontal"}, "/predictor", "none has none"),
+        ({"predictor": "floating_point"}, "/predictor", "for floats"),
+        ({"overview_levels": 0}, "/overview_levels", "geotiff"),
+        ({"mask": "band", "nodata": 0.0}, "/nodata", "not both"),
+        ({"nodata": 70000.0}, "/nodata", "cannot hold"),
+        ({"mask": "nodata"}, "/mask", "no nodata value"),
+    ],
+)
+def test_refusals_say_where(tmp_path, fields, pointer, says):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((40, 50)), names=["red"])
+    with pytest.raises(InvalidParameter, match=says) as caught:
+        method.plan(CogParams(**fields), [input_item(asset)])
+    assert caught.value.pointer == pointer
+
+
+def test_what_is_not_there_or_does_not_fit_is_named(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((40, 50), dtype="int8"), names=["red"])
+    with pytest.raises(BandNotFound, match="It has: red"):
+        method.plan(CogParams(bands=("nir",)), [input_item(asset)])
+    with pytest.raises(InvalidParameter, match="no int8"):
+        method.plan(CogParams(format="nitf"), [input_item(asset)])
+    with pytest.raises(InvalidParameter, match="at least one"):
+        method.plan(CogParams(), [])
+    for example in METHOD.examples:
+        assert isinstance(msgspec.convert(example, CogParams), CogParams)
