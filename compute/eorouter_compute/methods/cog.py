@@ -345,7 +345,9 @@ def _check_nodata(target: Target, spec: CogSpec, pixels: np.ndarray, valid: np.n
 
 def _check_shared_mask(target: Target, spec: CogSpec, valid: np.ndarray | None) -> None:
     """LERC turns NaN into 0, so only the mask can hide it, and all bands share the mask."""
-    if spec.compression != "lerc" or valid is None or (valid.any(axis=0) == valid.all(axis=0)).all():
+    if spec.compression != "lerc" or not spec.has_mask or valid is None:
+        return
+    if (valid.any(axis=0) == valid.all(axis=0)).all():
         return
     raise InvalidParameter(
         f"Item {target.item.id}, {target.key}: some pixels are missing in one band and not in another, which LERC "
