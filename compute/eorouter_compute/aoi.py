@@ -15,14 +15,16 @@ import pyproj
 import shapely
 from pyproj.exceptions import CRSError
 from shapely import MultiPolygon, Polygon
+from shapely.geometry.polygon import orient
 from shapely.ops import nearest_points
 
 from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
 from eorouter_compute.grid import Transform, Window, footprint, shifted, tiles
 from eorouter_compute.vetting import count_overlaps
+from eorouter_kernels import coverage
 
-PixelRule = Literal["center", "all_touched"]
-"""Which pixels belong to an area: those whose centre is inside, or all that it touches."""
+PixelRule = Literal["center", "all_touched", "coverage"]
+"""Which pixels belong to an area: those whose centre is inside, all that it touches, or those it covers enough of."""
 
 Bbox = tuple[float, float, float, float]
 
@@ -382,6 +384,17 @@ def _refuse(
     )
 
 
+def _outlines(pixels: MultiPolygon) -> coverage.Outlines:
+    """An area in pixel coordinates as one zone of the exact rasteriser, holes wound against shells."""
+    rings = [
+        np.asarray(ring.coords)
+        for part in (orient(each) for each in pixels.geoms)
+        for ring in (part.exterior, *part.interiors)
+    ]
+    offsets = np.cumsum([0, *(len(ring) for ring in rings)])
+    return coverage.outlines(np.concatenate(rings), offsets, np.array([0, len(rings)]))
+
+
 class Coverage:
     """Which pixels of a raster belong to an area, window by window.
 
@@ -390,12 +403,23 @@ class Coverage:
     are not rasterised.
     """
 
-    def __init__(self, area: MultiPolygon, transform: Transform, shape: tuple[int, int], rule: PixelRule) -> None:
+    def __init__(
+        self,
+        area: MultiPolygon,
+        transform: Transform,
+        shape: tuple[int, int],
+        rule: PixelRule,
+        *,
+        min_coverage: float = 0.5,
+    ) -> None:
+        """For the rule "coverage", `min_coverage` is the fraction, above 0, of a pixel that must be covered."""
         self._area = area
         self._transform = transform
         self._limit = Window(0, 0, *shape)
         self._rule: PixelRule = rule
         self._pixels = in_pixels(area, transform)
+        self._min_coverage = min_coverage
+        self._outlines = _outlines(self._pixels) if rule == "coverage" else None
         self._is_large = shapely.get_num_coordinates(area) > _CLIP_VERTICES
         shapely.prepare(self._pixels)
 
@@ -419,6 +443,9 @@ class Coverage:
             return False
         if self._pixels.contains_properly(box):
             return True
+        if self._outlines is not None:
+            window = (tile.row, tile.col, tile.row_stop, tile.col_stop)
+            return coverage.coverage(self._outlines, window)[0] >= self._min_coverage
         area: Any = self._area
         if self._is_large:
             corners = shapely.transform(shapely.box(*box.buffer(8).bounds), self._outward)

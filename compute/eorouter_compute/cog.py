@@ -170,9 +170,9 @@ def with_best_predictor(spec: CogSpec, samples: Sequence[np.ndarray]) -> CogSpec
         return spec
     # A tile no larger than the samples: a filled rim would be packed too, and would weigh as much as the pixels.
     side = min(spec.block_size, max(-(-max(sample.shape[1:]) // 16) * 16 for sample in samples))
-    specs = [msgspec.structs.replace(spec, use_predictor=choice, block_size=side) for choice in (True, False)]
+    specs = [msgspec.structs.replace(spec, predictor=choice, block_size=side) for choice in ("auto", "none")]
     best = min(specs, key=lambda each: sum(len(_encode_tile(each, sample)) for sample in samples))
-    return msgspec.structs.replace(spec, use_predictor=best.use_predictor)
+    return msgspec.structs.replace(spec, predictor=best.predictor)
 
 
 # Pixels to tiles ------------------------------------------------------------------------------------------------------
@@ -244,7 +244,10 @@ def _halve(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple
     elif pixels.dtype.kind == "f":
         pyramid.halve_mean_floats(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
     else:
-        pyramid.halve_mean_integers(pixels, _or_every(valid), int(_fill(spec)), out, out_valid)
+        # Without a nodata value no mean must step aside, or pieces with and without missing pixels would differ; two to
+        # the power of the bits equals no mean and is stored as 0.
+        nodata = 1 << (8 * pixels.dtype.itemsize) if spec.nodata is None else int(spec.nodata)
+        pyramid.halve_mean_integers(pixels, _or_every(valid), nodata, out, out_valid)
     return out, None if valid is None or out_valid.all() else out_valid
 
 
@@ -270,7 +273,8 @@ def _encode_tile(spec: CogSpec, pixels: np.ndarray, row: int = 0, col: int = 0) 
 
     tile = _filled_tile(spec, pixels, row, col)
     if spec.compression == "lerc":
-        return bytes(imagecodecs.lerc_encode(tile if tile.shape[2] > 1 else tile[..., 0], level=0, planar=False))
+        plain = tile if tile.shape[2] > 1 else tile[..., 0]
+        return bytes(imagecodecs.lerc_encode(plain, level=spec.max_z_error, planar=False))
     if spec.compression == "deflate":
         return _deflate_well(tile) if spec.level is None else _deflate(tile, spec.level)
     if spec.compression == "zstd":
@@ -284,10 +288,10 @@ def _filled_tile(spec: CogSpec, pixels: np.ndarray, row: int, col: int) -> np.nd
     """Pixels of a tile as the codec takes them: interleaved, the predictor applied, the rim filled."""
     side, bands, dtype = spec.block_size, len(spec.bands), np.dtype(spec.dtype)
     words = np.ascontiguousarray(pixels).view(blocks.WORDS[dtype.itemsize])
-    if not spec.use_predictor or spec.compression in {"none", "lerc"}:
+    if spec.prediction == 1:
         tile = np.empty((side, side, bands), dtype)
         blocks.put(words, row, col, tile.view(words.dtype))
-    elif dtype.kind == "f":
+    elif spec.prediction == 3:
         tile = np.empty((side, dtype.itemsize, side, bands), np.uint8)
         blocks.put_planes(words, row, col, tile)
     else:

@@ -36,10 +36,15 @@ class CogSpec(Struct, frozen=True, kw_only=True):
         block_size: tile side in pixels, a multiple of 16.
         level: of the compressor. For deflate 0–3 is ISA-L, 4–12 libdeflate, None whichever suits the tile; for zstd
             None is 9.
+        predictor: of deflate, zstd and lzw. "auto" differences along a row, of floats sorted into bytes first.
+        max_z_error: how far lerc may move a value, in units of the stored one; 0 is lossless.
         overview_count: None halves until a level fits one tile.
         overview_resampling: "average" is the mean of the valid pixels, integers rounded half to even, each level from
             the one below; "nearest" takes the upper left pixel; "mode" the most frequent value.
-        tags: GDAL metadata items of the file.
+        tags: GDAL metadata items of the file; `TIFFTAG_…` become TIFF tags, `AREA_OR_POINT` a GeoTIFF key.
+        band_tags: GDAL metadata items of each band; empty, or one per band.
+        color_interpretation: rasterio's name per band, "red" say; when empty the bands' common names decide.
+        color_table: (red, green, blue) 0–255 by value, of a single uint8 or uint16 band.
     """
 
     shape: tuple[int, int]
@@ -52,10 +57,14 @@ class CogSpec(Struct, frozen=True, kw_only=True):
     block_size: int = 512
     compression: Literal["deflate", "zstd", "lzw", "lerc", "none"] = "deflate"
     level: int | None = None
-    use_predictor: bool = True
+    predictor: Literal["auto", "none", "horizontal", "floating_point"] = "auto"
+    max_z_error: float = 0.0
     overview_count: int | None = None
     overview_resampling: Literal["average", "nearest", "mode"] = "average"
     tags: dict[str, str] = {}
+    band_tags: tuple[dict[str, str], ...] = ()
+    color_interpretation: tuple[str, ...] = ()
+    color_table: dict[int, tuple[int, int, int]] = {}
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -66,6 +75,30 @@ class CogSpec(Struct, frozen=True, kw_only=True):
             raise ValueError(f"shape is {self.shape} with {len(self.bands)} bands; nothing to write")
         if self.nodata is not None and not _holds(self.dtype, self.nodata):
             raise ValueError(f"nodata is {self.nodata}, which {self.dtype} cannot hold")
+        if self.predictor == "floating_point" and not self.dtype.startswith("float"):
+            raise ValueError(f"the floating point predictor is for floats, the pixels are {self.dtype}")
+        if self.color_table and (self.dtype not in {"uint8", "uint16"} or len(self.bands) != 1):
+            raise ValueError(
+                f"a colour table is for one band of uint8 or uint16, not {len(self.bands)} of {self.dtype}"
+            )
+
+    @property
+    def prediction(self) -> int:
+        """The TIFF predictor: 1 none, 2 differences along a row, 3 the same of floats sorted into bytes."""
+        if self.compression in {"none", "lerc"}:
+            return 1
+        chosen = self.predictor
+        if chosen == "auto":
+            chosen = "floating_point" if self.dtype.startswith("float") else "horizontal"
+        return {"none": 1, "horizontal": 2, "floating_point": 3}[chosen]
+
+    @property
+    def photometric(self) -> int:
+        """TIFF photometric interpretation: 1 grey, 2 red, green and blue first, 3 a colour table."""
+        if self.color_table:
+            return 3
+        names = self.color_interpretation or tuple(str(band.common_name) for band in self.bands)
+        return 2 if names[:3] == ("red", "green", "blue") and self.dtype in {"uint8", "uint16"} else 1
 
     @property
     def window(self) -> Window:
@@ -177,7 +210,7 @@ def _directories(
 ) -> list[list[Tag]]:
     out = []
     for level, sizes in enumerate(level_sizes):
-        kept = lifted if level == 0 else [tag for tag in lifted if tag.code == Code.GDAL_NODATA]
+        kept = lifted if level == 0 else [tag for tag in lifted if tag.code in {Code.GDAL_NODATA, Code.COLOR_MAP}]
         out.append(sorted([*_image_tags(spec, level, sizes[:, 0], images[level], is_big=is_big), *kept]))
         if spec.has_mask:
             out.append(_mask_tags(spec, level, sizes[:, 1], masks[level], is_big=is_big))
@@ -187,16 +220,14 @@ def _directories(
 def _image_tags(spec: CogSpec, level: int, sizes: np.ndarray, places: np.ndarray, *, is_big: bool) -> list[Tag]:
     height, width = spec.level_shape(level)
     dtype, count = np.dtype(spec.dtype), len(spec.bands)
-    names = [band.common_name for band in spec.bands[:3]]
-    is_rgb = names == ["red", "green", "blue"] and spec.dtype in {"uint8", "uint16"}
-    extra = count - (3 if is_rgb else 1)
+    extra = count - (3 if spec.photometric == 2 else 1)
     tags = [
         tiff.longs(Code.NEW_SUBFILE_TYPE, [1 if level else 0]),
         tiff.longs(Code.IMAGE_WIDTH, [width]),
         tiff.longs(Code.IMAGE_LENGTH, [height]),
         tiff.shorts(Code.BITS_PER_SAMPLE, *[8 * dtype.itemsize] * count),
         tiff.shorts(Code.COMPRESSION, _COMPRESSIONS[spec.compression]),
-        tiff.shorts(Code.PHOTOMETRIC, 2 if is_rgb else 1),
+        tiff.shorts(Code.PHOTOMETRIC, spec.photometric),
         tiff.shorts(Code.SAMPLES_PER_PIXEL, count),
         tiff.shorts(Code.PLANAR_CONFIGURATION, 1),
         tiff.shorts(Code.TILE_WIDTH, spec.block_size),
@@ -205,8 +236,8 @@ def _image_tags(spec: CogSpec, level: int, sizes: np.ndarray, places: np.ndarray
         tiff.longs(Code.TILE_BYTE_COUNTS, sizes),
         tiff.shorts(Code.SAMPLE_FORMAT, *[{"u": 1, "i": 2, "f": 3}[dtype.kind]] * count),
     ]
-    if spec.use_predictor and spec.compression not in {"none", "lerc"}:
-        tags.append(tiff.shorts(Code.PREDICTOR, 3 if dtype.kind == "f" else 2))
+    if spec.prediction > 1:
+        tags.append(tiff.shorts(Code.PREDICTOR, spec.prediction))
     if extra > 0:
         tags.append(tiff.shorts(Code.EXTRA_SAMPLES, *[0] * extra))
     if spec.compression == "lerc":
@@ -235,13 +266,16 @@ def _mask_tags(spec: CogSpec, level: int, sizes: np.ndarray, places: np.ndarray,
 
 _LIFTED = (
     Code.MODEL_PIXEL_SCALE, Code.MODEL_TIEPOINT, Code.MODEL_TRANSFORMATION, Code.GEO_KEY_DIRECTORY,
-    Code.GEO_DOUBLE_PARAMS, Code.GEO_ASCII_PARAMS, Code.GDAL_METADATA, Code.GDAL_NODATA,
+    Code.GEO_DOUBLE_PARAMS, Code.GEO_ASCII_PARAMS, Code.GDAL_METADATA, Code.GDAL_NODATA, Code.COLOR_MAP,
+    Code.DOCUMENT_NAME, Code.IMAGE_DESCRIPTION, Code.X_RESOLUTION, Code.Y_RESOLUTION, Code.RESOLUTION_UNIT,
+    Code.SOFTWARE, Code.DATE_TIME, Code.ARTIST, Code.HOST_COMPUTER, Code.COPYRIGHT,
 )  # fmt: skip
 
 
 def _lifted(spec: CogSpec, statistics: Sequence[BandStatistics]) -> list[Tag]:
     """Georeferencing and GDAL metadata, as GDAL itself writes them: taken from a one-tile file in memory."""
     from affine import Affine
+    from rasterio.enums import ColorInterp
     from rasterio.io import MemoryFile
 
     with MemoryFile() as memory:
@@ -255,7 +289,12 @@ def _lifted(spec: CogSpec, statistics: Sequence[BandStatistics]) -> list[Tag]:
             transform=Affine(*spec.transform),
             nodata=spec.nodata,
             interleave="pixel",
+            photometric={1: "MINISBLACK", 2: "RGB", 3: "PALETTE"}[spec.photometric],
         ) as sample:
+            if spec.color_table:
+                sample.write_colormap(1, spec.color_table)
+            elif spec.color_interpretation:
+                sample.colorinterp = [ColorInterp[name] for name in spec.color_interpretation]
             sample.update_tags(**spec.tags)
             sample.descriptions = tuple(band.name for band in spec.bands)
             if any(band.scale != 1 or band.offset != 0 for band in spec.bands):
@@ -263,6 +302,8 @@ def _lifted(spec: CogSpec, statistics: Sequence[BandStatistics]) -> list[Tag]:
                 sample.offsets = tuple(band.offset for band in spec.bands)
             if any(band.unit for band in spec.bands):
                 sample.units = tuple(band.unit or "" for band in spec.bands)
+            for number, items in enumerate(spec.band_tags, start=1):
+                sample.update_tags(number, **items)
             for number, row in enumerate(statistics, start=1):
                 if row.minimum is not None:
                     sample.update_tags(

@@ -36,6 +36,35 @@ class ProductShard(Struct, frozen=True, array_like=True):
     piece_side: int
 
 
+class NumberedShard(Struct, frozen=True, array_like=True):
+    """Body of a shard, and of its part, in a job of several products: which one, and its own body."""
+
+    number: int
+    body: bytes
+
+
+def numbered(shard: Shard, number: int) -> Shard:
+    """A shard of product `number` of the job."""
+    return msgspec.structs.replace(shard, body=msgspec.msgpack.encode(NumberedShard(number, shard.body)))
+
+
+def by_number(parts: Sequence[Part]) -> dict[int, list[Part]]:
+    """Parts of a job of several products, gathered by product, with their own bodies."""
+    gathered: dict[int, list[Part]] = {}
+    for part in parts:
+        shard = msgspec.msgpack.decode(part.body, type=NumberedShard)
+        gathered.setdefault(shard.number, []).append(msgspec.structs.replace(part, body=shard.body))
+    return gathered
+
+
+def read_bytes_per_pixel(asset: RasterAsset, window: Window) -> float:
+    """Bytes read per pixel of `window`: whole blocks, and with them every band of a pixel-interleaved file."""
+    rows, cols = asset.block_shape
+    height, width = min(cog.PIECE_SIDE, window.height), min(cog.PIECE_SIDE, window.width)
+    blocks = min(height + 2 * rows, asset.shape[0]) * min(width + 2 * cols, asset.shape[1])
+    return blocks / (height * width) * sum(np.dtype(band.dtype).itemsize for band in asset.bands)
+
+
 def plan_product(
     spec: CogSpec,
     *,

@@ -131,7 +131,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     gcp_count: int
     subdatasets: int
     tags: dict[str, str]
-    statistics: tuple[dict[str, str], ...]
+    band_tags: tuple[dict[str, str], ...]
+    color_table: dict[int, tuple[int, int, int]]
 
 
 def warm_up() -> None:
@@ -399,11 +400,15 @@ def _inspected(dataset: Any, href: str, key: str) -> Inspection:
         gcp_count=len(dataset.gcps[0]),
         subdatasets=len(dataset.subdatasets),
         tags=dict(dataset.tags()),
-        statistics=tuple(
-            {name: text for name, text in dataset.tags(band).items() if name.startswith("STATISTICS_")}
-            for band in dataset.indexes
-        ),
+        band_tags=tuple(dict(dataset.tags(band)) for band in dataset.indexes),
+        color_table=_color_table(dataset),
     )
+
+
+def _color_table(dataset: Any) -> dict[int, tuple[int, int, int]]:
+    if dataset.count > 1 or dataset.colorinterp[0] is not ColorInterp.palette:
+        return {}
+    return {value: color[:3] for value, color in dataset.colormap(1).items()}
 
 
 def _place_problem(dataset: Any, href: str) -> str:

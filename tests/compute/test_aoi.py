@@ -173,3 +173,10 @@ def test_areas_of_many_vertices_are_cut_without_changing_a_pixel():
 def test_real_polygons_parse(data_dir):
     text = (data_dir / "change" / "oscd_norcia" / "norcia.geojson").read_text()
     assert aoi.parse(json.loads(text)).area > 0
+
+
+def test_the_worked_number_of_covered_fractions():
+    area = shapely.MultiPolygon([shapely.box(0.0, -4.0, 2.3, 0.0)])
+    for least, columns in ((0.25, 3), (0.5, 2)):
+        inside = aoi.Coverage(area, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), (4, 5), "coverage", min_coverage=least)
+        assert inside.covered(Window(0, 0, 4, 5)).sum(axis=1).tolist() == [columns] * 4

@@ -252,8 +252,8 @@ def test_the_predictor_is_kept_where_it_helps():
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(-2, 3, (1, 256, 256)), axis=2).astype(np.int16)
     classes = rng.choice([3, 90, 200, 17], (1, 256, 256)).astype(np.uint8)
-    assert cog.with_best_predictor(spec_for(smooth), [smooth]).use_predictor
-    assert not cog.with_best_predictor(spec_for(classes), [classes]).use_predictor
+    assert cog.with_best_predictor(spec_for(smooth), [smooth]).prediction == 2
+    assert cog.with_best_predictor(spec_for(classes), [classes]).prediction == 1
 
 
 def test_gaps_and_foreign_pieces_are_refused(tmp_path):

@@ -8,27 +8,29 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import product, raster
+from eorouter_compute import product, raster, selection
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cog import CogSpec, Pixels
-from eorouter_compute.errors import BandNotFound, ComputeError, InvalidParameter
+from eorouter_compute.errors import AoiOutside, ComputeError, InvalidParameter
 from eorouter_compute.grid import Window, shifted
 from eorouter_compute.method import (
     Band,
     Bound,
+    FailedRead,
     InputItem,
     Kind,
     Method,
+    OutputItem,
     Params,
     Part,
     Plan,
     RasterAsset,
     ReadReport,
     Result,
-    by_asset,
     total,
 )
+from eorouter_compute.product import NumberedShard
 
 
 class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
@@ -41,7 +43,12 @@ class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
         crs: what the coordinates of `aoi` are in; longitude and latitude by default.
         bands: bands to keep, by name or common name, in this order; all by default.
         assets: keys of the raster assets to clip; all by default.
-        pixel_rule: a pixel belongs to the area when its centre is inside, or when the area touches it.
+        pixel_rule: a pixel belongs to the area when its centre is inside, when the area touches it, or when the area
+            covers at least `min_coverage` of it.
+        min_coverage: fraction of a pixel, above 0 and at most 1; for the rule "coverage", computed exactly.
+        outside: what to do with an asset that the area does not meet: refuse the job and say how far away it is, or
+            skip it with a note. An area that meets nothing at all is refused in any case.
+        allow_missing: parts of a source that cannot be read count as missing and are reported; otherwise the job fails.
         crop: cut the raster down to the area's bounds; otherwise keep its extent and only mask.
         mask: how missing pixels are stored. "nodata" keeps or sets a nodata value, "band" writes a mask band, "auto"
             takes nodata where the source has one or holds floats, else the mask band.
@@ -53,6 +60,9 @@ class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
     bands: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
     assets: Annotated[tuple[str, ...], Meta(max_length=256)] = ()
     pixel_rule: PixelRule = "center"
+    min_coverage: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    outside: Literal["refuse", "skip"] = "refuse"
+    allow_missing: bool = False
     crop: bool = True
     mask: Literal["auto", "nodata", "band"] = "auto"
     overview_resampling: Literal["average", "nearest", "mode"] = "average"
@@ -69,26 +79,25 @@ class Target(Struct, frozen=True, kw_only=True):
     spec: CogSpec
 
 
-class ClipShard(Struct, frozen=True, array_like=True):
-    """Body of a shard, and of its part: which target, and what `product` needs."""
-
-    target: int
-    body: bytes
-
-
-def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
-    """Every COG the job makes, in a fixed order; the same for planning, running and merging.
+def targets(params: ClipParams, inputs: Sequence[InputItem]) -> tuple[list[Target], list[str]]:
+    """Every COG the job makes, in a fixed order, and notes on what was skipped; the same in planning and merging.
 
     Raises:
         RequestFault: an item has nothing to clip, or the area does not meet it.
     """
     area = parse(params.aoi, params.crs)
-    found = []
+    found: list[Target] = []
+    outside: list[str] = []
+    last: AoiOutside | None = None
     for number, item in enumerate(inputs):
-        for asset, bands in _chosen(params, item, number):
+        for asset, bands in selection.chosen(item, number, params.assets, params.bands):
             try:
                 placed = onto(area, params.crs, asset.crs, asset.transform, asset.shape)
             except ComputeError as error:
+                if params.outside == "skip" and isinstance(error, AoiOutside):
+                    outside.append(f"Skipped item {item.id}, asset {asset.key}: {error.message}")
+                    last = error
+                    continue
                 where = f"Item {item.id}, asset {asset.key}: "
                 raise type(error)(where + error.message, pointer=error.pointer, **error.data) from None
             window = window_of(placed, asset.transform, asset.shape) if params.crop else asset.window
@@ -102,43 +111,13 @@ def targets(params: ClipParams, inputs: Sequence[InputItem]) -> list[Target]:
                     spec=_spec(params, asset, bands, window),
                 )
             )
-    return found
-
-
-def _chosen(params: ClipParams, item: InputItem, number: int) -> list[tuple[RasterAsset, list[Band]]]:
-    """The assets to clip with the bands to keep."""
-    rasters = item.rasters
-    if params.assets:
-        missing = set(params.assets) - {asset.key for asset in rasters}
-        if missing:
-            keys = ", ".join(asset.key for asset in rasters) or "none"
-            raise InvalidParameter(
-                f"Item {item.id} has no raster asset {', '.join(sorted(missing))}. It has: {keys}.", pointer="/assets"
-            )
-        rasters = tuple(asset for asset in rasters if asset.key in params.assets)
-    if not rasters:
-        raise InvalidParameter(f"Item {item.id} has no raster to clip.", pointer=f"/inputs/{number}")
-    if not params.bands:
-        return [(asset, list(asset.bands)) for asset in rasters]
-    narrowed = msgspec.structs.replace(item, assets=rasters)
-    kept: list[tuple[RasterAsset, Band]] = []
-    for place, name in enumerate(params.bands):
-        try:
-            kept.append(narrowed.band(name))
-        except BandNotFound as error:
-            raise BandNotFound(error.message, pointer=f"/bands/{place}", **error.data) from None
-    return by_asset(kept)
+    if last is not None and not found:
+        raise AoiOutside(f"The area meets none of the rasters. {last.message}", pointer=last.pointer, **last.data)
+    return found, outside
 
 
 def _spec(params: ClipParams, asset: RasterAsset, bands: Sequence[Band], window: Window) -> CogSpec:
-    dtypes = {band.dtype for band in bands}
-    if len(dtypes) > 1:
-        raise InvalidParameter(
-            f"The bands of asset {asset.key} have different types ({', '.join(sorted(dtypes))}) and cannot share a "
-            "file. Choose them one by one with `bands`.",
-            pointer="/bands",
-        )
-    dtype = bands[0].dtype
+    dtype = selection.common_dtype(bands, f"asset {asset.key}")
     declared = {raster.storable(band.nodata, dtype) for band in bands}
     values = {repr(value) for value in declared}
     nodata = next(iter(declared)) if len(values) == 1 else None
@@ -169,45 +148,39 @@ def plan(params: ClipParams, inputs: Sequence[InputItem]) -> Plan:
         raise InvalidParameter("clip needs at least one input item.", pointer="/inputs")
     shards = []
     merges = []
-    for number, target in enumerate(targets(params, inputs)):
+    every, notes = targets(params, inputs)
+    for number, target in enumerate(every):
         _check_some_pixel(params, target)
         size = np.dtype(target.spec.dtype).itemsize
-        for shard in product.plan_product(
+        made = product.plan_product(
             target.spec,
-            bytes_read_per_pixel=_bytes_read_per_pixel(target),
+            bytes_read_per_pixel=product.read_bytes_per_pixel(target.asset, target.window),
             memory_bytes_per_pixel=2 * len(target.indexes) * (size + 1) + 2,
             seconds_per_pixel=8e-9 * len(target.indexes) * size + 2e-9,
-        ):
-            body = msgspec.msgpack.encode(ClipShard(number, shard.body))
-            shards.append(msgspec.structs.replace(shard, body=body))
+        )
+        shards.extend(product.numbered(shard, number) for shard in made)
         merges.append(product.merge_bound(target.spec))
-    return Plan(shards=tuple(shards), merge_bound=total(merges) if merges else Bound())
+    return Plan(shards=tuple(shards), merge_bound=total(merges) if merges else Bound(), notes=tuple(notes))
 
 
 def _check_some_pixel(params: ClipParams, target: Target) -> None:
     """An area between pixel centres would give an empty raster without a word."""
-    if params.pixel_rule != "center" or target.window.pixels > 1 << 16:
+    if params.pixel_rule == "all_touched" or target.window.pixels > 1 << 16:
         return
     where = window_of(target.area, target.asset.transform, target.asset.shape)
     if where.pixels <= 1 << 16 and not _coverage(params, target).covered(_moved(where, target.window)).any():
         raise InvalidParameter(
-            f"The area of interest covers no pixel centre of item {target.item.id}, asset {target.asset.key}. "
+            f"The area of interest covers no pixel of item {target.item.id}, asset {target.asset.key} by the rule "
+            f"{params.pixel_rule}. "
             'Use "pixel_rule": "all_touched".',
             pointer="/pixel_rule",
         )
 
 
-def _bytes_read_per_pixel(target: Target) -> float:
-    """Whole blocks are read, and with them every band of a pixel-interleaved file."""
-    rows, cols = target.asset.block_shape
-    side = 2048
-    height, width = min(side, target.window.height), min(side, target.window.width)
-    blocks = min(height + 2 * rows, target.asset.shape[0]) * min(width + 2 * cols, target.asset.shape[1])
-    return blocks / (height * width) * sum(np.dtype(band.dtype).itemsize for band in target.asset.bands)
-
-
 def _coverage(params: ClipParams, target: Target) -> Coverage:
-    return Coverage(target.area, target.spec.transform, target.spec.shape, params.pixel_rule)
+    return Coverage(
+        target.area, target.spec.transform, target.spec.shape, params.pixel_rule, min_coverage=params.min_coverage
+    )
 
 
 def _moved(window: Window, origin: Window) -> Window:
@@ -216,8 +189,8 @@ def _moved(window: Window, origin: Window) -> Window:
 
 def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     """Read, mask and encode one shard."""
-    shard = msgspec.msgpack.decode(body, type=ClipShard)
-    target = targets(params, inputs)[shard.target]
+    shard = msgspec.msgpack.decode(body, type=NumberedShard)
+    target = targets(params, inputs)[0][shard.number]
     coverage = _coverage(params, target)
     report = ReadReport()
 
@@ -227,26 +200,26 @@ def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: A
         if not inside.any():
             return np.zeros((len(target.indexes), window.height, window.width), target.spec.dtype), inside
         source = Window(window.row + target.window.row, window.col + target.window.col, window.height, window.width)
-        block = raster.read_block(target.asset, target.indexes, source)
+        failed: list[FailedRead] = []
+        if params.allow_missing:
+            block = raster.read_tolerant(target.asset, target.indexes, source, failed)
+        else:
+            block = raster.read_block(target.asset, target.indexes, source)
         valid = inside if block.valid is None else block.valid & inside
         counted = valid if valid.ndim == 2 else valid.any(axis=0)
-        report += ReadReport(reads=1, pixels=int(inside.sum()), valid_pixels=int(counted.sum()))
+        report += ReadReport(reads=1, pixels=int(inside.sum()), valid_pixels=int(counted.sum()), failed=tuple(failed))
         return block.pixels, None if valid.all() else valid
 
     part = product.run_product(target.spec, shard.body, attempt, compute, lambda: report)
-    return msgspec.structs.replace(part, body=msgspec.msgpack.encode(ClipShard(shard.target, part.body)))
+    return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))
 
 
 def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:
     """Put every COG together and make the items."""
-    every = targets(params, inputs)
-    by_target: dict[int, list[Part]] = {}
-    report = ReadReport()
-    for part in parts:
-        shard = msgspec.msgpack.decode(part.body, type=ClipShard)
-        by_target.setdefault(shard.target, []).append(msgspec.structs.replace(part, body=shard.body))
-        report += part.report
-    items = []
+    every, notes = targets(params, inputs)
+    by_target = product.by_number(parts)
+    report = sum((part.report for part in parts), start=ReadReport())
+    items: list[OutputItem] = []
     for number, item in enumerate(inputs):
         name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', item.id)[:80]}_clip" + (f"_{number}" if len(inputs) > 1 else "")
         assets = [
@@ -261,6 +234,8 @@ def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part]
             for place, target in enumerate(every)
             if target.item is item
         ]
+        if not assets:
+            continue
         items.append(
             product.item(
                 assets,
@@ -274,6 +249,7 @@ def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part]
         )
     summary = {
         "items": len(items),
+        "skipped": notes,
         "pixels": report.pixels,
         "valid_fraction": report.valid_pixels / report.pixels if report.pixels else None,
     }

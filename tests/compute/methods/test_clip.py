@@ -191,11 +191,55 @@ def test_the_plan_bounds_what_is_written(tmp_path):
     params = ClipParams(aoi=geojson(star(asset)), crs=asset.crs)
     plan = METHOD.plan(params, [input_item(asset)])
     result = run_local(params, [input_item(asset)], tmp_path / "out")
-    segments = sum(p.stat().st_size for p in (tmp_path / "out" / "shards").rglob("segment.bin"))
+    segments = sum(p.stat().st_size for p in (tmp_path / "out").rglob("segment.bin"))
     written = sum(asset.object.size for asset in result.items[0].assets)
     assert segments <= sum(shard.bound.bytes_written for shard in plan.shards)
     assert written <= plan.merge_bound.bytes_written
     assert result.report.pixels <= plan.bound.pixels
+
+
+@pytest.mark.parametrize(
+    "name", ["formats/cog_nodata_nan.tif", "formats/inverted_lat.tif", "zonal/luxembourg/elev.tif"]
+)
+@pytest.mark.parametrize("least", [0.3, 1.0])
+def test_covered_enough_is_what_exactextract_says(tmp_path, data_dir, name, least):
+    exactextract = pytest.importorskip("exactextract")
+    asset = raster.describe(str(data_dir / name))
+    shape = star(asset)
+    params = ClipParams(aoi=geojson(shape), crs=asset.crs, pixel_rule="coverage", min_coverage=least, mask="band")
+    result = run_local(params, [input_item(asset)], tmp_path)
+    window = aoi.window_of(shape, asset.transform, asset.shape)
+    in_pixels = aoi.in_pixels(shape, asset.transform)
+    height, width = asset.shape
+    grid = exactextract.raster.NumPyRasterSource(np.zeros(asset.shape), 0, 0, width, height)
+    flipped = shapely.transform(in_pixels, lambda xy: np.stack([xy[:, 0], height - xy[:, 1]], axis=1))
+    feature = {"type": "Feature", "properties": {}, "geometry": geojson(flipped)}
+    answer = exactextract.exact_extract(grid, [feature], ["cell_id", "coverage"])[0]["properties"]
+    fractions = np.zeros(height * width)
+    fractions[np.asarray(answer["cell_id"], int)] = answer["coverage"]
+    fractions = fractions.reshape(asset.shape)[window.relative_to(asset.window)]
+    with rasterio.open(data_dir / name) as source, rasterio.open(output(result)) as ours:
+        where = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        data = source.read(1, window=where, masked=True)
+        there = ~np.ma.getmaskarray(data) & ~np.isnan(data.data)
+        sure = np.abs(fractions - least) > 1e-6 if least < 1 else np.ones(there.shape, bool)
+        expected = there & (fractions >= least - (1e-6 if least == 1 else 0))
+        np.testing.assert_array_equal((ours.dataset_mask() > 0)[sure], expected[sure])
+
+
+def test_what_the_area_does_not_meet_is_skipped_with_a_note(tmp_path):
+    near = write_raster(tmp_path / "a.tif", asymmetric((100, 120)), nodata=0)
+    far = write_raster(tmp_path / "b.tif", asymmetric((100, 120)), nodata=0, transform=(10, 0, 499960, 0, -10, 4500000))
+    area = {"aoi": geojson(star(near)), "crs": near.crs}
+    inputs = [input_item(far, id="far"), input_item(near, id="near")]
+    with pytest.raises(AoiOutside, match="Item far"):
+        method.plan(ClipParams(**area), inputs)
+    assert "item far" in method.plan(ClipParams(**area, outside="skip"), inputs).notes[0]
+    result = run_local(ClipParams(**area, outside="skip"), inputs, tmp_path / "out")
+    assert [item.properties["derived_from"] for item in result.items] == ["near"]
+    assert "km away" in result.summary["skipped"][0]
+    with pytest.raises(AoiOutside, match="none of the rasters"):
+        method.plan(ClipParams(**area, outside="skip"), inputs[:1])
 
 
 def test_refusals_say_where(tmp_path):

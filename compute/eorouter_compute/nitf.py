@@ -1,0 +1,131 @@
+"""NITF 2.1 files: what the container cannot hold, and a copy of a COG written through GDAL, strip by strip.
+
+An image segment of NITF states its size in ten digits and its place by four corners (IGEOLO), in UTM or in longitude
+and latitude of WGS 84 (MIL-STD-2500C, table A-3). Corners have a step of one metre or a thousandth of a degree, so the
+place may be off by half that; GDAL writes them and we do not pretend otherwise.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyproj
+
+from eorouter_compute import raster
+from eorouter_compute.attempt import Attempt
+from eorouter_compute.cogfile import CogSpec
+from eorouter_compute.errors import InvalidParameter
+from eorouter_compute.grid import Window
+from eorouter_compute.method import Bound, OutputAsset
+
+MEDIA_TYPE = "application/vnd.nitf"
+DTYPES = frozenset({"uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"})
+"""Pixel types that GDAL writes into NITF."""
+
+IMAGE_BYTES_MAX = 9_999_999_998
+SIDE_MAX = 99_999_999
+BANDS_MAX = 999
+_BLOCK = 256
+_STRIP_BYTES = 32 << 20
+_CHUNK = 8 << 20
+
+
+def image_bytes(spec: CogSpec) -> int:
+    """Bytes of the image segment: whole blocks, uncompressed."""
+    height, width = (-(-side // _BLOCK) * _BLOCK for side in spec.shape)
+    return height * width * len(spec.bands) * np.dtype(spec.dtype).itemsize
+
+
+def check(spec: CogSpec, *, where: str) -> None:
+    """Refuse what the container cannot hold.
+
+    Raises:
+        InvalidParameter: pixel type, size, number of bands, rotation or CRS; says which.
+    """
+    crs = pyproj.CRS.from_user_input(spec.crs)
+    is_utm = crs.utm_zone is not None and crs.geodetic_crs is not None and "WGS 84" in crs.geodetic_crs.name
+    reason = ""
+    if spec.dtype not in DTYPES:
+        reason = f"it has no {spec.dtype}, only {', '.join(sorted(DTYPES))}"
+    elif len(spec.bands) > BANDS_MAX or max(spec.shape) > SIDE_MAX:
+        reason = f"it takes at most {BANDS_MAX} bands and {SIDE_MAX} pixels along a side"
+    elif image_bytes(spec) > IMAGE_BYTES_MAX:
+        reason = f"an image has at most {IMAGE_BYTES_MAX} bytes, this one has {image_bytes(spec)}"
+    elif not is_utm and not (crs.is_geographic and "WGS 84" in crs.name):
+        reason = f"it is placed in UTM or longitude and latitude of WGS 84, not in {crs.name}"
+    elif spec.transform[1] or spec.transform[3]:
+        reason = "its grid is not turned or sheared"
+    if reason:
+        raise InvalidParameter(f'{where} does not fit into NITF: {reason}. Use "format": "cog".', pointer="/format")
+
+
+def bound(spec: CogSpec) -> Bound:
+    """Bound of `write`."""
+    size = image_bytes(spec)
+    return Bound(
+        bytes_read=2 * size,
+        bytes_written=size + (1 << 20),
+        memory_bytes=8 * _STRIP_BYTES + (320 << 20),
+        seconds=0.1 + size * 2e-8,
+    )
+
+
+def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, title: str = "") -> OutputAsset:
+    """Copy the finished COG `asset` into object `path` of the attempt; masked pixels hold 0, nodata stays nodata."""
+    import rasterio
+    from affine import Affine
+
+    source = asset.raster
+    if source is None:
+        raise ValueError(f"{asset.key} is not a raster")
+    height, width = spec.shape
+    options: dict[str, Any] = {"BLOCKXSIZE": _BLOCK, "BLOCKYSIZE": _BLOCK, "IC": "NC", "ICORDS": _icords(spec.crs)}
+    with tempfile.TemporaryDirectory(prefix="eorouter-nitf-") as folder:
+        local = Path(folder) / "image.ntf"
+        with (
+            rasterio.Env(**raster.GDAL_OPTIONS),
+            rasterio.open(
+                local,
+                "w",
+                driver="NITF",
+                width=width,
+                height=height,
+                count=len(spec.bands),
+                dtype=spec.dtype,
+                crs=spec.crs,
+                transform=Affine(*spec.transform),
+                **options,
+            ) as target,
+        ):
+            for window in _strips(spec):
+                block = raster.read_block(source, [band.index for band in source.bands], window)
+                target.write(block.pixels, window=rasterio.windows.Window(0, window.row, width, window.height))
+                attempt.advance(0)
+        with local.open("rb") as file, attempt.create(path) as out:
+            while chunk := file.read(_CHUNK):
+                out.write(chunk)
+                attempt.advance(0)
+    return OutputAsset(
+        key=f"{asset.key}_nitf",
+        object=attempt.refs[path],
+        media_type=MEDIA_TYPE,
+        roles=("data",),
+        filename=path.replace("/", "_"),
+        title=title,
+    )
+
+
+def _icords(crs: str) -> str:
+    """How the corners are written: degrees, or UTM north or south."""
+    zone = pyproj.CRS.from_user_input(crs).utm_zone
+    return "D" if zone is None else zone[-1]
+
+
+def _strips(spec: CogSpec) -> list[Window]:
+    """Rows of blocks, as many at a time as memory allows."""
+    height, width = spec.shape
+    row_bytes = max(image_bytes(spec) // height, 1)
+    step = max(math.floor(_STRIP_BYTES / row_bytes) // _BLOCK, 1) * _BLOCK
+    return [Window(row, 0, min(step, height - row), width) for row in range(0, height, step)]

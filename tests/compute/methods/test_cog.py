@@ -1,0 +1,270 @@
+"""Conversion: identical pixels in every encoding, and everything a file says about itself carried over."""
+
+import itertools
+
+import msgspec
+import numpy as np
+import pytest
+import rasterio
+from rasterio.enums import ColorInterp
+from rio_cogeo import cog_validate
+
+from eorouter_compute import method, raster
+from eorouter_compute.attempt import local_path
+from eorouter_compute.errors import BandNotFound, GridMismatch, InvalidParameter, SourceFault
+from eorouter_compute.methods.cog import METHOD, CogParams
+from eorouter_compute.testing import asymmetric, input_item, measured, run_local, write_raster
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+REAL = [
+    "formats/cogeo_webmercator.tif",
+    "formats/rgb_mask.tif",
+    "formats/rgba.tif",
+    "formats/RGB.byte.tif",
+    "formats/inverted_lat.tif",
+    "formats/cog_nodata_nan.tif",
+    "optical/landsat7_olinda/L7_ETMs.tif",
+    "optical/s2_l2a_amazon/sen2_12bands.tif",
+    "dem/elev_vinschgau.tif",
+    "landcover/prodes_amazonia.tif",
+    "zonal/luxembourg/sent2_L2A_2024-08-24.tif",
+]
+
+
+def output(result, number=0):
+    return local_path(result.items[0].assets[number].object.href)
+
+
+def assert_same_pixels(source, made, bands=None, atol=0.0):
+    """By GDAL: the same values where the source has data, and missing where it has none."""
+    with rasterio.open(source) as theirs, rasterio.open(made) as ours:
+        alpha = [n for n, color in enumerate(theirs.colorinterp, 1) if color is ColorInterp.alpha]
+        bands = bands or [n for n in theirs.indexes if n not in alpha]
+        expected, found = theirs.read(bands), ours.read()
+        there = theirs.read_masks(bands) > 0
+        here = ours.read_masks() > 0
+        if found.dtype.kind == "f":
+            there, here = there & ~np.isnan(expected), here & ~np.isnan(found)
+        np.testing.assert_array_equal(here, there)
+        np.testing.assert_allclose(found[there], expected[there], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_scenes_come_through_whole(tmp_path, data_dir, name):
+    asset = raster.describe(str(data_dir / name))
+    result = run_local(CogParams(block_size=256), [input_item(asset)], tmp_path / "a")
+    made = output(result)
+    assert cog_validate(str(made), strict=True, quiet=True) == (True, [], [])
+    assert_same_pixels(data_dir / name, made)
+    again = run_local(CogParams(block_size=256), [input_item(asset)], tmp_path / "b", shard_pixels=256 * 256, threads=2)
+    assert again.items[0].assets[0].object.sha256 == result.items[0].assets[0].object.sha256
+    with rasterio.open(data_dir / name) as source, rasterio.open(made) as ours:
+        dropped = {"OVR_RESAMPLING_ALG"}
+        assert {k: v for k, v in ours.tags().items() if k not in dropped} == {
+            k: v for k, v in source.tags().items() if k not in dropped
+        }
+        count = ours.count
+        assert ours.colorinterp == source.colorinterp[:count]
+        assert (ours.scales, ours.offsets, ours.units) == (
+            source.scales[:count],
+            source.offsets[:count],
+            source.units[:count],
+        )
+        assert (ours.transform, ours.crs) == (source.transform, source.crs)
+
+
+COMPRESSIONS = ["deflate", "lzw", "zstd", "lerc", "none"]
+DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_encoding_reads_back_the_same(tmp_path, dtype, compression):
+    rng = np.random.default_rng(3)
+    pixels = asymmetric((300, 290), bands=2, dtype=dtype)
+    mask = rng.random((300, 290)) > 0.2
+    assets = {
+        "plain": write_raster(tmp_path / "plain.tif", pixels),
+        "mask": write_raster(tmp_path / "mask.tif", pixels, mask=mask),
+        "nodata": write_raster(tmp_path / "nodata.tif", np.where(mask, pixels, 7).astype(dtype), nodata=7),
+    }
+    if "float" in dtype:
+        holes = pixels.copy()
+        holes[:, ~mask] = np.nan
+        holes[1, 5:9] = np.nan
+        assets["nan"] = write_raster(tmp_path / "nan.tif", holes, nodata=float("nan"))
+    predictors = ["auto"]
+    if compression in {"deflate", "lzw", "zstd"}:
+        predictors += ["none", "horizontal"] + (["floating_point"] if "float" in dtype else [])
+    runs = itertools.product(assets, predictors if compression != "lzw" else predictors[:2])
+    for number, (kind, predictor) in enumerate(runs):
+        params = CogParams(compression=compression, predictor=predictor, block_size=256)
+        if compression == "lerc" and kind == "nan":
+            with pytest.raises(InvalidParameter, match="missing in one band"):
+                run_local(params, [input_item(assets[kind])], tmp_path / str(number))
+            continue
+        result = run_local(params, [input_item(assets[kind])], tmp_path / str(number))
+        assert cog_validate(str(output(result)), strict=True, quiet=True) == (True, [], []), (kind, predictor)
+        assert_same_pixels(tmp_path / f"{kind}.tif", output(result))
+
+
+def test_lossy_lerc_stays_within_its_error(tmp_path):
+    pixels = asymmetric((300, 290), dtype="float32")
+    mask = np.random.default_rng(1).random((300, 290)) > 0.2
+    asset = write_raster(tmp_path / "a.tif", np.where(mask, pixels, -9999).astype("float32"), nodata=-9999)
+    sizes = []
+    for error in (0.0, 0.01):
+        params = CogParams(compression="lerc", max_z_error=error, block_size=256)
+        result = run_local(params, [input_item(asset)], tmp_path / str(error))
+        assert_same_pixels(tmp_path / "a.tif", output(result), atol=error * 1.001)
+        sizes.append(output(result).stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_a_colour_table_and_tags_survive_and_make_classes(tmp_path):
+    classes = (np.arange(300 * 300).reshape(1, 300, 300) // 977 % 3).astype("uint8")
+    table = {0: (10, 20, 30, 255), 1: (200, 100, 0, 255), 2: (0, 0, 255, 255)}
+    write_raster(tmp_path / "a.tif", classes, photometric="palette")
+    with rasterio.open(tmp_path / "a.tif", "w", **rasterio.open(tmp_path / "a.tif").profile) as target:
+        target.write_colormap(1, table)
+        target.write(classes)
+        target.update_tags(AREA_OR_POINT="Point", TIFFTAG_DATETIME="2020:02:03 04:05:06", ACQUIRED="noon <é>")
+        target.update_tags(1, SENSOR="MSI")
+        target.set_band_description(1, "cover")
+    asset = raster.describe(str(tmp_path / "a.tif"))
+    result = run_local(CogParams(block_size=256), [input_item(asset)], tmp_path / "out")
+    assert cog_validate(str(output(result)), strict=True, quiet=True) == (True, [], [])
+    with rasterio.open(tmp_path / "a.tif") as source, rasterio.open(output(result)) as ours:
+        assert ours.colormap(1) == source.colormap(1)
+        assert ours.colorinterp == (ColorInterp.palette,)
+        assert ours.tags() == source.tags()
+        assert ours.tags(1)["SENSOR"] == "MSI"
+        assert ours.tags(1)["STATISTICS_MAXIMUM"] == "2"
+        assert ours.descriptions == ("cover",)
+        assert ours.transform == source.transform
+    with rasterio.open(output(result), overview_level=0) as overview:
+        assert set(np.unique(overview.read())) <= {0, 1, 2}
+        assert overview.colormap(1)[1] == (200, 100, 0, 255)
+
+
+def test_bands_of_several_assets_are_stacked(tmp_path):
+    pixels = asymmetric((300, 290), bands=3)
+    assets = [
+        msgspec.structs.replace(write_raster(tmp_path / f"{key}.tif", pixels[n : n + 1], nodata=n), key=key)
+        for n, key in enumerate(("B02", "B03", "B04"))
+    ]
+    item = input_item(*assets)
+    result = run_local(CogParams(stack=True, bands=("B04", "B02")), [item], tmp_path / "out")
+    with rasterio.open(output(result)) as ours:
+        assert ours.descriptions == ("B04", "B02")
+        np.testing.assert_array_equal(ours.read(), pixels[[2, 0]])
+    other = msgspec.structs.replace(assets[1], transform=(20.0, 0.0, 1.0, 0.0, -20.0, 2.0))
+    with pytest.raises(GridMismatch, match="their transform differs"):
+        method.plan(CogParams(stack=True), [input_item(assets[0], other)])
+
+
+def test_nodata_is_set_changed_or_refused(tmp_path):
+    pixels = asymmetric((100, 120), dtype="int16")
+    pixels[0, :10] = -9999
+    asset = write_raster(tmp_path / "a.tif", pixels, nodata=-9999)
+    result = run_local(CogParams(nodata=-32768), [input_item(asset)], tmp_path / "1")
+    with rasterio.open(output(result)) as ours:
+        assert ours.nodata == -32768
+        assert (ours.read(1)[:10] == -32768).all()
+    taken = float(pixels[0, 50, 50])
+    with pytest.raises(InvalidParameter, match="would become missing"):
+        run_local(CogParams(nodata=taken), [input_item(asset)], tmp_path / "2")
+    result = run_local(CogParams(mask="band"), [input_item(asset)], tmp_path / "3")
+    with rasterio.open(output(result)) as ours:
+        assert ours.nodata is None
+        assert not ours.dataset_mask()[:10].any()
+
+
+def test_geotiff_may_go_without_overviews_and_nitf_is_read_by_gdal(tmp_path):
+    pixels = asymmetric((700, 600), bands=2, dtype="int16")
+    asset = write_raster(tmp_path / "a.tif", pixels)
+    result = run_local(CogParams(format="geotiff", overview_levels=0), [input_item(asset)], tmp_path / "1")
+    with rasterio.open(output(result)) as ours:
+        assert ours.overviews(1) == []
+    result = run_local(CogParams(format="nitf"), [input_item(asset), input_item(asset, id="b")], tmp_path / "2")
+    again = run_local(CogParams(format="nitf"), [input_item(asset), input_item(asset, id="b")], tmp_path / "3")
+    made = {each.key: each for each in result.items[1].assets}
+    assert set(made) == {"data", "preview", "data_nitf"}
+    assert made["data_nitf"].object.sha256 == again.items[1].assets[-1].object.sha256
+    with rasterio.open(local_path(made["data_nitf"].object.href)) as ours:
+        assert ours.driver == "NITF"
+        np.testing.assert_array_equal(ours.read(), pixels)
+        assert ours.crs.to_epsg() == 32632
+        assert ours.transform.almost_equals(rasterio.open(tmp_path / "a.tif").transform, 0.01)
+
+
+def test_a_broken_source_fails_by_name_or_is_missing(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((600, 600), noise=0.5))
+    with rasterio.open(tmp_path / "a.tif") as source:
+        place = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[place : place + 400] = b"\xff" * 400
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(SourceFault, match=r"a\.tif"):
+        run_local(CogParams(), [input_item(asset)], tmp_path / "1")
+    result = run_local(CogParams(allow_missing=True), [input_item(asset)], tmp_path / "2")
+    assert [failed.window[:2] for failed in result.report.failed] == [(256, 256)]
+    with rasterio.open(output(result)) as ours:
+        assert (ours.dataset_mask() == 0).sum() == 256 * 256
+
+
+def test_memory_stays_far_below_the_raster(tmp_path):
+    row = asymmetric((1, 8192), bands=1, dtype="uint16")
+    pixels = np.broadcast_to(row, (1, 8192, 8192))
+    asset = write_raster(tmp_path / "a.tif", pixels, compress="zstd", zstd_level=1)
+    item = input_item(asset, msgspec.structs.replace(asset, key="again"))
+    found = measured(CogParams(stack=True, compression="zstd", level=1), [item], tmp_path)
+    assert found.pixels <= found.pixels_bound
+    assert found.written_bytes <= found.written_bytes_bound
+    assert found.shard_bytes <= found.shard_bytes_bound
+    assert found.job_bytes <= found.job_bytes_bound
+    assert found.job_bytes < 2 * pixels.size * 2  # both bands
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "says"),
+    [
+        ({"compression": "lzw", "level": 5}, "/level", "no level"),
+        ({"compression": "zstd", "level": 0}, "/level", "levels 1 to 22"),
+        ({"max_z_error": 0.1}, "/max_z_error", "only lerc"),
+        ({"compression": "lerc", "max_z_error": 0.5}, "/max_z_error", "below 1"),
+        ({"compression": "none", "predictor": "horizontal"}, "/predictor", "none has none"),
+        ({"predictor": "floating_point"}, "/predictor", "for floats"),
+        ({"overview_levels": 0}, "/overview_levels", "geotiff"),
+        ({"mask": "band", "nodata": 0.0}, "/nodata", "not both"),
+        ({"nodata": 70000.0}, "/nodata", "cannot hold"),
+        ({"mask": "nodata"}, "/mask", "no nodata value"),
+    ],
+)
+def test_refusals_say_where(tmp_path, fields, pointer, says):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((40, 50)), names=["red"])
+    with pytest.raises(InvalidParameter, match=says) as caught:
+        method.plan(CogParams(**fields), [input_item(asset)])
+    assert caught.value.pointer == pointer
+
+
+def test_what_is_not_there_or_does_not_fit_is_named(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((40, 50), dtype="int8"), names=["red"])
+    with pytest.raises(BandNotFound, match="It has: red"):
+        method.plan(CogParams(bands=("nir",)), [input_item(asset)])
+    with pytest.raises(InvalidParameter, match="no int8"):
+        method.plan(CogParams(format="nitf"), [input_item(asset)])
+    with pytest.raises(InvalidParameter, match="at least one"):
+        method.plan(CogParams(), [])
+    for example in METHOD.examples:
+        assert isinstance(msgspec.convert(example, CogParams), CogParams)
+
+
+@pytest.mark.parametrize(("resampling", "value"), [("average", 3), ("mode", 1)])
+def test_the_worked_number_of_overviews(tmp_path, resampling, value):
+    asset = write_raster(tmp_path / "a.tif", np.tile(np.array([[[1, 1], [2, 8]]], "uint8"), (1, 150, 150)))
+    params = CogParams(block_size=256, overview_resampling=resampling)
+    result = run_local(params, [input_item(asset)], tmp_path / "out")
+    with rasterio.open(output(result), overview_level=0) as ours:
+        assert np.unique(ours.read()).tolist() == [value]
