@@ -168,6 +168,21 @@ class Locator:
         return worst <= tolerance
 
 
+def moved(one: str, other: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points of CRS `one` in CRS `other`; NaN where PROJ has no answer."""
+    there, _ = _transformers.between(one, other)
+    if there is None:
+        return x, y
+    u, v = (np.asarray(each) for each in there.transform(x, y))
+    lost = ~(np.isfinite(u) & np.isfinite(v))
+    return np.where(lost, np.nan, u), np.where(lost, np.nan, v)
+
+
+def around(crs: str) -> float:
+    """How far x goes round the globe, in units of the CRS; 0 where it does not wrap."""
+    return _transformers.around(crs)
+
+
 def _unwrapped(x: np.ndarray, axis: int, period: float) -> np.ndarray:
     """`x` with jumps of whole periods along an axis taken out; the first stays."""
     steps = np.rint(np.diff(x, axis=axis) / period)

@@ -1,6 +1,10 @@
 """The grid that a job's outputs lie on: as the caller names it, or as the inputs suggest.
 
-GridChoice + rasters ──choose──► Grid
+    GridChoice + rasters ──choose──► Grid
+
+A grid made for inputs across the antimeridian goes on past ±180° (or past the edge of a Mercator map): it is as narrow
+as the scene. Inputs around a pole, in degrees, take all longitudes. A resolution that was not given is the side of the
+square that has a pixel's area, to six digits.
 """
 
 from collections.abc import Sequence
@@ -10,13 +14,20 @@ import numpy as np
 import shapely
 from msgspec import Meta, Struct
 
-from eorouter_compute import aoi
+from eorouter_compute import aoi, positions
 from eorouter_compute.errors import GridMismatch, InvalidParameter, TooLarge
-from eorouter_compute.grid import Grid, Window
+from eorouter_compute.grid import Grid, Window, outline
 from eorouter_compute.method import InputItem, RasterAsset
 
 PIXELS_MAX = 1 << 36
 """Most pixels of one band of an output."""
+
+_EARTH_RADIUS_M = 6_371_008.8
+_SLACK_PX = 1e-3
+"""Overhang that earns no pixel of its own: rounding of coordinates."""
+
+
+Size = Annotated[float, Meta(gt=0)]
 
 
 class GridChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,9 +45,8 @@ class GridChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     like: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     like_asset: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     crs: Annotated[str, Meta(min_length=1, max_length=20_000)] | None = None
-    resolution: (
-        Annotated[float, Meta(gt=0)] | tuple[Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)]] | None
-    ) = None
+    # Two numbers are not spelt tuple[Size, Size]: msgspec 0.22 crashes on a bounded number beside a tuple of fixed length.
+    resolution: Size | Annotated[tuple[Size, ...], Meta(min_length=2, max_length=2)] | None = None
     bounds: tuple[float, float, float, float] | None = None
     snap: bool = True
 
@@ -69,21 +79,18 @@ def choose(
         AoiOutside: the area does not meet the grid.
         TooLarge: the grid has too many pixels.
     """
+    if choice.like_asset is not None and choice.like is None:
+        raise InvalidParameter("`like_asset` needs `like`, the item it belongs to.", pointer=f"{pointer}/like_asset")
     if choice.like is not None:
         whole = _like(choice, inputs, pointer)
     else:
         if not rasters:
             raise InvalidParameter("The inputs have no raster to take a grid from.", pointer="/inputs")
-        finest = min(rasters, key=lambda asset: (asset.pixel_area, asset.key))
+        finest = min(rasters, key=lambda asset: (round(_ground_area(asset), 6), asset.key))
         is_own = choice.resolution is None and choice.bounds is None and _same_crs(choice.crs, finest.crs)
         whole = _union(finest, rasters) if is_own else _new(choice, finest, rasters, pointer)
     if whole.window.pixels > PIXELS_MAX:
-        height, width = whole.shape
-        raise TooLarge(
-            f"The output would have {height:,} × {width:,} pixels; at most {PIXELS_MAX:,} are made. "
-            "Ask for coarser pixels or a smaller area.",
-            pointer=pointer,
-        )
+        raise _too_large(*whole.shape, pointer)
     if area is None:
         return whole
     placed = aoi.onto(area, area_crs, whole.crs, whole.transform, whole.shape)
@@ -105,6 +112,20 @@ def aligned(grid: Grid, other: Grid, *, tolerance_px: float = 1e-3) -> tuple[int
     if max(abs(col - round(col)), abs(row - round(row))) > tolerance_px:
         return None
     return round(row), round(col)
+
+
+def apart(grid: Grid, asset: RasterAsset, *, pointer: str = "/grid") -> float:
+    """How far a raster lies from a grid, in units of the grid's CRS; 0 when their bounds meet.
+
+    Raises:
+        GridMismatch: the raster has no place in the grid's CRS.
+    """
+    west, south, east, north = _bounds([asset], grid.crs, pointer)
+    x, y = outline(grid.shape, grid.transform, points_per_side=2).T
+    around = positions.around(grid.crs)
+    turns = (-around, 0.0, around) if around else (0.0,)
+    away_x = min(max(west + turn - x.max(), x.min() - east - turn, 0.0) for turn in turns)
+    return float(np.hypot(away_x, max(south - y.max(), y.min() - north, 0.0)))
 
 
 def _same_crs(one: str | None, other: str) -> bool:
@@ -147,7 +168,7 @@ def _union(finest: RasterAsset, rasters: Sequence[RasterAsset]) -> Grid:
 def _new(choice: GridChoice, finest: RasterAsset, rasters: Sequence[RasterAsset], pointer: str) -> Grid:
     crs = choice.crs or finest.crs
     aoi.known_crs(crs, pointer=f"{pointer}/crs")
-    width, height = _resolution(choice, finest, crs)
+    width, height = _resolution(choice, finest, crs, pointer)
     x_min, y_min, x_max, y_max = choice.bounds or _bounds(rasters, crs, pointer)
     if not (np.isfinite([x_min, y_min, x_max, y_max]).all() and x_min < x_max and y_min < y_max):
         raise InvalidParameter(
@@ -155,33 +176,134 @@ def _new(choice: GridChoice, finest: RasterAsset, rasters: Sequence[RasterAsset]
             pointer=f"{pointer}/bounds",
         )
     if choice.snap:
-        x_min, y_max = np.floor(x_min / width + 1e-6) * width, np.ceil(y_max / height - 1e-6) * height
-    cols, rows = max(round((x_max - x_min) / width + 0.49), 1), max(round((y_max - y_min) / height + 0.49), 1)
-    return Grid(crs=crs, transform=(width, 0.0, float(x_min), 0.0, -height, float(y_max)), shape=(rows, cols))
+        x_min, y_max = np.floor(x_min / width + _SLACK_PX) * width, np.ceil(y_max / height - _SLACK_PX) * height
+    cols, rows = (x_max - x_min) / width - _SLACK_PX, (y_max - y_min) / height - _SLACK_PX
+    if max(cols, rows) > PIXELS_MAX:
+        raise _too_large(int(rows), int(cols), pointer)
+    shape = (max(int(np.ceil(rows)), 1), max(int(np.ceil(cols)), 1))
+    return Grid(crs=crs, transform=(width, 0.0, float(x_min), 0.0, -height, float(y_max)), shape=shape)
 
 
-def _resolution(choice: GridChoice, finest: RasterAsset, crs: str) -> tuple[float, float]:
+def _too_large(rows: int, cols: int, pointer: str) -> TooLarge:
+    return TooLarge(
+        f"The output would have {rows:,} × {cols:,} pixels; at most {PIXELS_MAX:,} are made. "
+        "Ask for coarser pixels or a smaller area.",
+        pointer=pointer,
+    )
+
+
+def _ground_area(asset: RasterAsset) -> float:
+    """Square metres of the pixel in the raster's middle: degrees and metres can be compared by it."""
+    height, width = asset.shape
+    cols, rows = np.array([0.5, 1.5, 0.5]) + width // 2, np.array([0.5, 0.5, 1.5]) + height // 2
+    lon, lat = positions.moved(asset.crs, aoi.CRS84, *_placed(asset, cols, rows))
+    east = (lon[1:] - lon[0] + 180.0) % 360.0 - 180.0
+    east, north = np.deg2rad(east) * np.cos(np.deg2rad(lat[0])), np.deg2rad(lat[1:] - lat[0])
+    area = abs(float(east[0] * north[1] - east[1] * north[0])) * _EARTH_RADIUS_M**2
+    return area if np.isfinite(area) else asset.pixel_area
+
+
+def _placed(asset: RasterAsset, cols: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    a, b, c, d, e, f = asset.transform
+    return a * cols + b * rows + c, d * cols + e * rows + f
+
+
+def _resolution(choice: GridChoice, finest: RasterAsset, crs: str, pointer: str) -> tuple[float, float]:
+    """As chosen, as the raster has it, or the square whose area a pixel has in the new CRS, in the median."""
     if choice.resolution is not None:
-        return choice.resolution if isinstance(choice.resolution, tuple) else (choice.resolution, choice.resolution)
+        sizes = choice.resolution if isinstance(choice.resolution, tuple) else (choice.resolution, choice.resolution)
+        return float(sizes[0]), float(sizes[1])
     if _same_crs(crs, finest.crs):
         a, b, _, d, e, _ = finest.transform
         return float(np.hypot(a, d)), float(np.hypot(b, e))
-    from rasterio.warp import calculate_default_transform
-
-    left, bottom, right, top = finest.grid.geobox.boundingbox
-    suggested, _, _ = calculate_default_transform(
-        finest.crs, crs, finest.shape[1], finest.shape[0], left, bottom, right, top
-    )
-    return float(suggested.a), float(-suggested.e)
+    height, width = finest.shape
+    rows, cols = (each.ravel() for each in np.mgrid[0:9, 0:9])
+    rows, cols = (rows + 0.5) * height / 9, (cols + 0.5) * width / 9
+    x, y = positions.moved(finest.crs, crs, *_placed(finest, cols, rows))
+    ax, ay = (one - other for one, other in zip(positions.moved(finest.crs, crs, *_placed(finest, cols + 0.5, rows)),
+                                                positions.moved(finest.crs, crs, *_placed(finest, cols - 0.5, rows)),
+                                                strict=True))  # fmt: skip
+    bx, by = (one - other for one, other in zip(positions.moved(finest.crs, crs, *_placed(finest, cols, rows + 0.5)),
+                                                positions.moved(finest.crs, crs, *_placed(finest, cols, rows - 0.5)),
+                                                strict=True))  # fmt: skip
+    around = positions.around(crs)
+    if around:
+        ax, bx = ax - around * np.rint(ax / around), bx - around * np.rint(bx / around)
+    areas = np.abs(ax * by - bx * ay)
+    areas = areas[np.isfinite(areas + x + y) & (areas > 0)]
+    if not len(areas):
+        raise GridMismatch(f"The inputs have no place in {crs[:60]}. Choose another CRS.", pointer=f"{pointer}/crs")
+    # Six digits: what PROJ adds in the sixteenth must not move a grid from one machine to the next.
+    side = float(f"{np.sqrt(np.median(areas)):.6g}")
+    return side, side
 
 
 def _bounds(rasters: Sequence[RasterAsset], crs: str, pointer: str) -> tuple[float, float, float, float]:
-    from rasterio.warp import transform_bounds
+    """What all rasters cover together, in `crs`; past ±180° where they lie across the antimeridian."""
+    around = positions.around(crs)
+    boxes: list[tuple[float, float, float, float]] = []
+    for asset in rasters:
+        x, y = _sampled(asset, crs)
+        if not len(x):
+            raise GridMismatch(
+                f"Asset {asset.key} has no place in {crs[:60]}. Give `bounds`, or choose another CRS.", pointer=pointer
+            )
+        box = _around_globe(asset, crs, around, y) if around else None
+        if box is None:
+            if around:
+                middle = boxes[0][0] + boxes[0][2] if boxes else 2 * float(x[0])
+                x = x - around * np.floor((x - middle / 2) / around + 0.5)
+                # The first point stands for the raster's middle; the scene follows it, whole.
+                x = x[0] + (x - x[0] + around / 2) % around - around / 2
+            box = (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
+        boxes.append(box)
+    west, south, east, north = np.array(boxes).T
+    x_min, y_min, x_max, y_max = float(west.min()), float(south.min()), float(east.max()), float(north.max())
+    if around:
+        if x_max - x_min > around:
+            x_min, x_max = -around / 2, around / 2
+        elif x_min >= around / 2 or x_max <= -around / 2:
+            turn = around * round((x_min + x_max) / 2 / around)
+            x_min, x_max = x_min - turn, x_max - turn
+        # Of a Mercator map the square is taken, of degrees all there are.
+        limit = around / 4 if _is_geographic(crs) else around / 2
+        y_min, y_max = max(y_min, -limit), min(y_max, limit)
+    return x_min, y_min, x_max, y_max
 
-    boxes = [transform_bounds(asset.crs, crs, *asset.grid.geobox.boundingbox, densify_pts=21) for asset in rasters]
-    every = np.array(boxes)
-    if not np.isfinite(every).all():
-        raise GridMismatch(f"The inputs have no place in {crs[:60]}. Give `bounds`.", pointer=pointer)
-    return (
-        float(every[:, 0].min()), float(every[:, 1].min()), float(every[:, 2].max()), float(every[:, 3].max())
-    )  # fmt: skip
+
+def _sampled(asset: RasterAsset, crs: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the raster in `crs`, its middle first, then a lattice and its edge; those with no place left out."""
+    height, width = asset.shape
+    ring = outline(asset.shape, asset.transform, points_per_side=65)
+    rows, cols = (each.ravel() for each in np.mgrid[0:17, 0:17])
+    inner = np.stack(_placed(asset, cols * width / 16, rows * height / 16), axis=1)
+    middle = np.stack(_placed(asset, np.array([width / 2]), np.array([height / 2])), axis=1)
+    points = np.concatenate([middle, inner, ring])
+    x, y = positions.moved(asset.crs, crs, points[:, 0], points[:, 1])
+    known = np.isfinite(x) & np.isfinite(y)
+    return x[known], y[known]
+
+
+def _around_globe(
+    asset: RasterAsset, crs: str, around: float, y: np.ndarray
+) -> tuple[float, float, float, float] | None:
+    """Bounds of a raster that goes round the globe or holds a pole; None for all others."""
+    a, b, c, d, e, f = asset.transform
+    height, width = asset.shape
+    own = positions.around(asset.crs)
+    if own and abs(a) * width >= own * (1 - 1e-6):
+        return -around / 2, float(y.min()), around / 2, float(y.max())
+    low, high, found = float(y.min()), float(y.max()), False
+    for pole in (-90.0, 90.0):
+        x, v = positions.moved(aoi.CRS84, asset.crs, np.array([0.0]), np.array([pole]))
+        col = (e * (x - c) - b * (v - f)) / (a * e - b * d)
+        row = (a * (v - f) - d * (x - c)) / (a * e - b * d)
+        if own == 0 and 0 <= col[0] <= width and 0 <= row[0] <= height:
+            found = True
+            reach = around / 4 if _is_geographic(crs) else around / 2
+            low, high = (-reach, high) if pole < 0 else (low, reach)
+    return (-around / 2, low, around / 2, high) if found else None
+
+
+def _is_geographic(crs: str) -> bool:
+    return aoi.known_crs(crs, pointer="/crs").is_geographic

@@ -16,11 +16,10 @@ import numpy as np
 from msgspec import Struct
 
 from eorouter_compute import raster
-from eorouter_compute.errors import GridMismatch, SourceFault, TooLarge
+from eorouter_compute.errors import GridMismatch, TooLarge
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import FailedRead, RasterAsset
-from eorouter_compute.positions import TOLERANCE_PX as TOLERANCE_PX
-from eorouter_compute.positions import Locator, Mesh
+from eorouter_compute.positions import TOLERANCE_PX, Locator, Mesh
 from eorouter_compute.target_grid import aligned
 from eorouter_kernels import resample
 
@@ -97,12 +96,7 @@ def read(
     def fetch(source: Window) -> raster.Block:
         if failed is None:
             return raster.read_block(asset, bands, source)
-        try:
-            return raster.read_block(asset, bands, source)
-        except SourceFault as error:
-            failed.append(FailedRead(source=asset.href, window=source, reason=error.message))
-            shape = (len(bands), source.height, source.width)
-            return raster.Block(np.zeros(shape, dtype), np.zeros(shape, np.bool_))
+        return raster.read_tolerant(asset, bands, source, failed)
 
     dtype = np.dtype(next(band.dtype for band in asset.bands if band.index == bands[0]))
     out = _Output.empty(len(bands), window, dtype)
@@ -157,6 +151,36 @@ def in_memory(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(strip, strips))
     return out.block()
+
+
+def density(placement: Placement) -> float:
+    """Source pixels per target pixel, by area, where they are densest; for bounds."""
+    if aligned(placement.asset.grid, placement.grid) is not None:
+        return 1.0
+    height, width = placement.grid.shape
+    rows, cols = np.meshgrid(np.linspace(0.5, height - 0.5, 17), np.linspace(0.5, width - 0.5, 17), indexing="ij")
+    locator = Locator(placement.asset.grid, placement.grid)
+    x, y = locator.locate(rows.ravel(), cols.ravel())
+    steps = []
+    for down, over in ((0.0, 1.0), (1.0, 0.0)):
+        near_x, near_y = locator.locate(rows.ravel() + down, cols.ravel() + over)
+        away = near_x - x
+        steps.append((away - locator.period * np.rint(away / locator.period) if locator.period else away, near_y - y))
+    areas = np.abs(steps[0][0] * steps[1][1] - steps[0][1] * steps[1][0])
+    on_source = (x > -width) & (x < placement.asset.shape[1] + width) & np.isfinite(areas)
+    return float(areas[on_source].max()) if on_source.any() else 1.0
+
+
+def memory_bytes(placement: Placement, band_count: int, pixels: int) -> int:
+    """Memory that reads of windows of `pixels` hold beside their results, at most; for bounds."""
+    asset = placement.asset
+    size = max(np.dtype(band.dtype).itemsize for band in asset.bands)
+    dense = density(placement)
+    wanted = int((1.5 * dense * pixels + 4 * (512 + 16) ** 2) * band_count * (size + 1))
+    single = int(16 * dense + 64) * band_count * (size + 1)
+    held = min(max(READ_BYTES, single), wanted, asset.window.pixels * band_count * (size + 1) + (1 << 20))
+    interleaved = asset.window.pixels * sum(np.dtype(band.dtype).itemsize for band in asset.bands)
+    return 3 * held + min(raster.GDAL_OPTIONS["GDAL_CACHEMAX"], 2 * interleaved) + (8 << 20)
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------

@@ -49,15 +49,15 @@ def _row_positions(
             here = base + j
             x[j], y[j] = nodes[here, 0], nodes[here, 1]
             ax, ay = nodes[here + 1, 0] - x[j], nodes[here + 1, 1] - y[j]
-            if ax != ax and col + j > leaf[COL]:
+            if np.isnan(ax) and col + j > leaf[COL]:
                 ax, ay = x[j] - nodes[here - 1, 0], y[j] - nodes[here - 1, 1]
             bx, by = nodes[here + wide, 0] - x[j], nodes[here + wide, 1] - y[j]
-            if bx != bx and row > leaf[ROW]:
+            if np.isnan(bx) and row > leaf[ROW]:
                 bx, by = x[j] - nodes[here - wide, 0], y[j] - nodes[here - wide, 1]
             if period > 0:
                 ax -= period * np.rint(ax / period)
                 bx -= period * np.rint(bx / period)
-            if ax != ax or bx != bx:
+            if np.isnan(ax) or np.isnan(bx):
                 ax, ay, bx, by = 1.0, 0.0, 0.0, 1.0
             sx[j] = np.sqrt(ax * ax + bx * bx)
             sy[j] = np.sqrt(ay * ay + by * by)
@@ -201,7 +201,7 @@ def nearest(
 
     Shapes: leaves (n, 8), nodes (m, 2); source, valid (band, y, x), valid of size 0 when all are data; out, missing
         (band, row, column) of which `clip` is filled. `missing` comes in all false.
-    Units: positions in source pixels; `origin` is the source row and column of source[:, 0, 0], `corner` the target's of
+    Units: positions in source pixels; `origin` is the source row and column of source[:, 0, 0], `corner` the target's
         out[:, 0, 0].
     Nodata: outside the source, at NaN positions and on pixels that are not valid the value is 0 and missing.
     Reference: GDAL's nearest neighbour, ties included (1e-10 px).
@@ -515,7 +515,7 @@ def ordered(
     for n in range(leaves.shape[0]):
         long = max(long, min(leaves[n, WIDTH], clip[3] - clip[1]))
     x, y, sx, sy, area = np.empty(long), np.empty(long), np.empty(long), np.empty(long), np.empty(long)
-    values, weights = np.empty(16), np.empty(16)
+    values, weights, is_ranked = np.empty(16), np.empty(16), kind in {MODE, MEDIAN}
     lost = 0
     for n in range(leaves.shape[0]):
         leaf = leaves[n]
@@ -532,7 +532,7 @@ def ordered(
                 north, south = y[j] - 0.5 * sy[j] - origin[0], y[j] + 0.5 * sy[j] - origin[0]
                 c0, c1 = max(int(np.floor(west + SLIVER)), 0), min(int(np.ceil(east - SLIVER)), width)
                 r0, r1 = max(int(np.floor(north + SLIVER)), 0), min(int(np.ceil(south - SLIVER)), height)
-                if (kind == MODE or kind == MEDIAN) and (c1 - c0) * (r1 - r0) > values.shape[0] and c1 > c0:  # noqa: PLR1714
+                if is_ranked and (c1 - c0) * (r1 - r0) > values.shape[0] and c1 > c0:
                     values, weights = np.empty((c1 - c0) * (r1 - r0)), np.empty((c1 - c0) * (r1 - r0))
                 for b in range(bands):
                     count, extreme = 0, source.dtype.type(0)
@@ -542,7 +542,7 @@ def ordered(
                             if has_valid and not valid[b, r, c]:
                                 continue
                             value = source[b, r, c]
-                            if kind == MODE or kind == MEDIAN:  # noqa: PLR1714 - a tuple would be built at run time
+                            if is_ranked:
                                 values[count] = value
                                 weights[count] = high * (min(c + 1.0, east) - max(c + 0.0, west))
                             elif count == 0 or (value < extreme if kind == MIN else value > extreme):
@@ -552,7 +552,7 @@ def ordered(
                         out[b, place[0], place[1]] = 0
                         missing[b, place[0], place[1]] = True
                         lost += 1
-                    elif kind == MODE or kind == MEDIAN:  # noqa: PLR1714
+                    elif is_ranked:
                         out[b, place[0], place[1]] = _ranked(kind, values, weights, count)
                     else:
                         out[b, place[0], place[1]] = extreme
