@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from msgspec import Struct
 
-from eorouter_compute import raster, warp
+from eorouter_compute import cog, raster, warp
 from eorouter_compute.catalogue import Scaling
 from eorouter_compute.expression import Operand, Program
 from eorouter_compute.grid import Grid, Window
@@ -118,28 +118,25 @@ def bytes_read(source: Source) -> float:
     """Bytes read per pixel of the grid, at most: whole blocks with all their bands, as long as they compress at all."""
     asset = source.asset
     height, width = asset.block_shape
-    grid = source.placement.grid
-    fine = 1.0
-    if not source.is_direct:
-        needed = warp.source_window(source.placement, grid.window)
-        fine = max(needed.pixels / grid.window.pixels, 1e-3)
-    side = 512 * max(fine, 1e-3) ** 0.5  # a piece is at least 512 pixels wide; the blocks it touches reach over its rim
+    fine = 1.0 if source.is_direct else max(warp.density(source.placement), 1e-3)
+    side = 512 * fine**0.5  # a piece is at least 512 pixels wide; the blocks it touches reach over its rim
     rim = (1 + height / side) * (1 + width / side)
     return fine * min(rim, _BLOCKS_TOUCHED_MAX) * sum(np.dtype(band.dtype).itemsize for band in asset.bands)
 
 
 def bytes_held(sources: Sequence[Source]) -> float:
     """Bytes held per pixel of a piece: pixels and valid flags as read, once more while a file's mask is unpacked."""
-    return sum(
-        len(source.bands) * (2 * np.dtype(band.dtype).itemsize + 3)
-        for source in sources
-        for band in [source.bands[0][1]]
-    )
+    return sum(2 * np.dtype(band.dtype).itemsize + 3 for source in sources for _, band, _ in source.bands)
 
 
 def bytes_beside(sources: Sequence[Source]) -> int:
-    """Bytes that resampling holds beside the pieces, whatever their size."""
-    return 0 if all(source.is_direct for source in sources) else 2 * warp.READ_BYTES
+    """Bytes that resampling holds beside the pieces, one asset at a time."""
+    pieces = [
+        (source, min(source.placement.grid.window.pixels, cog.PIECE_SIDE**2))
+        for source in sources
+        if not source.is_direct
+    ]
+    return max((warp.memory_bytes(source.placement, len(source.bands), pixels) for source, pixels in pieces), default=0)
 
 
 def seconds(program: Program, sources: Sequence[Source]) -> float:

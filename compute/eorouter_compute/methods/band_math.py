@@ -346,7 +346,11 @@ def _check_output(params: BandMathParams, place: int) -> None:
             raise InvalidParameter(
                 f"{output.dtype} cannot hold the nodata value {output.nodata:g}.", pointer=f"{pointer}/nodata"
             )
-        if output.dtype == "float32" and np.isfinite(output.nodata) and np.float32(output.nodata) != output.nodata:
+        if (
+            output.dtype == "float32"
+            and np.isfinite(output.nodata)
+            and float(np.float32(output.nodata)) != output.nodata
+        ):
             raise InvalidParameter(
                 f"float32 stores {output.nodata!r} as {float(np.float32(output.nodata))!r}: name that, or use float64.",
                 pointer=f"{pointer}/nodata",
