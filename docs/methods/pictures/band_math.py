@@ -11,9 +11,11 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from PIL import Image
 
 from eorouter_compute import raster
 from eorouter_compute.landscape import generate
+from eorouter_compute.method import OutputAsset
 from eorouter_compute.methods.band_math import BandMathParams
 from eorouter_compute.testing import run_local
 
@@ -27,8 +29,10 @@ PANELS = (
 )
 
 
-def pixels(asset: object) -> np.ma.MaskedArray:
+def pixels(asset: OutputAsset) -> np.ma.MaskedArray:
+    """Pixels (band, y, x) of an output, masked where missing."""
     described = asset.raster
+    assert described is not None
     block = raster.read_block(described, [band.index for band in described.bands], described.window)
     return np.ma.array(block.pixels, mask=False if block.valid is None else ~block.valid)
 
@@ -54,7 +58,8 @@ def main(target: Path) -> None:
     axes[3].set_title("after < 0.5 × before", fontsize=10)
     for axis in axes:
         axis.set_axis_off()
-    figure.savefig(target, dpi=80)
+    figure.savefig(target, dpi=72)
+    Image.open(target).convert("RGB").quantize(64).save(target, optimize=True)
 
 
 if __name__ == "__main__":
