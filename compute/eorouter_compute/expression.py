@@ -85,8 +85,11 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def block_size(self) -> int:
-        """Pixels per block: as many as keep the register file in the cache."""
-        return max(256, min(1_024, _REGISTER_FILE_VALUES // self.register_count // 64 * 64))
+        """Pixels per block: as many as keep the register file in the cache, of a short program in its nearest half."""
+        fitting = max(
+            min(1_024, _REGISTER_FILE_VALUES // self.register_count), min(2_048, (1 << 13) // self.register_count)
+        )
+        return max(256, fitting // 64 * 64)
 
 
 class Operand(NamedTuple):
