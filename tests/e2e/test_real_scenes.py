@@ -167,7 +167,7 @@ def test_ndvi_of_a_scene_equals_numpy_bit_for_bit(client, taken_in, data_dir, tm
 
 def test_saved_formula_over_two_scenes_equals_numpy(client, service, taken_in, data_dir, tmp_path):
     name = "optical/landsat7_olinda/L7_ETMs.tif"
-    formula = client.call("band_formulas.create", {"name": "Contrast", "expression": "(a - b) / (a + b)"})
+    formula = client.call("band_formulas.create", name="Contrast", expression="(a - b) / (a + b)")
     item_id = taken_in(name)
     bands = client.items.get(item_id)["assets"]["data"]["bands"]
     task = {
@@ -179,7 +179,7 @@ def test_saved_formula_over_two_scenes_equals_numpy(client, service, taken_in, d
     }
     inputs = [{"item_id": item_id}, {"item_id": item_id}]
     asked = {"project_id": service.project_id, "task": task, "inputs": inputs, "wait_s": 60}
-    job = client.call("analytics.execute", asked)
+    job = client.call("analytics.execute", **asked)
     assert job["state"] == "completed", job
     path = download(client, next(iter(job["result"]["items"].values())), "image/tiff", tmp_path)
     with rasterio.open(data_dir / name) as source:
