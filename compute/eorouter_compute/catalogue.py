@@ -266,6 +266,15 @@ def sensor_of(item: InputItem) -> str | None:
     return None
 
 
+def is_made_by(record: SpectralIndex, sensor: str) -> bool:
+    """Whether a sensor of the tables has a band for every letter of an index, the narrow infrared standing for N."""
+    known = letters()
+    return all(
+        sensor in known[letter].sensors or sensor in known[_FALLBACK.get(letter, letter)].sensors
+        for letter in record.bands
+    )
+
+
 def resolve(item: InputItem, letter: str, *, bands: Mapping[str, str] | None = None) -> tuple[RasterAsset, Band]:
     """The band of an item that a letter stands for.
 

@@ -244,10 +244,12 @@ def _halve(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple
     elif pixels.dtype.kind == "f":
         pyramid.halve_mean_floats(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
     else:
-        # Without a nodata value no mean must step aside, or pieces with and without missing pixels would differ; two to
-        # the power of the bits equals no mean and is stored as 0.
-        nodata = 1 << (8 * pixels.dtype.itemsize) if spec.nodata is None else int(spec.nodata)
+        top = int(np.iinfo(pixels.dtype).max)
+        nodata = top + 1 if spec.nodata is None else int(spec.nodata)  # what the type cannot hold stands for none
         pyramid.halve_mean_integers(pixels, _or_every(valid), nodata, out, out_valid)
+        if valid is None and nodata <= top:
+            # As in pieces with gaps: whether another pixel of the piece is missing must not change this one's mean.
+            out[out == nodata] = nodata + 1 if nodata < top else nodata - 1
     return out, None if valid is None or out_valid.all() else out_valid
 
 

@@ -28,6 +28,7 @@ from eorouter_kernels import expression as machine
 LENGTH_MAX = 4_096
 DEPTH_MAX = 48
 VALUES_MAX = 2_048
+_NAMES_SHOWN = 60
 REGISTERS_MAX = 160
 # The register file of a block should fit the L2 cache beside the bands being read: 2**16 × 8 B = 512 KiB.
 _REGISTER_FILE_VALUES = 1 << 16
@@ -54,6 +55,7 @@ _HINTS = {
     "!": "negation is written not", "@": "a product is written *", "<<": "there are no shifts",
     ">>": "there are no shifts", ":=": "nothing can be assigned", "\\": "there is no line continuation",
 }  # fmt: skip
+_WORDS = ("and", "or", "not")
 _WORDS_REFUSED = {"if": "write where(condition, a, b)", "else": "write where(condition, a, b)"}
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)(?![0-9A-Za-z_.])"
@@ -83,8 +85,11 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def block_size(self) -> int:
-        """Pixels per block: as many as keep the register file in the cache."""
-        return max(256, min(1_024, _REGISTER_FILE_VALUES // self.register_count // 64 * 64))
+        """Pixels per block: as many as keep the register file in the cache, of a short program in its nearest half."""
+        fitting = max(
+            min(1_024, _REGISTER_FILE_VALUES // self.register_count), min(2_048, (1 << 13) // self.register_count)
+        )
+        return max(256, fitting // 64 * 64)
 
 
 class Operand(NamedTuple):
@@ -166,6 +171,22 @@ def evaluate(program: Program, operands: Mapping[str, Operand], *, dtype: str = 
         out.reshape(len(program.texts), -1),
     )
     return out
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """The bands a formula reads when every name in it that is no constant may be one, in order of first use.
+
+    Raises:
+        InvalidExpression: as `compile_expressions`.
+    """
+    return compile_expression(
+        text, [match["name"] for match in _TOKEN.finditer(text[:LENGTH_MAX]) if _is_free(match)]
+    ).names
+
+
+def _is_free(match: re.Match[str]) -> bool:
+    name = match["name"]
+    return bool(name) and name not in {*FUNCTIONS, *CONSTANTS, *_WORDS, *_WORDS_REFUSED}
 
 
 def _plain(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -413,7 +434,9 @@ class _Parser:
             self._refuse(f"{token.text} is a function; write {token.text}(…)", token.position)
         if token.text in _WORDS_REFUSED:
             self._refuse(f"{token.text!r} is not part of a formula; {_WORDS_REFUSED[token.text]}", token.position)
-        offered = ", ".join([*sorted(self.names), *sorted(self.constants)])
+        every = [*sorted(self.names), *sorted(self.constants)]
+        more = f" and {len(every) - _NAMES_SHOWN} more" if len(every) > _NAMES_SHOWN else ""
+        offered = ", ".join(every[:_NAMES_SHOWN]) + more
         return self._refuse(f"the name {token.text!r} is not known; known are {offered}", token.position)
 
     def _call(self, token: _Token, opening: _Token) -> int:

@@ -233,6 +233,41 @@ def store_finite(a: Floats, out: npt.NDArray[np.floating]) -> None:
 
 
 @kernel
+def pack_values(
+    values: Floats,
+    scale: float,
+    offset: float,
+    low: float,
+    high: float,
+    is_clamped: bool,
+    avoided: float,
+    fill: float,
+    out: npt.NDArray[np.generic],
+    valid: Bools,
+) -> None:
+    """Results as whole stored numbers, (value − offset) / scale rounded, and where there are any.
+
+    Shapes: values, out of an integer dtype, valid (run).
+    Units: values physical; scale and offset in their unit; low, high, avoided and fill stored.
+    Nodata: a NaN becomes fill and is not valid. Outside low … high a value is held to the nearer end if is_clamped,
+        else it is missing. A value that would be stored as avoided (NaN: none) is stored as its neighbour, so that it
+        is not read as missing.
+    Reference: IEEE 754-2019, section 4.3.1 (round to nearest, ties to even); gdalwarp keeps clear of nodata likewise.
+    """
+    for i in range(values.size):
+        stored = np.rint((values[i] - offset) / scale)
+        known = not np.isnan(stored)
+        if is_clamped:
+            stored = low if stored < low else (high if stored > high else stored)  # noqa: FURB136 - NaN passes
+        elif stored < low or stored > high:
+            known = False
+        if stored == avoided:
+            stored = stored + 1.0 if stored < high else stored - 1.0
+        valid[i] = known
+        out[i] = stored if known else fill
+
+
+@kernel
 def run_program(
     code: Ints,
     constants: Floats,
@@ -287,7 +322,10 @@ def run_program(
 
 
 def warm_up() -> None:
-    """Compile both output dtypes, or load them from the cache."""
+    """Compile both output dtypes and the usual packed ones, or load them from the cache."""
+    flags = np.empty(4, np.bool_)
+    for kind in (np.uint8, np.uint16, np.int16):
+        pack_values(np.zeros(4), 1.0, 0.0, 0.0, 255.0, True, np.nan, 0.0, np.empty(4, kind), flags)
     empty, everything = np.empty(0, np.uint8), np.empty(0, np.bool_)
     code = np.array([[LOAD, 0, 0, 0, 0], [STORE, 0, 0, 0, 0]], np.int64)
     for dtype in (np.float32, np.float64):

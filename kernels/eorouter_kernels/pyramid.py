@@ -25,14 +25,15 @@ def halve_mean_integers(
     Shapes: pixels, valid (band, y, x) integer and bool (or valid of size 0); out, out_valid (band, ⌈y/2⌉, ⌈x/2⌉).
     Units: those of the pixels.
     Nodata: a cell without valid pixels is `nodata` and not valid; a mean that happens to equal `nodata` moves up by one
-        (down at the type's maximum), or data would vanish from the level. out_valid is not written when valid has size
-        0.
+        (down at the type's maximum), or data would vanish from the level. A `nodata` that the type cannot hold stands
+        for none: nothing moves, and a cell without valid pixels is 0. out_valid is not written when valid has size 0.
     Reference: GDAL's AVERAGE overviews, including the step away from nodata; rounding per IEEE 754 §4.3.1.
     """
     bands, height, width = pixels.shape
     has_valid = valid.size > 0
     top = np.float64(np.iinfo(pixels.dtype).max)
     aside = nodata + 1.0 if nodata < top else nodata - 1.0
+    fill = np.float64(nodata) if np.iinfo(pixels.dtype).min <= nodata <= top else 0.0
     for b in range(bands):
         for r in range(out.shape[1]):
             last = min(2 * r + 1, height - 1)
@@ -57,7 +58,7 @@ def halve_mean_integers(
                 # Exact: a sum of four 32-bit integers is a float64, and thirds are never near a tie.
                 mean = np.rint(np.float64(s) / np.float64(max(n, 1)))
                 mean = aside if mean == nodata else mean
-                target[c] = np.int64(mean if n else np.float64(nodata))
+                target[c] = np.int64(mean if n else fill)
                 target_valid[c] = n > 0
             if width % 2:
                 i = width - 1
@@ -65,7 +66,7 @@ def halve_mean_integers(
                 s = np.int64(upper[i]) * top_valid[i] + np.int64(lower[i]) * low_valid[i]
                 mean = np.rint(np.float64(s) / np.float64(max(n, 1)))
                 mean = aside if mean == nodata else mean
-                target[width // 2] = np.int64(mean if n else np.float64(nodata))
+                target[width // 2] = np.int64(mean if n else fill)
                 target_valid[width // 2] = n > 0
 
 

@@ -283,7 +283,7 @@ def test_evaluate_ndvi_equals_numpy_bit_for_bit():
 
 def test_program_register_file_fits_the_cache():
     program = compile_expression("a", ["a"])
-    assert program.block_size == 1_024
+    assert program.block_size == 2_048
     nested = "+".join(f"(a+{number})*(b+{number})" for number in range(100))
     large = compile_expression(nested, ["a", "b"])
     assert large.register_count > 100

@@ -165,6 +165,33 @@ def test_ndvi_of_a_scene_equals_numpy_bit_for_bit(client, taken_in, data_dir, tm
         np.testing.assert_array_equal(ours.read(1), expected)
 
 
+def test_saved_formula_over_two_scenes_equals_numpy(client, service, taken_in, data_dir, tmp_path):
+    name = "optical/landsat7_olinda/L7_ETMs.tif"
+    formula = client.call("band_formulas.create", name="Contrast", expression="(a - b) / (a + b)")
+    item_id = taken_in(name)
+    bands = client.items.get(item_id)["assets"]["data"]["bands"]
+    task = {
+        "method": "band_math",
+        "variables": {"a": {"band": bands[3]["name"], "item": 0}, "b": {"band": bands[2]["name"], "item": 1}},
+        "outputs": [
+            {"name": "c", "formula_id": formula["formula_id"], "dtype": "int16", "scale": 1e-3, "nodata": -9999}
+        ],
+    }
+    inputs = [{"item_id": item_id}, {"item_id": item_id}]
+    asked = {"project_id": service.project_id, "task": task, "inputs": inputs, "wait_s": 60}
+    job = client.call("analytics.execute", **asked)
+    assert job["state"] == "completed", job
+    path = download(client, next(iter(job["result"]["items"].values())), "image/tiff", tmp_path)
+    with rasterio.open(data_dir / name) as source:
+        a, b = (source.read(band).astype(np.float64) for band in (4, 3))
+        seen = (source.read_masks(4) > 0) & (source.read_masks(3) > 0) & (a + b > 0)
+    with rasterio.open(path) as ours:
+        got = ours.read(1)
+        assert (ours.nodata, ours.scales[0]) == (-9999, 1e-3)
+    assert (got[~seen] == -9999).all()
+    np.testing.assert_array_equal(got[seen], np.rint(((a - b)[seen] / (a + b)[seen]) / 1e-3))
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_zonal_statistics_agree_with_exactextract(client, taken_in, data_dir, tmp_path, pair):
     name, polygons = pair

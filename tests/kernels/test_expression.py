@@ -148,3 +148,30 @@ def test_store_finite_overflow_of_the_output_dtype_is_missing():
         language.evaluate(program, operands)[0], np.array([0, 10, np.nan, np.nan], np.float32)
     )
     np.testing.assert_array_equal(language.evaluate(program, operands, dtype="float64")[0][2:], [1e300, np.nan])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32"])
+@pytest.mark.parametrize("is_clamped", [True, False])
+def test_pack_values_equal_the_twin(dtype, is_clamped):
+    info = np.iinfo(dtype)
+    edges = [info.min - 1.0, info.min, info.min + 0.5, info.max - 0.5, info.max, info.max + 1.0, 0.5, 1.5, 2.5, -0.5]
+    values = np.array([*edges, np.nan, 1e300, -1e300, 7.0, 8.0])
+    for scale, offset in ((1.0, 0.0), (0.01, -3.0), (-2.0, 5.0)):
+        for avoided in (np.nan, float(info.min), float(info.max), 7.0):
+            out, valid = np.empty(values.shape, dtype), np.empty(values.shape, np.bool_)
+            low, high, fill = float(info.min), float(info.max), 0.0 if np.isnan(avoided) else avoided
+            expression.pack_values(values, scale, offset, low, high, is_clamped, avoided, fill, out, valid)
+            wanted, known = reference.pack_values(
+                values,
+                scale,
+                offset,
+                low=low,
+                high=high,
+                is_clamped=is_clamped,
+                avoided=avoided,
+                fill=fill,
+                dtype=dtype,
+            )
+            np.testing.assert_array_equal(valid, known)
+            np.testing.assert_array_equal(out, wanted)
+            assert not (out[valid] == avoided).any()

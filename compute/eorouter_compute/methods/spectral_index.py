@@ -2,8 +2,9 @@
 
 All indices of an item are one program of the expression machine: every stored band is read once, nothing is scaled,
 resampled or kept between. What a letter of a formula means for an item, and what its stored numbers are worth, is the
-catalogue's business (`eorouter_compute.catalogue`); coarser bands whose pixels are whole multiples of the finest are
-used by replication, and any other difference between grids is refused.
+catalogue's business (`eorouter_compute.catalogue`). Coarser bands whose pixels are whole multiples of the finest are
+used by replication; where the caller names a grid or a resampling, every other difference is resampled away, else it is
+refused.
 """
 
 import re
@@ -14,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import catalogue, product, raster
+from eorouter_compute import catalogue, operands, product, quality, raster, target_grid
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.catalogue import Scaling, SpectralIndex
 from eorouter_compute.cog import CogSpec, Pixels
@@ -23,6 +24,7 @@ from eorouter_compute.expression import Operand, Program, evaluate
 from eorouter_compute.grid import Window
 from eorouter_compute.method import (
     Band,
+    FailedRead,
     InputItem,
     Kind,
     Method,
@@ -37,6 +39,9 @@ from eorouter_compute.method import (
     by_asset,
     total,
 )
+from eorouter_compute.quality import MaskChoice, PlacedMask
+from eorouter_compute.target_grid import GridChoice
+from eorouter_compute.warp import Resampling
 
 ITEM_LIMIT = 50
 # Measured on the reference machine: 0.25 ns per pixel and instruction for arithmetic, up to 15 ns for a power.
@@ -56,6 +61,11 @@ class SpectralIndexParams(Params, frozen=True, kw_only=True, tag="spectral_index
             `{"N": "B08"}`. A band name, `asset:band`, a common name, or the key of an asset with one band.
         parameters: values in place of a formula's own, such as `{"L": 0.5}` for SAVI.
         kernel: what k(a, b) means in kernel indices: RBF exp(−(a − b)² / 2 sigma²), linear a b, poly (a b + c)^p.
+        grid: where the output lies; by default on the finest grid among the bands.
+        resampling: how bands come onto another grid. By default coarser pixels are replicated, which asks for grids
+            that nest, and `nearest` where `grid` is given.
+        mask: pixels to drop by a quality band: "sentinel-2-scl", "landsat-qa-pixel", "cbers-cmask", or a rule.
+        allow_missing: windows of sources that cannot be read count as missing and are listed in the read report.
     """
 
     indices: Annotated[tuple[str, ...], Meta(min_length=1, max_length=16)]
@@ -64,10 +74,17 @@ class SpectralIndexParams(Params, frozen=True, kw_only=True, tag="spectral_index
     )
     parameters: Annotated[dict[str, float], Meta(max_length=32)] = msgspec.field(default_factory=dict)
     kernel: Literal["RBF", "linear", "poly"] = "RBF"
+    grid: GridChoice | None = None
+    resampling: Resampling | None = None
+    mask: MaskChoice | None = None
+    allow_missing: bool = False
 
 
 class _Source(Struct, frozen=True, kw_only=True):
-    """One asset of an item, and what is read from it: (letter, band, scaling). `factor` fine pixels make one of its."""
+    """One asset of an item, and what is read from it: (letter, band, scaling). `factor` fine pixels make one of its.
+
+    Where bands are resampled, `_Task.placed` says how they are read, and `factor` is 1.
+    """
 
     asset: RasterAsset
     factor: int
@@ -81,6 +98,8 @@ class _Task(Struct, frozen=True, kw_only=True):
     program: Program
     spec: CogSpec
     sources: tuple[_Source, ...]
+    placed: tuple[operands.Source, ...]
+    mask: PlacedMask | None
     sensor: str | None
 
 
@@ -98,12 +117,8 @@ def plan(params: SpectralIndexParams, inputs: Sequence[InputItem]) -> Plan:
     shards: list[Shard] = []
     merges, notes = [], []
     for number, item in enumerate(inputs):
-        task = _task(params, item)
-        read = sum(_bytes_read(source) for source in task.sources)
-        held = sum(
-            len(source.bands) * (np.dtype(source.bands[0][1].dtype).itemsize + 2) * (1 if source.factor == 1 else 2)
-            for source in task.sources
-        )
+        task = _task(params, inputs, item)
+        read, held, beside = _cost(task)
         for shard in product.plan_product(
             task.spec,
             bytes_read_per_pixel=read,
@@ -111,19 +126,20 @@ def plan(params: SpectralIndexParams, inputs: Sequence[InputItem]) -> Plan:
             seconds_per_pixel=_seconds(task.program) + read * _SECONDS_PER_BYTE_READ,
         ):
             body = msgspec.msgpack.encode(_Body(number, shard.body))
-            shards.append(msgspec.structs.replace(shard, body=body))
+            bound = msgspec.structs.replace(shard.bound, memory_bytes=shard.bound.memory_bytes + beside)
+            shards.append(Shard(body=body, bound=bound))
         merges.append(product.merge_bound(task.spec))
-        notes.extend(_notes(task))
+        notes.extend(_notes(params, task))
     return Plan(shards=tuple(shards), merge_bound=total(merges), notes=tuple(dict.fromkeys(notes)))
 
 
 def run(params: SpectralIndexParams, inputs: Sequence[InputItem], shard: bytes, attempt: Attempt) -> Part:
     """One shard of one item."""
     body = msgspec.msgpack.decode(shard, type=_Body)
-    task = _task(params, inputs[body.item])
+    task = _task(params, inputs, inputs[body.item])
     reports: list[ReadReport] = []
     part = product.run_product(
-        task.spec, body.product, attempt, _computer(task, reports.append), lambda: sum(reports, ReadReport())
+        task.spec, body.product, attempt, _computer(params, task, reports.append), lambda: sum(reports, ReadReport())
     )
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(_Body(body.item, part.body)))
 
@@ -134,7 +150,7 @@ def merge(params: SpectralIndexParams, inputs: Sequence[InputItem], parts: Seque
     items: list[OutputItem] = []
     names = _names(inputs)
     for number, item in enumerate(inputs):
-        task = _task(params, item)
+        task = _task(params, inputs, item)
         own = [
             msgspec.structs.replace(part, body=body.product)
             for part, body in zip(parts, bodies, strict=True)
@@ -166,7 +182,7 @@ def merge(params: SpectralIndexParams, inputs: Sequence[InputItem], parts: Seque
 # What an item's product is
 
 
-def _task(params: SpectralIndexParams, item: InputItem) -> _Task:
+def _task(params: SpectralIndexParams, inputs: Sequence[InputItem], item: InputItem) -> _Task:
     records = _records(params)
     needed = tuple(dict.fromkeys(letter for record in records for letter in record.bands))
     if strange := sorted(params.bands.keys() - set(needed)):
@@ -177,16 +193,22 @@ def _task(params: SpectralIndexParams, item: InputItem) -> _Task:
     sensor = catalogue.sensor_of(item)
     program = catalogue.compile_indices(records, parameters=params.parameters, kernel=params.kernel, sensor=sensor)
     found = {letter: _resolve(item, letter, params) for letter in needed}
+    scales = {letter: catalogue.scaling(item, band) for letter, (_, band) in found.items()}
     finest = min((asset for asset, _ in found.values()), key=lambda asset: (asset.pixel_area, asset.key))
-    entries = [(asset, (letter, band, catalogue.scaling(item, band))) for letter, (asset, band) in found.items()]
+    grid, placed = finest.grid, ()
+    if params.grid is not None or params.resampling is not None:
+        grid = target_grid.choose(params.grid or GridChoice(), inputs, [asset for asset, _ in found.values()])
+        named = [operands.Named(letter, item, *pair, scales[letter]) for letter, pair in found.items()]
+        placed = operands.placed(named, grid, resampling=params.resampling or "nearest")
+    entries = [(asset, (letter, band, scales[letter])) for letter, (asset, band) in found.items()]
     sources = tuple(
-        _Source(asset=asset, factor=_factor(item, finest, asset), bands=tuple(bands))
+        _Source(asset=asset, factor=1 if placed else _factor(item, finest, asset), bands=tuple(bands))
         for asset, bands in by_asset(entries)
     )
     spec = CogSpec(
-        shape=finest.shape,
-        transform=finest.transform,
-        crs=finest.crs,
+        shape=grid.shape,
+        transform=grid.transform,
+        crs=grid.crs,
         dtype="float32",
         nodata=float("nan"),
         bands=tuple(
@@ -194,7 +216,8 @@ def _task(params: SpectralIndexParams, item: InputItem) -> _Task:
             for place, record in enumerate(records, start=1)
         ),
     )
-    return _Task(records=records, program=program, spec=spec, sources=sources, sensor=sensor)
+    mask = None if params.mask is None else quality.place(params.mask, item, grid, pointer="/mask")
+    return _Task(records=records, program=program, spec=spec, sources=sources, placed=placed, mask=mask, sensor=sensor)
 
 
 def _records(params: SpectralIndexParams) -> tuple[SpectralIndex, ...]:
@@ -224,7 +247,7 @@ def _factor(item: InputItem, fine: RasterAsset, coarse: RasterAsset) -> int:
     def refuse(why: str) -> GridMismatch:
         return GridMismatch(
             f"Item {item.id}: the grids of assets {fine.key} and {coarse.key} cannot be used together: {why}. "
-            f"Reproject one onto the other's grid first (method reproject).",
+            'Name a resampling, such as "resampling": "bilinear", to have them brought onto one grid.',
             pointer="/inputs",
         )
 
@@ -262,31 +285,49 @@ def _steps(asset: RasterAsset) -> tuple[float, float, float, float]:
 # Pixels
 
 
-def _computer(task: _Task, report: Callable[[ReadReport], None]) -> Callable[[Window], Pixels]:
+def _computer(
+    params: SpectralIndexParams, task: _Task, report: Callable[[ReadReport], None]
+) -> Callable[[Window], Pixels]:
     def compute(window: Window) -> Pixels:
-        operands: dict[str, Operand] = {}
-        for source in task.sources:
-            pixels, valid = _read(source, window)
-            for place, (letter, _, scaling) in enumerate(source.bands):
-                known = None if valid is None else valid[place]
-                operands[letter] = Operand(pixels[place], scaling.scale, scaling.offset, known)
-        masks = [operand.valid for operand in operands.values() if operand.valid is not None]
+        failed: list[FailedRead] = []
+        lost = failed if params.allow_missing else None
+        bands = operands.read(task.placed, window, failed=lost) if task.placed else _bands(task, window, lost)
+        clear = None if task.mask is None else quality.read(task.mask, window, failed=lost)
+        masks = [operand.valid for operand in bands.values() if operand.valid is not None]
+        masks += [] if clear is None else [clear]
         known = int(np.logical_and.reduce(masks).sum()) if masks else window.pixels
-        report(ReadReport(reads=len(task.sources), pixels=window.pixels, valid_pixels=known))
-        return evaluate(task.program, operands), None
+        reads = len(task.sources) + (0 if task.mask is None else len(task.mask.sources))
+        report(ReadReport(reads=reads, pixels=window.pixels, valid_pixels=known, failed=tuple(failed)))
+        return evaluate(task.program, bands), clear
 
     return compute
 
 
-def _read(source: _Source, window: Window) -> raster.Block:
+def _bands(task: _Task, window: Window, failed: list[FailedRead] | None) -> dict[str, Operand]:
+    found: dict[str, Operand] = {}
+    for source in task.sources:
+        pixels, valid = _read(source, window, failed)
+        for place, (letter, _, scaling) in enumerate(source.bands):
+            known = None if valid is None else valid[place]
+            found[letter] = Operand(pixels[place], scaling.scale, scaling.offset, known)
+    return found
+
+
+def _read(source: _Source, window: Window, failed: list[FailedRead] | None) -> raster.Block:
     """Pixels of a source on the fine grid: each coarse pixel stands for `factor` × `factor` fine ones."""
     indexes = [band.index for _, band, _ in source.bands]
     factor = source.factor
+
+    def block_of(place: Window) -> raster.Block:
+        if failed is None:
+            return raster.read_block(source.asset, indexes, place)
+        return raster.read_tolerant(source.asset, indexes, place, failed)
+
     if factor == 1:
-        return raster.read_block(source.asset, indexes, window)
+        return block_of(window)
     row, col = window.row // factor, window.col // factor
     coarse = Window(row, col, -(-window.row_stop // factor) - row, -(-window.col_stop // factor) - col)
-    block = raster.read_block(source.asset, indexes, coarse)
+    block = block_of(coarse)
     rows = np.arange(window.row, window.row_stop) // factor - row
     cols = np.arange(window.col, window.col_stop) // factor - col
 
@@ -297,6 +338,26 @@ def _read(source: _Source, window: Window) -> raster.Block:
 
 
 # Bounds and words
+
+
+def _cost(task: _Task) -> tuple[float, float, int]:
+    """Bytes read and bytes held per output pixel, and bytes held beside, whatever the piece."""
+    read, held, beside = 0.0, 0.0, 0
+    if task.mask is not None:
+        masked = [operands.Source(placement=placement, bands=()) for placement, _ in task.mask.sources]
+        read += sum(operands.bytes_read(source) for source in masked)
+        rim = 2 * task.mask.mask.dilate_px / 512 + 1
+        held += 16 * rim * rim * len(masked)
+        beside = operands.bytes_beside(masked)
+    if task.placed:
+        read += sum(operands.bytes_read(source) for source in task.placed)
+        return read, held + operands.bytes_held(task.placed), max(beside, operands.bytes_beside(task.placed))
+    read += sum(_bytes_read(source) for source in task.sources)
+    held += sum(
+        len(source.bands) * (np.dtype(source.bands[0][1].dtype).itemsize + 2) * (1 if source.factor == 1 else 2)
+        for source in task.sources
+    )
+    return read, held, beside
 
 
 def _bytes_read(source: _Source) -> float:
@@ -316,7 +377,7 @@ def _seconds(program: Program) -> float:
     return len(program.code) * _SECONDS_PER_INSTRUCTION + slow * _SECONDS_PER_POWER
 
 
-def _notes(task: _Task) -> list[str]:
+def _notes(params: SpectralIndexParams, task: _Task) -> list[str]:
     """What a caller should know; without item ids, so that fifty items alike say it once."""
     notes = []
     raw = [
@@ -334,6 +395,8 @@ def _notes(task: _Task) -> list[str]:
         if source.factor > 1:
             letters = ", ".join(letter for letter, _, _ in source.bands)
             notes.append(f"Pixels of {letters} are {source.factor} times as wide as the finest and are replicated.")
+    if moved := [letter for source in task.placed if not source.is_direct for letter, _, _ in source.bands]:
+        notes.append(f"{', '.join(moved)} are brought onto the output's grid by {params.resampling or 'nearest'}.")
     return notes
 
 
@@ -391,6 +454,7 @@ METHOD = Method(
         {"method": "spectral_index", "indices": ["NDVI"]},
         {"method": "spectral_index", "indices": ["EVI", "SAVI"], "parameters": {"L": 0.5}},
         {"method": "spectral_index", "indices": ["NBR"], "bands": {"N": "B8A", "S2": "B12"}},
+        {"method": "spectral_index", "indices": ["NDMI"], "resampling": "bilinear", "mask": "sentinel-2-scl"},
         {"method": "spectral_index", "indices": ["kNDVI"], "kernel": "RBF", "parameters": {"sigma": 0.3}},
     ),
 )

@@ -47,6 +47,30 @@ def store_finite(a: Floats, dtype: npt.DTypeLike) -> npt.NDArray[np.floating]:
     return np.where(np.isfinite(rounded), rounded, np.nan).astype(dtype)
 
 
+def pack_values(
+    values: Floats,
+    scale: float,
+    offset: float,
+    *,
+    low: float,
+    high: float,
+    is_clamped: bool,
+    avoided: float,
+    fill: float,
+    dtype: npt.DTypeLike,
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+    """Whole stored numbers and where there are any."""
+    with np.errstate(all="ignore"):
+        stored = np.rint((values - offset) / scale)
+    valid = ~np.isnan(stored)
+    if is_clamped:
+        stored = np.clip(stored, low, high)
+    else:
+        valid &= (stored >= low) & (stored <= high)
+    stored = np.where(stored == avoided, np.where(stored < high, stored + 1, stored - 1), stored)
+    return np.where(valid, stored, fill).astype(dtype), valid
+
+
 def run_program(
     code: Sequence[tuple[int, int, int, int, int]],
     constants: Sequence[float],

@@ -28,7 +28,8 @@ def halve_mean_integers(
         step = 1 if nodata < np.iinfo(pixels.dtype).max else -1
         mean = np.where(mean == nodata, mean + step, mean)
         out_valid[:] = count > 0
-    out[:] = np.where(count > 0, mean, nodata)
+    info = np.iinfo(pixels.dtype)
+    out[:] = np.where(count > 0, mean, nodata if info.min <= nodata <= info.max else 0)
 
 
 def halve_mean_floats(

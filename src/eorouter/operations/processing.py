@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import sqlalchemy as sa
 from msgspec import Meta
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ComputeRefused, Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
 from eorouter.operation import Context, Example, Route, Tier, operation
-from eorouter.storage import items, projects
+from eorouter.storage import band_formulas, items, projects
 from eorouter.storage.pages import page
 from eorouter.storage.tables import job_events, jobs, owned
-from eorouter.types import Id, Input, Json, Output, PageInput, PageLimit
+from eorouter.types import Id, Input, Json, Output, PageInput, PageLimit, Principal
 from eorouter_compute import method
+from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.method import Params
 
 if TYPE_CHECKING:
@@ -442,7 +444,8 @@ async def _create(
     async with ctx.stores.db.read() as tx:
         await projects.get(tx, ctx.principal, request.project_id)
         inputs = await items.load_inputs(tx, ctx.stores.objects, ctx.principal, item_ids)
-    plan = await queue.prepare(request.task, inputs)
+        task = await _with_formulas(tx, ctx.principal, request.task)
+    plan = await queue.prepare(task, inputs)
     async with ctx.stores.db.write() as tx:
         await projects.get(tx, ctx.principal, request.project_id, held="shared")
         await items.hold(tx, ctx.principal, item_ids)
@@ -450,7 +453,7 @@ async def _create(
             tx,
             principal=ctx.principal,
             project_id=request.project_id,
-            task=request.task,
+            task=task,
             inputs=inputs,
             name=request.name,
             is_interactive=is_interactive,
@@ -460,6 +463,26 @@ async def _create(
             plan=plan,
         )
         return _job(await queue.find(tx, ctx.principal, job_id))
+
+
+async def _with_formulas(tx: AsyncConnection, principal: Principal, task: Params) -> Params:
+    """The task with the texts of the saved formulas it names; the job keeps them, whatever becomes of the formulas."""
+    if not isinstance(task, method.get("band_math").params):
+        return task
+    named: Any = task
+    outputs = list(named.outputs)
+    for place, output in enumerate(outputs):
+        if output.formula_id is None:
+            continue
+        text = (await band_formulas.get(tx, principal, output.formula_id)).expression
+        if output.expression not in {"", text}:
+            raise InvalidParameter(
+                f"Output {output.name} has an expression and a formula that says otherwise ({text[:200]}). "
+                "Leave one out.",
+                pointer=f"/outputs/{place}/expression",
+            )
+        outputs[place] = msgspec.structs.replace(output, expression=text)
+    return msgspec.structs.replace(named, outputs=tuple(outputs))
 
 
 def _job(row: sa.Row[Any]) -> Job:

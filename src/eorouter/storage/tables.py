@@ -90,6 +90,22 @@ projects = sa.Table(
     sa.Index(None, "org_id", "id"),
 )
 
+band_formulas = sa.Table(
+    "band_formulas",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(with_project=False),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("description", sa.String(2000), nullable=False),
+    sa.Column("expression", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_by", Key, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("updated_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("org_id", "name"),
+    sa.Index(None, "org_id", "id"),
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,
@@ -256,9 +272,12 @@ processes = sa.Table(
 
 
 def owned(table: sa.Table, principal: Principal) -> sa.ColumnElement[bool]:
-    """The rows of `table` that `principal` may know of: its organisation's and, for a restricted key, its project's."""
+    """The rows of `table` that `principal` may know of: its organisation's and, for a restricted key, its project's.
+
+    Formulas belong to no project: a restricted key may use its organisation's.
+    """
     condition = table.c.org_id == principal.org_id
-    if principal.project_id is not None:
+    if principal.project_id is not None and table is not band_formulas:
         project = table.c.id if table is projects else table.c.project_id
         condition &= project == principal.project_id
     return condition

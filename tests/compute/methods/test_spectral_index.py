@@ -230,7 +230,7 @@ def test_parameters_and_kernel_reach_the_formula_and_the_properties(scene):
 def test_grids_that_do_not_fit_are_refused_and_say_why(scene, change, why):
     ten, twenty = scene.rasters
     item = msgspec.structs.replace(scene, assets=(ten, msgspec.structs.replace(twenty, **change)))
-    with pytest.raises(GridMismatch, match="reproject") as caught:
+    with pytest.raises(GridMismatch, match="resampling") as caught:
         method.plan(SpectralIndexParams(indices=("NBR",)), [item])
     assert why in caught.value.message
     assert method.plan(SpectralIndexParams(indices=("NDVI",)), [item]).shards, "the odd band is not needed here"
@@ -288,3 +288,73 @@ def test_method_is_registered_with_examples_that_decode():
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"method": "spectral_index", "indices": []}, SpectralIndexParams)
     assert Band(name="x", index=1, dtype="uint8").scale == 1.0
+
+
+def test_resampling_brings_grids_together_that_do_not_nest(tmp_path):
+    pixels = testing.asymmetric((120, 160), bands=1, seed=3)
+    _, b, c, d, _, f = testing.UTM_TRANSFORM
+    red = renamed(testing.write_raster(tmp_path / "red.tif", pixels, names=("red",)), "red")
+    moved = (15.0, b, c + 4.0, d, -15.0, f - 7.0)
+    nir = renamed(
+        testing.write_raster(tmp_path / "nir.tif", pixels[:, :90, :110], names=("nir",), transform=moved), "nir"
+    )
+    item = testing.input_item(red, nir)
+    with pytest.raises(GridMismatch, match="resampling"):
+        method.plan(SpectralIndexParams(indices=("NDVI",)), [item])
+    params = SpectralIndexParams(indices=("NDVI",), resampling="bilinear")
+    assert any("N are brought" in note for note in method.plan(params, [item]).notes)
+    got = read(testing.run_local(params, [item]).items[0].assets[0])[0]
+    assert got.shape == pixels.shape[1:]
+    from affine import Affine
+    from rasterio.warp import Resampling, reproject
+
+    moved_nir = np.full(got.shape, np.nan)
+    source = np.where(pixels[0, :90, :110] > 0, pixels[0, :90, :110], np.nan).astype(np.float64)
+    reproject(
+        source, moved_nir, src_transform=Affine(*moved), src_crs="EPSG:32632", src_nodata=np.nan,
+        dst_transform=Affine(*testing.UTM_TRANSFORM), dst_crs="EPSG:32632", dst_nodata=np.nan,
+        resampling=Resampling.bilinear,
+    )  # fmt: skip
+    wanted = ndvi(np.rint(moved_nir), pixels[0].astype(float))
+    inner = np.s_[3:-3, 3:-3]
+    close = np.isclose(got[inner], wanted[inner], atol=2e-3, equal_nan=True)
+    assert close.mean() > 0.99
+
+
+def test_grid_puts_every_item_where_the_caller_says(scene):
+    task = {"method": "spectral_index", "indices": ["NBR"], "grid": {"crs": "EPSG:4326"}}
+    params = msgspec.convert(task, SpectralIndexParams)
+    asset = testing.run_local(params, [scene]).items[0].assets[0]
+    assert asset.raster.crs == "EPSG:4326"
+    assert np.isfinite(read(asset)).mean() > 0.5
+
+
+def test_quality_mask_drops_pixels_and_says_so(scene, tmp_path):
+    classes = np.full((1, 350, 450), 4, np.uint8)
+    classes[0, 40:60, 50:90] = 9
+    a, b, c, d, e, f = testing.UTM_TRANSFORM
+    scl = testing.write_raster(tmp_path / "scl.tif", classes, names=("SCL",), transform=(2 * a, b, c, d, 2 * e, f))
+    item = msgspec.structs.replace(scene, assets=(*scene.assets, renamed(scl, "scl")))
+    plain = testing.run_local(SpectralIndexParams(indices=("NDVI",)), [item])
+    masked = testing.run_local(SpectralIndexParams(indices=("NDVI",), mask="sentinel-2-scl"), [item])
+    wanted = read(plain.items[0].assets[0])[0]
+    wanted[80:120, 100:180] = np.nan
+    assert_same_bits(read(masked.items[0].assets[0])[0], wanted)
+    assert masked.report.valid_pixels < plain.report.valid_pixels
+
+
+def test_broken_source_is_missing_where_that_is_allowed(scene, tmp_path):
+    (tmp_path / "twenty.tif").unlink()
+    result = testing.run_local(SpectralIndexParams(indices=("NBR", "NDVI"), allow_missing=True), [scene])
+    got = read(result.items[0].assets[0])
+    assert np.isnan(got[0]).all()
+    assert np.isfinite(got[1]).any()
+    assert result.report.failed
+
+
+def test_bounds_hold_against_a_measured_process(tmp_path):
+    item = two_resolutions(tmp_path, (1600, 1800))
+    found = testing.measured(SpectralIndexParams(indices=("NBR", "NDVI"), resampling="bilinear"), [item], tmp_path)
+    assert found.shard_bytes <= found.shard_bytes_bound
+    assert found.written_bytes <= found.written_bytes_bound
+    assert found.pixels <= found.pixels_bound
