@@ -25,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
+from eorouter_compute import sources
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -37,7 +38,7 @@ from eorouter_compute.errors import (
     UnsupportedFormat,
 )
 from eorouter_compute.grid import Window
-from eorouter_compute.method import Band, RasterAsset
+from eorouter_compute.method import Band, FailedRead, RasterAsset
 
 # Drivers that are handed a name and fetch something else. GDAL reads the list when it registers its drivers, which
 # happens once, just below; the variable is put back because vectors are read with a GDAL of their own.
@@ -182,6 +183,82 @@ def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Bloc
         raise ValueError(f"{window} is not inside {asset.key} of shape {asset.shape}")
     if window.pixels * len(bands) > BLOCK_PIXELS_MAX:
         raise TooLarge(f"A read of {window.pixels * len(bands)} pixels exceeds the limit of {BLOCK_PIXELS_MAX}.")
+    return _read_block(asset, bands, window)
+
+
+def read_tolerant(asset: RasterAsset, bands: Sequence[int], window: Window, failed: list[FailedRead]) -> Block:
+    """Like `read_block`, but what cannot be read is missing, and is named in `failed`.
+
+    Only the broken part is lost: after a failure the window is read again block by block of the file, and band by band
+    where a block fails. Lost pixels hold the band's nodata, or NaN or 0 where it has none.
+
+    Raises:
+        TooLarge: the window is larger than a read may be.
+    """
+    try:
+        return read_block(asset, bands, window)
+    except SourceFault as error:
+        found = error
+    try:
+        _with_retries(asset.href, None, lambda dataset: _check(dataset, asset, bands), is_patient=False)
+    except SourceFault as error:
+        failed.append(_failed(asset, window, error))
+        return _nothing(asset, bands, window)
+    block = _nothing(asset, bands, window)
+    valid = np.zeros(block.pixels.shape, np.bool_)
+    lost: list[FailedRead] = []
+    for place in _blocks(asset, window):
+        inside = place.relative_to(window)
+        for number, band in enumerate(bands):
+            try:
+                part = _read_block(asset, [band], place, is_patient=False)
+            except SourceFault as error:
+                _add(lost, _failed(asset, place, error))
+                continue
+            block.pixels[number][inside] = part.pixels[0]
+            valid[number][inside] = True if part.valid is None else part.valid[0]
+    failed.extend(lost or [_failed(asset, window, found)])
+    return Block(block.pixels, valid if lost or not valid.all() else None)
+
+
+def _blocks(asset: RasterAsset, window: Window) -> Iterator[Window]:
+    """The parts of the file's blocks that lie in `window`, row by row."""
+    rows, cols = asset.block_shape
+    for row in range(window.row - window.row % rows, window.row_stop, rows):
+        for col in range(window.col - window.col % cols, window.col_stop, cols):
+            yield Window(row, col, rows, cols).intersect(window)
+
+
+def _failed(asset: RasterAsset, window: Window, error: SourceFault) -> FailedRead:
+    return FailedRead(source=asset.href, window=window, reason=str(error.data.get("reason", error.message)))
+
+
+def _add(lost: list[FailedRead], new: FailedRead) -> None:
+    """Append `new`, or stretch the last entry over it: half a file of strips is one failure."""
+    if not lost:
+        lost.append(new)
+        return
+    a, b = lost[-1].window, new.window
+    if (a.col, a.width) == (b.col, b.width) and a.row <= b.row <= a.row_stop:
+        lost[-1] = msgspec.structs.replace(lost[-1], window=Window(a.row, a.col, b.row_stop - a.row, a.width))
+    elif (a.row, a.height) == (b.row, b.height) and a.col <= b.col <= a.col_stop:
+        lost[-1] = msgspec.structs.replace(lost[-1], window=Window(a.row, a.col, a.height, b.col_stop - a.col))
+    else:
+        lost.append(new)
+
+
+def _nothing(asset: RasterAsset, bands: Sequence[int], window: Window) -> Block:
+    """A block of which everything is missing."""
+    by_index = {band.index: band for band in asset.bands}
+    dtype = np.dtype(by_index[bands[0]].dtype)
+    pixels = np.empty((len(bands), window.height, window.width), dtype)
+    for number, band in enumerate(bands):
+        fill = storable(by_index[band].nodata, dtype.name)
+        pixels[number] = (np.nan if dtype.kind == "f" else 0) if fill is None else fill
+    return Block(pixels, np.zeros(pixels.shape, np.bool_))
+
+
+def _read_block(asset: RasterAsset, bands: Sequence[int], window: Window, *, is_patient: bool = True) -> Block:
     where = RasterioWindow(window.col, window.row, window.width, window.height)  # pyright: ignore[reportCallIssue]
 
     def read(dataset: Any) -> Block:
@@ -189,7 +266,7 @@ def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Bloc
         pixels = dataset.read(list(bands), window=where)
         return Block(pixels, _valid(dataset, asset, bands, pixels, lambda band: dataset.read_masks(band, window=where)))
 
-    return _with_retries(asset.href, window, read)
+    return _with_retries(asset.href, window, read, is_patient=is_patient)
 
 
 def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Block:
@@ -437,8 +514,8 @@ def _open(href: str, path: str) -> Any:
     return dataset
 
 
-def _with_retries(href: str, window: Window | None, work: Callable[[Any], T]) -> T:
-    is_remote = local_path(href) is None
+def _with_retries(href: str, window: Window | None, work: Callable[[Any], T], *, is_patient: bool = True) -> T:
+    is_remote = is_patient and local_path(href) is None
     pauses = (*_PAUSES_S, None) if is_remote else (None,)
     for pause in pauses:
         try:
@@ -456,103 +533,19 @@ def _verdict(href: str, window: Window | None, error: Exception, *, tries: int) 
     """The error that says best why `href` could not be used."""
     reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
     after = f" after {tries} tries" if tries > 1 else ""
-    if missing := _truncated_at(href):
+    if missing := sources.truncated_at(href):
         return SourceTruncated(f"{href} ends too early: {missing}. Upload the whole file.", source=href, window=window)
     if window is not None or not isinstance(error, RasterioIOError):
         place = (
             f" in rows {window.row}…{window.row_stop - 1}, columns {window.col}…{window.col_stop - 1}" if window else ""
         )
-        return SourceUnreadable(f"{href} could not be read{place}{after}: {reason}", source=href, window=window)
-    if kind := _known_kind(href):
+        return SourceUnreadable(
+            f"{href} could not be read{place}{after}: {reason}", source=href, window=window, reason=reason
+        )
+    if kind := sources.kind(href):
         return UnsupportedFormat(
             f"{href} is {kind}, which is not read. Convert it to GeoTIFF or JPEG 2000.", source=href
         )
-    if _start(href)[:4] in _TIFF_MAGIC or _start(href)[:12] in _JP2_MAGIC:
+    if sources.is_raster(href):
         return SourceUnreadable(f"{href} is damaged{after}: {reason}", source=href)
     return NotARaster(f"{href} is not a raster that {' or '.join(DRIVERS)} can open.", source=href)
-
-
-_TIFF_MAGIC = frozenset({b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"})
-_JP2_MAGIC = frozenset({b"\0\0\0\x0cjP  \r\n\x87\n"})
-_KINDS = (
-    (b"\x89PNG", "a PNG picture without a place on Earth"),
-    (b"\xff\xd8\xff", "a JPEG picture without a place on Earth"),
-    (b"GIF8", "a GIF picture"),
-    (b"CDF", "a netCDF file"),
-    (b"\x89HDF", "an HDF5 or netCDF-4 file"),
-    (b"GRIB", "a GRIB file"),
-    (b"NITF", "an NITF file"),
-    (b"EHFA_HEADER_TAG", "an Erdas Imagine file"),
-    (b"%PDF", "a PDF document"),
-    (b"<VRTDataset", "a virtual raster that points to other files"),
-    (b"PK\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
-
-
-def _start(href: str, length: int = 64) -> bytes:
-    from eorouter_compute.attempt import read_object
-
-    try:
-        return read_object(href, 0, length)
-    except Exception:  # noqa: BLE001 - any store's error: the caller is about to report the first one
-        return b""
-
-
-def _known_kind(href: str) -> str | None:
-    start = _start(href).lstrip(b"\xef\xbb\xbf \r\n\t")
-    return next((kind for magic, kind in _KINDS if start.startswith(magic)), None)
-
-
-def object_size(href: str) -> int:
-    """Bytes of the object at `href`.
-
-    Raises:
-        SourceUnreadable: there is no such object.
-    """
-    path = local_path(href)
-    if path is not None:
-        try:
-            return path.stat().st_size
-        except OSError as error:
-            raise SourceUnreadable(f"{href} does not exist.", source=href) from error
-    import obstore
-
-    from eorouter_compute.attempt import remote_store
-
-    store, key = remote_store(href)
-    try:
-        return obstore.head(store, key)["size"]
-    except Exception as error:
-        raise SourceUnreadable(f"{href} could not be found: {error}", source=href) from error
-
-
-def _truncated_at(href: str) -> str:
-    """What a TIFF's directories promise beyond the end of the file, or an empty string."""
-    from eorouter_compute import tiff
-    from eorouter_compute.attempt import read_object
-
-    if _start(href)[:4] not in _TIFF_MAGIC:
-        return ""
-    try:
-        size = object_size(href)
-        found = tiff.directories(lambda start, stop: read_object(href, start, stop), size)
-    except tiff.Malformed as error:
-        return str(error)
-    except SourceUnreadable:
-        return ""
-    return tiff.ends_early(found, size)
-
-
-def layout_faults(href: str) -> list[str]:
-    """Why the file is not a cloud-optimised GeoTIFF that can be served as it is; empty when it is one."""
-    from eorouter_compute import tiff
-    from eorouter_compute.attempt import read_object
-
-    size = object_size(href)
-    try:
-        found = tiff.directories(lambda start, stop: read_object(href, start, stop), size)
-    except tiff.Malformed as error:
-        return [str(error)]
-    early = tiff.ends_early(found, size)
-    return tiff.layout_faults(found, read_object(href, 0, min(512, size))) + ([early] if early else [])

@@ -34,8 +34,11 @@ class GridChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     like: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     like_asset: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     crs: Annotated[str, Meta(min_length=1, max_length=20_000)] | None = None
+    # Not tuple[…, …]: beside a bounded float, msgspec 0.22 crashes the process when Python collects garbage.
     resolution: (
-        Annotated[float, Meta(gt=0)] | tuple[Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)]] | None
+        Annotated[float, Meta(gt=0)]
+        | Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=2, max_length=2)]
+        | None
     ) = None
     bounds: tuple[float, float, float, float] | None = None
     snap: bool = True
@@ -162,7 +165,8 @@ def _new(choice: GridChoice, finest: RasterAsset, rasters: Sequence[RasterAsset]
 
 def _resolution(choice: GridChoice, finest: RasterAsset, crs: str) -> tuple[float, float]:
     if choice.resolution is not None:
-        return choice.resolution if isinstance(choice.resolution, tuple) else (choice.resolution, choice.resolution)
+        across, down = choice.resolution if isinstance(choice.resolution, tuple) else [choice.resolution] * 2
+        return across, down
     if _same_crs(crs, finest.crs):
         a, b, _, d, e, _ = finest.transform
         return float(np.hypot(a, d)), float(np.hypot(b, e))

@@ -138,6 +138,63 @@ def test_scrambled_pixels_name_source_and_window(tmp_path):
     assert (again.message, again.data["window"]) == (caught.value.message, Window(256, 200, 256, 312))
 
 
+def scramble(path, *numbers):
+    """Zero the bytes of some tiles of the file's first image."""
+    data = bytearray(path.read_bytes())
+    starts, sizes = tiff.directories(lambda start, stop: bytes(data[start:stop]), len(data))[0].tile_spans
+    for number in numbers:
+        data[starts[number] : starts[number] + sizes[number]] = bytes(sizes[number])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_tolerant_read_loses_the_broken_tiles_alone(tmp_path, interleave, dtype):
+    pixels = asymmetric((700, 600), bands=2, dtype=dtype)
+    asset = write_raster(tmp_path / "a.tif", pixels, nodata=3, interleave=interleave)
+    scramble(tmp_path / "a.tif", 1, 4)  # of 3 × 3 tiles, band-interleaved those of band 1
+    window, failed = Window(100, 50, 560, 500), []
+    block = raster.read_tolerant(asset, [1, 2], window, failed)
+    broken = np.zeros((700, 600), bool)
+    broken[:512, 256:512] = True
+    broken = broken[window.row : window.row_stop, window.col : window.col_stop]
+    lost = np.stack([broken, broken if interleave == "pixel" else np.zeros_like(broken)])
+    np.testing.assert_array_equal(block.valid, ~lost)
+    expected = pixels[:, window.row : window.row_stop, window.col : window.col_stop]
+    np.testing.assert_array_equal(block.pixels, np.where(lost, np.array(3, dtype), expected))
+    assert block.pixels.dtype == dtype
+    assert [each.window for each in failed] == [Window(100, 256, 412, 256)]
+    assert {each.source for each in failed} == {asset.href}
+    assert all(each.reason and "rows" not in each.reason for each in failed)
+
+
+def test_a_tolerant_read_of_a_healthy_file_reports_nothing(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((300, 300)))
+    failed = []
+    assert raster.read_tolerant(asset, [1], asset.window, failed).valid is None
+    assert failed == []
+
+
+def test_a_tolerant_read_keeps_what_a_truncated_file_still_has(data_dir):
+    asset = raster.describe(str(data_dir / "formats" / "corrupt.tif"))
+    failed = []
+    block = raster.read_tolerant(asset, [1], asset.window, failed)
+    assert failed
+    assert all("reach to byte 307086" in each.reason for each in failed)
+    assert sum(each.window.pixels for each in failed) == np.count_nonzero(~block.valid)
+    assert block.valid.any()
+
+
+def test_a_tolerant_read_of_a_file_that_is_gone_is_all_missing(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((600, 300)))
+    (tmp_path / "a.tif").unlink()
+    failed = []
+    block = raster.read_tolerant(asset, [1], asset.window, failed)
+    assert not block.valid.any()
+    assert block.pixels.dtype == np.uint16
+    assert [(each.window, each.reason) for each in failed] == [(asset.window, f"{asset.href} does not exist.")]
+
+
 @pytest.mark.parametrize("keep", [3, 7, 100, 2000, 50_000, -1])
 def test_truncated_copies_end_in_a_clean_error(tmp_path, keep):
     write_raster(tmp_path / "a.tif", asymmetric((512, 512)))
@@ -240,8 +297,8 @@ def test_remote_reads_are_repeated_and_then_name_the_source(monkeypatch):
 
     monkeypatch.setattr(raster, "_open", fails)
     monkeypatch.setattr(raster.time, "sleep", pauses.append)
-    monkeypatch.setattr(raster, "_start", lambda href, length=64: b"II*\0")
-    monkeypatch.setattr(raster, "_truncated_at", lambda href: "")
+    monkeypatch.setattr(raster.sources, "start_of", lambda href, length=64: b"II*\0")
+    monkeypatch.setattr(raster.sources, "truncated_at", lambda href: "")
     with pytest.raises(SourceUnreadable, match=r"s3://bucket/a\.tif.*after 5 tries: connection reset by peer"):
         raster.describe("s3://bucket/a.tif")
     assert tries == ["/vsis3/bucket/a.tif"] * 5

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rasterio.io import MemoryFile
 from rio_cogeo import cog_validate
 
-from eorouter_compute import raster, tiff
+from eorouter_compute import sources, tiff
 from eorouter_compute.testing import asymmetric
 from eorouter_compute.tiff import Code
 
@@ -76,7 +76,7 @@ def test_layout_verdict_agrees_with_rio_cogeo_on_real_files(data_dir):
     for path in kept:
         with rasterio.open(path) as source:
             is_stripped = not source.profile.get("tiled", False)
-        faults = raster.layout_faults(str(path))
+        faults = sources.layout_faults(str(path))
         if path.name == "corrupt.tif":
             assert faults == ["it has 298232 bytes, its pixels reach to byte 307086"]
             continue

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import cog, product, raster
+from eorouter_compute import cog, product, raster, sources
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.cog import CogSpec, Pixels
 from eorouter_compute.errors import (
@@ -261,7 +261,7 @@ def _named(params: IngestParams, message: str) -> str:
 
 
 def _check_bytes(params: IngestParams) -> None:
-    size = raster.object_size(params.href)
+    size = sources.object_size(params.href)
     if size == 0:
         raise NotARaster(f"{params.filename} is empty.", source=params.href)
     if size < params.declared_bytes:
@@ -331,7 +331,7 @@ def _reasons_to_rewrite(found: raster.Inspection, asset: RasterAsset) -> list[st
     """Why the file cannot be kept as it is; empty when it can."""
     if found.driver != "GTiff":
         return [f"it is {found.driver}"]
-    reasons = raster.layout_faults(asset.href)
+    reasons = sources.layout_faults(asset.href)
     if "alpha" in found.color_interpretation:
         reasons.append("it has an alpha band, which becomes a mask")
     before = found.asset.bands if found.asset is not None else ()
@@ -421,7 +421,7 @@ def _vector_item(params: IngestParams, vector: VectorAsset, attempt: Attempt, na
 
 def _copy(href: str, attempt: Attempt, path: str) -> None:
     with attempt.create(path) as out:
-        for chunk in _chunks(href, raster.object_size(href)):
+        for chunk in _chunks(href, sources.object_size(href)):
             out.write(chunk)
             attempt.advance(0)
 

@@ -1,0 +1,314 @@
+"""Curves of zones: the value of every period averaged over every polygon, weighted by the exact fraction of a pixel.
+
+    days + zones ──plan──► windows of blocks ──measure──► accumulators (zone, block, period) ──table──► files and chart
+
+As in zonal statistics, accumulators are those of canonical blocks and are folded in one order, so neither shards nor
+workers change a bit of the answer. Every zone has a row for every period, measured or not.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import shapely
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from eorouter_compute import curves, observations, polygons, series, tables, warp, zones
+from eorouter_compute.attempt import Attempt, read_object
+from eorouter_compute.calendars import Period
+from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
+from eorouter_compute.grid import Grid, Window
+from eorouter_compute.method import Bound, InputItem, OutputAsset, OutputItem, Part, RasterAsset, Shard, VectorAsset
+from eorouter_compute.observations import Day, Seen
+from eorouter_compute.series import Analysis, Composite, Curve, Fill, Smooth
+from eorouter_kernels import coverage, zonal
+
+ROWS_MAX = 2_000_000
+"""Most zones times periods of one table."""
+
+SHARD_BLOCKS = 4
+"""Side of a shard in canonical blocks."""
+
+STACK_BYTES = 48 << 20
+_BODY_BYTES_MAX = 256 << 10
+COLUMNS = ("mean", "stdev", "min", "max", "count", "valid_fraction")
+
+
+class Work(Struct, frozen=True, kw_only=True):
+    """What is measured, on which grid, in which zones; `zone_id` and `crs` as the caller gave them."""
+
+    name: str
+    days: tuple[Day, ...]
+    periods: tuple[Period, ...]
+    grid: Grid
+    zones: dict[str, Any]
+    layer: VectorAsset | None
+    zone_id: str | None
+    crs: str | None
+
+
+class _Partials(Struct, frozen=True, array_like=True):
+    zone: bytes
+    block: bytes
+    state: bytes
+
+
+def layer_of(document: dict[str, Any], inputs: Sequence[InputItem]) -> VectorAsset | None:
+    """The layer that `zones` refers to; None for inline zones.
+
+    Raises:
+        InvalidParameter: neither GeoJSON nor a reference to an input item with one layer that fits.
+    """
+    if "type" in document:
+        return None
+    if "item_id" not in document or set(document) - {"item_id", "asset"}:
+        raise InvalidParameter(
+            'zones must be GeoJSON (with a `type`) or {"item_id": …, "asset": …}; '
+            f"it has {', '.join(sorted(document)) or 'nothing'}.",
+            pointer="/zones",
+        )
+    wanted, key = document["item_id"], document.get("asset")
+    item = next((each for each in inputs if each.id == wanted), None)
+    if item is None:
+        given = ", ".join(each.id for each in inputs)
+        raise InvalidParameter(f"zones refers to item {wanted!r}, the inputs are: {given}.", pointer="/zones/item_id")
+    found = [asset for asset in item.vectors if key in (None, asset.key)]
+    if len(found) != 1:
+        keys = ", ".join(asset.key for asset in item.vectors) or "none"
+        raise InvalidParameter(
+            f"Item {wanted} has {len(found)} vector assets that fit; name one in zones.asset. Its own: {keys}.",
+            pointer="/zones/asset",
+        )
+    return found[0]
+
+
+def _asset(grid: Grid) -> RasterAsset:
+    """The grid as `zones` takes it."""
+    return RasterAsset(
+        key="the grid", href="", crs=grid.crs, transform=grid.transform, shape=grid.shape, bands=(),
+        block_shape=(coverage.BLOCK, coverage.BLOCK),
+    )  # fmt: skip
+
+
+def _place(work: Work) -> tuple[zones.Zones, coverage.Outlines]:
+    source = work.zones if work.layer is None else work.layer
+    return zones.place(source, _asset(work.grid), crs=work.crs, id_field=work.zone_id)
+
+
+def plan(work: Work, bytes_read_per_pixel: float, held_bytes: int) -> tuple[tuple[Shard, ...], Bound]:
+    """Shards, and the bound of the merge.
+
+    Raises:
+        AoiOutside: no zone touches the grid; says how far away they are.
+        InvalidGeometry: none of the zones has an area.
+        TooLarge: zones times periods exceed ROWS_MAX.
+    """
+    grid, count = _asset(work.grid), 0
+    if work.layer is None:
+        placed, shapes = _place(work)
+        count = len(placed)
+        if not placed.usable.any():
+            raise InvalidGeometry(zones.why_unusable(placed), pointer="/zones")
+        pairs, box = coverage.pairs(shapes, (0, 0, *grid.shape)), zones.box_of(shapes)
+        windows = list(zones.touched(pairs, grid, SHARD_BLOCKS))
+    else:
+        count, box = work.layer.feature_count, zones.box_of_layer(work.layer, grid)
+        windows = list(zones.overlap(box, grid, SHARD_BLOCKS))
+    if not windows:
+        raise AoiOutside(zones.how_far(box, grid), pointer="/zones")
+    rows = count * len(work.periods)
+    if rows > ROWS_MAX:
+        raise TooLarge(
+            f"{count:,} zones at {len(work.periods)} periods are {rows:,} rows; one job gives at most {ROWS_MAX:,}. "
+            "Ask for fewer zones or longer periods.",
+            pointer="/zones",
+        )
+    days = sum(len(period.members) for period in work.periods)
+    shards = []
+    for window in windows:
+        blocks = max(-(-window.height // coverage.BLOCK) * -(-window.width // coverage.BLOCK), 1)
+        state = min(count * blocks, count + window.pixels) * len(work.periods) * zonal.STATE * 8
+        shards.append(
+            Shard(
+                body=msgspec.msgpack.encode(window),
+                bound=Bound(
+                    pixels=window.pixels * days,
+                    bytes_read=int(window.pixels * bytes_read_per_pixel),
+                    bytes_written=state + (1 << 16),
+                    memory_bytes=held_bytes + 2 * STACK_BYTES + 3 * state + count * 8192 + (96 << 20) + warp.READ_BYTES,
+                    seconds=0.05 + window.pixels * (days * 4e-8 + bytes_read_per_pixel * 1e-8) + count * 2e-5,
+                ),
+            )
+        )
+    written = rows * 3000
+    merge = Bound(
+        bytes_read=sum(shard.bound.bytes_written for shard in shards),
+        bytes_written=written,
+        memory_bytes=(128 << 20) + 2 * written + rows * zonal.STATE * 24,
+        seconds=0.3 + rows * 2e-5,
+    )
+    return tuple(shards), merge
+
+
+def measure(work: Work, body: bytes, attempt: Attempt, seen: Seen) -> Part:
+    """Accumulators of one shard."""
+    window = msgspec.msgpack.decode(body, type=Window)
+    _, shapes = _place(work)
+    pairs = coverage.pairs(shapes, (window.row, window.col, window.row_stop, window.col_stop))
+    state = zonal.empty((len(pairs.zone), len(work.periods)))
+    cuts = np.flatnonzero((np.diff(pairs.block, axis=0) != 0).any(axis=1)) + 1
+    for own in np.split(np.arange(len(pairs.zone)), cuts) if len(pairs.zone) else []:
+        low, high = pairs.window[own, :2].min(axis=0), pairs.window[own, 2:].max(axis=0)
+        part = Window(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
+        some = coverage.Pairs(pairs.zone[own], pairs.block[own], pairs.window[own])
+        areas = zones.row_areas(_asset(work.grid), part.row, part.height)
+        step = max(STACK_BYTES // (4 * part.pixels), 1)
+        for first in range(0, len(work.periods), step):
+            batch = work.periods[first : first + step]
+            values = observations.by_period(work.days, batch, part, seen).reshape(len(batch), part.height, part.width)
+            rows = zonal.empty((len(own), len(batch)))
+            for spans in coverage.spans(shapes, some):
+                zonal.update(spans, values, ~np.isnan(values), (part.row, part.col), areas, rows)
+            state[own, first : first + step] = rows
+        attempt.advance(part.pixels)
+    touched = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
+    data = msgspec.msgpack.encode(
+        _Partials(
+            pairs.zone[touched].astype(np.int32).tobytes(),
+            pairs.block[touched].astype(np.int32).tobytes(),
+            state[touched].tobytes(),
+        )
+    )
+    if len(data) <= _BODY_BYTES_MAX:
+        return Part(body=data, report=seen.report())
+    return Part(objects={"partials": attempt.write("partials.msgpack", data)}, report=seen.report())
+
+
+def _folded(parts: Sequence[Part], count: int, depth: int) -> NDArray[np.float64]:
+    found = [
+        msgspec.msgpack.decode(
+            read_object(part.objects["partials"].href) if "partials" in part.objects else part.body, type=_Partials
+        )
+        for part in parts
+    ]
+    zone = np.concatenate([np.frombuffer(partial.zone, np.int32) for partial in found])
+    block = np.concatenate([np.frombuffer(partial.block, np.int32).reshape(-1, 2) for partial in found])
+    rows = np.concatenate([np.frombuffer(partial.state).reshape(-1, depth, zonal.STATE) for partial in found])
+    order = np.lexsort((block[:, 1], block[:, 0], zone))
+    state = zonal.empty((count, depth))
+    zonal.merge(zone[order].astype(np.int64), rows[order], state)
+    return state
+
+
+def table(
+    work: Work,
+    parts: Sequence[Part],
+    attempt: Attempt,
+    *,
+    analysis: Analysis,
+    fill: Fill | None,
+    smooth: Smooth | None,
+) -> tuple[tuple[OutputItem, ...], dict[str, Any]]:
+    """The table of zone and period with its chart, and with an analysis one row of numbers per zone; with a summary.
+
+    Raises:
+        AoiOutside: no zone touches the grid.
+    """
+    placed, shapes = _place(work)
+    count, depth = len(placed), len(work.periods)
+    state = _folded(parts, count, depth)
+    seen = state[..., zonal.WEIGHT] + state[..., zonal.MASKED]
+    if not (seen > 0).any():
+        raise AoiOutside(zones.how_far(zones.box_of(shapes), _asset(work.grid)), pointer="/zones")
+    outside = np.maximum(shapes.areas - seen.max(axis=1), 0.0)
+    numbers = zonal.finish(state, np.where(outside > zonal.SLIVER * shapes.areas, outside, 0.0))
+    curve = np.ascontiguousarray(numbers["mean"].T, np.float32)
+    raw = curve.copy()
+    is_changed = fill is not None or smooth is not None
+    if depth > 1:
+        series.prepare(curve, series.moments_of(work.periods), fill, smooth)
+    status = _statuses(placed, seen, state)
+    columns: dict[str, Any] = {
+        "zone_id": placed.ids.take(pa.array(np.repeat(np.arange(count), depth))),
+        "status": pa.array(np.repeat(np.array(status, object), depth).tolist()),
+        "period": pa.array([period.name for period in work.periods] * count),
+        "date": pa.array([(p.start + (p.stop - p.start - timedelta(days=1)) // 2) for p in work.periods] * count),
+        "dates": pa.array([len(period.members) for period in work.periods] * count),
+    }
+    for name in COLUMNS:
+        columns[name] = _column(numbers[name].reshape(-1))
+    if is_changed:
+        columns["smoothed"] = _column(curve.T.reshape(-1).astype(np.float64))
+    full = pa.table(columns)
+    label = f"{work.name}_by_zone"
+    items = [_item(label, full, np.repeat(placed.geometries, depth), placed.crs, attempt)]
+    labels = [str(value) for value in placed.ids.to_pylist()]
+    items[0] = _with_chart(items[0], work, attempt, labels=labels, raw=raw, smooth=curve if is_changed else None)
+    if depth > 1 and not isinstance(analysis, Composite | Curve):
+        rows = series.analyse(analysis, curve, work.periods)
+        named = series.bands(analysis, (work.name,), work.periods)
+        per_zone = pa.table({
+            "zone_id": placed.ids,
+            "status": pa.array(status),
+            **{name: _column(row.astype(np.float64)) for (name, _), row in zip(named, rows, strict=True)},
+        })  # fmt: skip
+        kind = str(type(analysis).__struct_config__.tag)
+        items.append(_item(f"{work.name}_{kind}_by_zone", per_zone, placed.geometries, placed.crs, attempt))
+    summary = {
+        "rows": full.num_rows,
+        "zones": count,
+        "statuses": {value: status.count(value) for value in sorted(set(status))},
+        "preview": full.slice(0, 20).to_pylist(),
+    }
+    return tuple(items), summary
+
+
+def _column(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(values, mask=np.isnan(values))
+
+
+def _statuses(placed: zones.Zones, seen: NDArray[np.float64], state: NDArray[np.float64]) -> list[str]:
+    status = [value.value for value in placed.status]
+    valid = (state[..., zonal.WEIGHT] > 0).any(axis=1)
+    for at in np.flatnonzero(placed.usable & ~valid):
+        status[at] = "no_data" if (seen[at] > 0).any() else "outside"
+    return status
+
+
+def _item(name: str, full: pa.Table, shapes: NDArray[np.object_], crs: str, attempt: Attempt) -> OutputItem:
+    assets, bbox = tables.write_all(attempt, name, full, shapes, crs)
+    footprint = msgspec.json.decode(shapely.to_geojson(polygons.box_of(bbox)))
+    return OutputItem(name=name, assets=assets, footprint=footprint, bbox=bbox, title=name.replace("_", " "))
+
+
+def _with_chart(
+    item: OutputItem,
+    work: Work,
+    attempt: Attempt,
+    *,
+    labels: Sequence[str],
+    raw: np.ndarray,
+    smooth: np.ndarray | None,
+) -> OutputItem:
+    days = [period.middle.date() for period in work.periods]
+    seen = [at for at in range(len(labels)) if np.isfinite(raw[:, at]).any()]
+    names = {at: labels[at] if labels.count(labels[at]) == 1 else f"{labels[at]} ({at})" for at in seen}
+    document = curves.draw(
+        days,
+        {names[at]: raw[:, at].tolist() for at in seen},
+        title=f"{work.name} by zone",
+        lines=None if smooth is None else {names[at]: smooth[:, at].tolist() for at in seen},
+    )
+    chart = OutputAsset(
+        key="chart",
+        object=attempt.write(f"{item.name}.svg", document),
+        media_type="image/svg+xml",
+        roles=("overview",),
+        filename=f"{item.name}.svg",
+        title="Curves of the zones",
+    )
+    return msgspec.structs.replace(item, assets=(*item.assets, chart))

@@ -1,0 +1,118 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eorouter_kernels import temporal
+from eorouter_kernels.reference import temporal as twin
+
+
+def gappy(shape, seed, share=0.3, dtype="float32"):
+    rng = np.random.default_rng(seed)
+    out = rng.normal(0.4, 0.2, shape).astype(dtype)
+    out[rng.random(shape) < share] = np.nan
+    return out
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_the_network_sorts_every_row_of_zeros_and_ones(count):
+    # The 0-1 principle: a network that sorts these sorts everything (Knuth 3, 5.3.4, theorem Z).
+    moves, places = temporal.network(count)
+    for values in itertools.product((0, 1), repeat=count):
+        rows = np.array([*values, -1, -1])
+        for a, b, low, high in moves:
+            assert not {a, b} & {low, high}
+            rows[low], rows[high] = min(rows[a], rows[b]), max(rows[a], rows[b])
+        assert (np.diff(rows[places]) >= 0).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(0, 2**32 - 1), st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_ranks_and_moments_are_numpys(times, pixels, seed, share):
+    stack = gappy((times, pixels), seed, share)
+    levels = np.array([0.0, 0.1, 0.5, 0.73, 1.0])
+    out = np.empty((5, pixels), "float32")
+    temporal.ranks(stack, levels, out)
+    np.testing.assert_allclose(out, twin.ranks(stack, levels), rtol=2e-7, atol=1e-7)
+    temporal.moments(stack, out)
+    np.testing.assert_allclose(out, twin.moments(stack), rtol=1e-6, atol=1e-7)
+
+
+def test_infinite_values_are_missing_values():
+    stack = np.array([[np.inf], [1.0], [-np.inf], [3.0]], "float32")
+    out = np.empty((1, 1), "float32")
+    temporal.ranks(stack, np.array([0.5]), out)
+    assert out == 2.0
+
+
+@given(st.permutations(range(9)), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_dates_does_not_matter_to_ranks(order, seed):
+    stack = gappy((9, 33), seed)
+    one, two = np.empty((2, 33), "float32"), np.empty((2, 33), "float32")
+    levels = np.array([0.25, 0.5])
+    temporal.ranks(stack, levels, one)
+    temporal.ranks(np.ascontiguousarray(stack[list(order)]), levels, two)
+    assert np.array_equal(one, two, equal_nan=True)
+
+
+@pytest.mark.parametrize(("times", "bands"), [(1, 2), (5, 1), (12, 6)])
+def test_medoid_and_geometric_median_are_those_of_the_twin(times, bands):
+    stack = gappy((times, bands, 45), times, 0.1)
+    out = np.empty((bands, 45), "float32")
+    temporal.medoid(stack, out)
+    assert np.array_equal(out, twin.medoid(stack), equal_nan=True)
+    temporal.geometric_median(stack, out)
+    np.testing.assert_allclose(out, twin.geometric_median(stack), atol=2e-4)
+
+
+def test_geometric_median_agrees_with_hdstats_and_does_not_look_at_neighbours():
+    import scipy.signal
+
+    for gone in ("cwt", "ricker"):  # hdstats 0.2 imports what SciPy has dropped, and uses neither here
+        if not hasattr(scipy.signal, gone):
+            setattr(scipy.signal, gone, None)
+    import hdstats
+
+    stack = gappy((12, 6, 64), 5, 0.0)
+    stack[3, :, ::5] = np.nan
+    out = np.empty((6, 64), "float32")
+    temporal.geometric_median(stack, out)
+    cube = np.ascontiguousarray(stack.reshape(12, 6, 8, 8).transpose(2, 3, 1, 0))
+    theirs = hdstats.nangeomedian_pcm(cube, maxiters=5000, eps=1e-7, num_threads=1)
+    np.testing.assert_allclose(out, theirs.transpose(2, 0, 1).reshape(6, 64), atol=5e-4)
+    alone = np.empty((6, 1), "float32")
+    for p in (0, 17, 63):
+        temporal.geometric_median(np.ascontiguousarray(stack[:, :, p : p + 1]), alone)
+        assert np.array_equal(alone[:, 0], out[:, p])
+
+
+def test_the_geometric_median_of_a_majority_is_the_majority():
+    stack = np.array([0.2, 0.2, 0.2, 0.9, 0.1], "float32")[:, None, None] * np.ones((1, 3, 1), "float32")
+    out = np.empty((3, 1), "float32")
+    temporal.geometric_median(stack, out)
+    np.testing.assert_allclose(out, 0.2, atol=1e-5)
+
+
+def test_pick_takes_the_highest_score_that_has_every_band():
+    stack, score = gappy((7, 2, 50), 1, 0.3), gappy((7, 50), 2, 0.2)
+    out, date = np.empty((2, 50), "float32"), np.empty(50, "float32")
+    for scores in (score, np.arange(7, dtype="float32")[:, None]):
+        temporal.pick(stack, scores, out, date)
+        expected, place = twin.pick(stack, scores)
+        assert np.array_equal(out, expected, equal_nan=True)
+        assert np.array_equal(date, place, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_values_of_stored_numbers(dtype):
+    rng = np.random.default_rng(4)
+    a, b = (rng.integers(0, 120, 300).astype(dtype) for _ in range(2))
+    clear = rng.random(300) < 0.8
+    out = np.empty(300, "float32")
+    temporal.normalized_difference(a, b, -2000 * 1e-3, clear, out)
+    assert np.array_equal(out, twin.normalized_difference(a, b, -2.0, clear), equal_nan=True)
+    temporal.to_values(a, 1e-4, -0.1, clear, out)
+    assert np.array_equal(out, twin.to_values(a, 1e-4, -0.1, clear), equal_nan=True)
