@@ -6,7 +6,8 @@ The first band is put on a scale on which no change is 0 (`score`); a threshold 
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -14,7 +15,7 @@ from msgspec import Meta, Struct
 from eorouter_compute import mad
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.mad import Projection
-from eorouter_compute.thresholds import Sigmas, Significance, Threshold
+from eorouter_compute.thresholds import Fixed, Sigmas, Significance, Threshold
 from eorouter_kernels import change
 
 UNKNOWN = 255
@@ -183,7 +184,7 @@ def severity(statistic: IndexDifference) -> Severity | None:
     limits = ("", *(f"{limit:g}" for limit in breaks), "")
     names = tuple(
         f"below {high}" if not low else f"{low} and above" if not high else f"{low} to {high}"
-        for low, high in zip(limits[:-1], limits[1:], strict=True)
+        for low, high in pairwise(limits)
     )
     return Severity(breaks=breaks, names=names, unchanged=int(np.searchsorted(breaks, 0.0, side="right")))
 
@@ -352,3 +353,48 @@ def refuse_bands(statistic: Statistic, names: Sequence[str]) -> None:
         raise InvalidParameter(f"{tag} is of one value; {len(names)} bands were given.", pointer="/value/bands")
     if many and len(names) < 2:
         raise InvalidParameter(f"{tag} needs two bands at least.", pointer="/value/bands")
+
+
+def name_of(statistic: Statistic) -> str:
+    """What the caller calls it."""
+    return statistic.index if isinstance(statistic, IndexDifference) else str(type(statistic).__struct_config__.tag)
+
+
+def fixed(statistic: Statistic, threshold: Threshold) -> tuple[float, float]:
+    """Centre and limit, on the judged scale, of a threshold that needs no sample."""
+    if not isinstance(threshold, Fixed):
+        return 0.0, 0.0
+    return 0.0, float(np.log(threshold.value)) if isinstance(statistic, Ratio) else threshold.value
+
+
+def words(statistic: Statistic, threshold: Threshold, verdict: Verdict) -> dict[str, Any]:
+    """The threshold as the summary tells it, in units of the statistic."""
+    if verdict.severity is not None:
+        return {"by": "severity", "breaks": list(verdict.severity.breaks)}
+    by = str(type(threshold).__struct_config__.tag)
+    if isinstance(threshold, Significance):
+        return {"by": by, "level": threshold.level}
+    if isinstance(statistic, Ratio):
+        return {"by": by, "centre": float(np.exp(verdict.centre)), "value": float(np.exp(verdict.limit))}
+    return {"by": by, "centre": verdict.centre, "value": verdict.limit}
+
+
+def refuse(statistic: Statistic, threshold: Threshold, direction: str) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        InvalidParameter: a significance without a test, a factor of at most 1, a direction without a sign.
+    """
+    name = name_of(statistic)
+    if isinstance(threshold, Significance) and not isinstance(statistic, IrMad | Omnibus):
+        raise InvalidParameter(
+            f"A significance needs a test (irmad, omnibus); {name} is none.", pointer="/threshold/by"
+        )
+    if isinstance(statistic, Ratio) and isinstance(threshold, Fixed) and threshold.value <= 1:
+        raise InvalidParameter(
+            f"The threshold of a ratio is a factor above 1; it is {threshold.value:g}.", pointer="/threshold/value"
+        )
+    if direction != "both" and not is_signed(statistic):
+        raise InvalidParameter(
+            f"{name} does not tell an increase from a decrease; leave `direction` out.", pointer="/direction"
+        )

@@ -19,7 +19,7 @@ _GUTTER = 6
 
 
 class Glimpse(Struct, frozen=True, array_like=True):
-    """The pixels of a window that are shown: `window` in shown pixels, before and after (band, y, x) float32, classes."""
+    """The shown pixels of a window (counted in shown pixels): before and after (band, y, x) float32, classes."""
 
     window: Window
     bands: int

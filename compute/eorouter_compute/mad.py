@@ -15,7 +15,7 @@ from eorouter_kernels import change
 
 
 class Projection(Struct, frozen=True, kw_only=True):
-    """A variate is matrix · (before, after) − shift; rows of `matrix` are variates. `rounds` it took, `correlations`."""
+    """Variates are matrix · (before, after) − shift; a row of `matrix` each. And how many rounds it took."""
 
     matrix: tuple[tuple[float, ...], ...]
     shift: tuple[float, ...]

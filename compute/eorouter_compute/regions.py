@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  a piece, its labels and its classes go together
 """Connected areas of a class map that is cut into pieces: what they are in all, which are too small, their outlines.
 
     piece ──survey──► PieceRecord (labels of its rim, sums per label) ──settle──► which labels stay, whose area they are
@@ -61,8 +62,8 @@ class Outline(Struct, frozen=True, array_like=True):
 def row_areas(grid: Grid, window: Window) -> np.ndarray:
     """Ground area of a pixel of each row of the window, int64 in `AREA_UNIT_M2`.
 
-    In geographic systems on the system's ellipsoid, by the authalic formula (Snyder 1987, equation 3-12), with rows along
-    parallels; in projected systems in the plane of projection.
+    In geographic systems on the system's ellipsoid, by the authalic formula (Snyder 1987, equation 3-12), rows
+    along parallels; in projected systems in the plane of projection.
     """
     crs = as_crs(grid.crs)
     if not crs.is_geographic:
@@ -93,7 +94,8 @@ def labelled(groups: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
 
 
 def survey(
-    grid: Grid, window: Window, classes: np.ndarray, groups: np.ndarray, score: np.ndarray, *, connectivity: int, kinds: int
+    grid: Grid, window: Window, classes: np.ndarray, groups: np.ndarray, score: np.ndarray, *, connectivity: int,
+    kinds: int,
 ) -> PieceRecord:  # fmt: skip
     """Label a piece and sum what its labels hold.
 
@@ -245,7 +247,7 @@ def outlines(
     counts, sums = _tallied(grid, window, labels, count, classes, score, kinds)
     out = []
     for number, polygons in sorted(parts.items()):
-        place = shapely.transform(shapely.MultiPolygon(polygons), lambda xy: xy + (window.col, window.row))
+        place = shapely.transform(shapely.MultiPolygon(polygons), lambda xy: xy + np.array([window.col, window.row]))
         row = sums[number]
         out.append(
             Outline(

@@ -1,6 +1,6 @@
 """Where change begins: thresholds given, or found in the histogram of a sample.
 
-Otsu and Kittler-Illingworth look at `BINS` bins of equal width over the range of the sample; a histogram's counts do not
+Otsu and Kittler-Illingworth look at `BINS` bins of equal width over the range of the sample; its counts do not
 depend on the order of its values, so the threshold depends on the set of sampled pixels alone.
 """
 

@@ -1,4 +1,3 @@
-# ruff: noqa: PLR0917  numba passes arguments by position
 """Change between dates, pixel by pixel: chi-square tails, weighted moments, canonical variates, the omnibus test.
 
 Values are (band, pixel) or (time, band, pixel) float32 with NaN for what is missing; a pixel with a missing value has

@@ -9,7 +9,6 @@ Each round reads the sources again: nothing of the size of the raster is kept be
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,24 +18,36 @@ from msgspec import Meta, Struct
 from eorouter_compute import (
     alteration,
     change_picture,
+    change_report,
     cog,
     mad,
+    moments,
     observations,
     product,
     regions,
-    tables,
     thresholds,
     warp,
 )
 from eorouter_compute.alteration import IndexDifference, IrMad, Omnibus, Statistic, Verdict
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse
 from eorouter_compute.attempt import Attempt, read_object
-
 from eorouter_compute.cog import CogSpec, Pixels, Segment
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Grid, Window, tiles
 from eorouter_compute.method import (
-    Band, Bound, InputItem, Kind, Method, OutputAsset, Params, Part, Plan, ReadReport, Result, Shard, total,
+    Band,
+    Bound,
+    InputItem,
+    Kind,
+    Method,
+    OutputAsset,
+    Params,
+    Part,
+    Plan,
+    ReadReport,
+    Result,
+    Shard,
+    total,
 )  # fmt: skip
 from eorouter_compute.observations import Day, Seen, Value
 from eorouter_compute.quality import MaskChoice
@@ -44,19 +55,13 @@ from eorouter_compute.regions import AREA_UNIT_M2, Outline, PieceRecord, Settled
 from eorouter_compute.target_grid import GridChoice, choose
 from eorouter_compute.thresholds import Significance, Threshold
 from eorouter_compute.warp import Resampling
-from eorouter_kernels import temporal
 
 NAME = "change_detection"
 ITEM_LIMIT = 200
 
-STACK_BYTES = 64 << 20
-"""Most bytes of the dates read together, unless a part of 64 × 64 pixels needs more."""
-
 _SECONDS_PER_VALUE = 6e-8
-_UNDATED = datetime(1970, 1, 1, 12, tzinfo=UTC)
 _CACHE_BYTES = 256 << 20
 _INDEX = {"dNBR": "NBR", "RdNBR": "NBR", "RBR": "NBR", "dNDVI": "NDVI"}
-_GRAY, _LOSS, _GAIN = (222, 222, 218), (178, 34, 52), (28, 92, 156)
 
 Ids = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=ITEM_LIMIT)]
 
@@ -64,8 +69,8 @@ Ids = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], 
 class ChangeDetectionParams(Params, frozen=True, kw_only=True, tag=NAME):
     """Find what changed between two dates, two groups of dates or along a series of SAR scenes.
 
-    The answer is one item: a raster of the statistic, a raster of classes, polygons with area and confidence, a table of
-    areas by class, and a picture of before, after and change.
+    The answer is one item: a raster of the statistic, a raster of classes, polygons with area and confidence, a table
+    of areas by class, and a picture of before, after and change.
 
     Attributes:
         statistic: how change is measured.
@@ -165,8 +170,11 @@ def plan(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> Plan:
     """Shards of the first round; later rounds work on the same windows."""
     task = _task(params, inputs)
     depth = sum(len(group) for group in task.moments) * len(task.names)
-    read = sum(_bytes_read(task, placement) for placement in _placements(task))
-    side = _side(task)
+    read = sum(
+        moments.bytes_read(task.moments, len(task.names), task.grid, placement)
+        for placement in moments.placements(task.moments)
+    )
+    side = moments.side_of(task.moments, len(task.names))
     held = min(side * side, task.grid.window.pixels) * (depth * 8 + 32 * len(task.names) + 96) + warp.READ_BYTES
     held += min(_CACHE_BYTES, int(read * task.grid.window.pixels))
     shards = []
@@ -246,19 +254,21 @@ def merge(
     names, fit = _names(params, task), found[0].body.fit
     segments = [each.segments for each in found if each.segments is not None]
     assets: list[OutputAsset] = [
-        product.assemble(task.change, [one for one, _ in segments], attempt, path=f"{NAME}/change.tif", asset_key="change"),
+        product.assemble(
+            task.change, [one for one, _ in segments], attempt, path=f"{NAME}/change.tif", asset_key="change"
+        ),
         product.assemble(
             task.classes, [one for _, one in segments], attempt, path=f"{NAME}/classes.tif", asset_key="classes"
         ),
     ]  # fmt: skip
-    rows = _class_rows(found, names)
-    assets.append(_class_table(rows, attempt))
+    rows = change_report.class_rows([each.counts for each in found], [each.areas for each in found], names)
+    assets.append(change_report.class_table(rows, attempt, NAME))
     outlines = sorted((one for each in drawn for one in each.outlines), key=lambda one: one.area)
     count = 0
     if outlines:
-        found_assets, count = _polygons(task, outlines, names, attempt)
+        found_assets, count = change_report.polygons(task.grid, outlines, names, attempt, NAME)
         assets.extend(found_assets)
-    colors = _colors(params, task)
+    colors = change_report.colors(names, task.severity)
     ref = attempt.write(
         f"{NAME}/picture.png",
         change_picture.draw(task.grid.shape, [one for each in drawn for one in each.glimpses], colors),
@@ -281,7 +291,7 @@ def merge(
     summary: dict[str, Any] = {
         "statistic": _tag(params),
         "moments": ids,
-        "threshold": _threshold_words(params, task, fit),
+        "threshold": alteration.words(params.statistic, task.threshold, _verdict(params, task, fit)),
         "sampled_pixels": fit.sampled,
         "classes": rows,
         "polygons": count,
@@ -309,14 +319,14 @@ class _Work:
 
     def stacks(self, window: Window) -> Iterator[tuple[Window, np.ndarray]]:
         """Values (moment, band, y, x) of the parts of a window, NaN outside the area of interest."""
-        for part in tiles(window, _side(self.task)):
+        for part in tiles(window, moments.side_of(self.task.moments, len(self.task.names))):
             out = np.empty((len(self.task.moments), len(self.task.names), part.height, part.width), np.float32)
             inside = None if self.coverage is None else self.coverage.covered(part)
             if inside is not None and not inside.any():
                 out[...] = np.nan
             else:
                 for place, group in enumerate(self.task.moments):
-                    _reduced(group, part, self.params.reduce, self.seen, out[place])
+                    moments.reduced(group, part, self.params.reduce, self.seen, out[place])
                 if inside is not None:
                     out[:, :, ~inside] = np.nan
             self.attempt.advance(0)
@@ -425,22 +435,6 @@ class _Work:
             )  # fmt: skip
 
 
-def _reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.ndarray) -> None:
-    """One picture (band, y, x) of a group of days."""
-    if len(group) == 1:
-        observations.read(group[0], part, out, seen)
-        return
-    stack = observations.stack(group, range(len(group)), part, seen)
-    for band in range(stack.shape[1]):
-        target = out[band].reshape(1, -1)
-        if how == "median":
-            temporal.ranks(np.ascontiguousarray(stack[:, band]), np.array([0.5]), target)
-            continue
-        known = np.isfinite(stack[:, band])
-        with np.errstate(invalid="ignore"):
-            target[0] = np.where(known, stack[:, band], 0.0).sum(axis=0, dtype=np.float64) / known.sum(axis=0)
-
-
 # Between the rounds
 
 
@@ -471,7 +465,7 @@ def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], pa
             number = getattr(statistic, "component", 1)
             projection = mad.component(values, number=number, is_stacked=of == "stacked")
     if not thresholds.needs_sample(task.threshold):
-        return _Fit(projection, *_fixed(params, task), stack.shape[2])
+        return _Fit(projection, *alteration.fixed(params.statistic, task.threshold), stack.shape[2])
     first = alteration.measure(statistic, stack, projection)[0]
     direction = "increase" if isinstance(task.threshold, thresholds.Sigmas) else params.direction
     if not alteration.is_signed(statistic):
@@ -480,33 +474,14 @@ def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], pa
     return _Fit(projection, centre, limit, stack.shape[2])
 
 
-def _fixed(params: ChangeDetectionParams, task: _Task) -> tuple[float, float]:
-    if not isinstance(task.threshold, thresholds.Fixed):
-        return 0.0, 0.0
-    value = task.threshold.value
-    return 0.0, float(np.log(value)) if isinstance(params.statistic, alteration.Ratio) else value
-
-
 def _verdict(params: ChangeDetectionParams, task: _Task, fit: _Fit) -> Verdict:
     if "sample" not in task.stages:
-        fit = _Fit(None, *_fixed(params, task))
+        fit = _Fit(None, *alteration.fixed(params.statistic, task.threshold))
     level = task.threshold.level if isinstance(task.threshold, Significance) else None
     return Verdict(
         names=_names(params, task), centre=fit.centre, limit=fit.limit, level=level if task.severity is None else None,
         severity=task.severity, direction=params.direction,
     )  # fmt: skip
-
-
-def _threshold_words(params: ChangeDetectionParams, task: _Task, fit: _Fit) -> dict[str, Any]:
-    if task.severity is not None:
-        return {"by": "severity", "breaks": list(task.severity.breaks)}
-    by = str(type(task.threshold).__struct_config__.tag)
-    if isinstance(task.threshold, Significance):
-        return {"by": by, "level": task.threshold.level}
-    verdict = _verdict(params, task, fit)
-    if isinstance(params.statistic, alteration.Ratio):
-        return {"by": by, "centre": float(np.exp(verdict.centre)), "value": float(np.exp(verdict.limit))}
-    return {"by": by, "centre": verdict.centre, "value": verdict.limit}
 
 
 # What the outputs are
@@ -534,45 +509,14 @@ def _value(params: ChangeDetectionParams) -> Value:
     return params.value
 
 
-def _groups(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> tuple[list[InputItem], list[InputItem]]:
-    """The items before and after."""
-    by_id = {item.id: item for item in inputs if item.rasters}
-    for name, ids in (("before", params.before), ("after", params.after)):
-        for place, each in enumerate(ids):
-            if each not in by_id:
-                raise InvalidParameter(
-                    f"`{name}` names item {each!r}; the inputs are: {', '.join(by_id) or 'none'}.",
-                    pointer=f"/{name}/{place}",
-                )
-    if both := set(params.before) & set(params.after):
-        raise InvalidParameter(f"{min(both)} cannot be before and after.", pointer="/after")
-    if params.before and params.after:
-        return [by_id[each] for each in params.before], [by_id[each] for each in params.after]
-    items = list(by_id.values())
-    is_series = isinstance(params.statistic, Omnibus) and len(items) >= 2
-    if params.before or params.after or not (is_series or len(items) == 2):
-        raise InvalidParameter(
-            f"Say which items are `before` and which `after`; {len(items)} were given and only two can be told apart by "
-            "their dates.",
-            pointer="/before" if not params.before else "/after",
-        )
-    if any(item.at is None for item in items):
-        raise InvalidParameter("An item has no date; say which are `before` and `after`.", pointer="/before")
-    items.sort(key=lambda item: (str(item.at), item.id))
-    return items[:1], items[1:]
-
-
-def _dated(items: Sequence[InputItem], place: int) -> list[InputItem]:
-    """Items that say no date get one: what is before and after has been said."""
-    return [
-        item if item.at is not None else msgspec.structs.replace(item, at=_UNDATED + timedelta(days=place + number))
-        for number, item in enumerate(items)
-    ]  # fmt: skip
-
-
 def _task(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> _Task:
     value, statistic = _value(params), params.statistic
-    before, after = (_dated(items, 400 * place) for place, items in enumerate(_groups(params, inputs)))
+    before, after = (
+        moments.dated(items, 400 * place)
+        for place, items in enumerate(
+            moments.groups(inputs, params.before, params.after, is_series=isinstance(statistic, Omnibus))
+        )
+    )
     area = None if params.aoi is None else parse(params.aoi, params.aoi_crs)
     rasters = observations.rasters_of(value, [*before, *after])
     grid = choose(params.grid, inputs, rasters, area=area, area_crs=params.aoi_crs)
@@ -581,14 +525,14 @@ def _task(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> _Task:
         observations.observe(value, params.masks, group, grid, resampling=params.resampling)
         for group in (before, after)
     ]
-    moments = tuple(days)
+    dates = tuple(days)
     if isinstance(statistic, Omnibus):
-        moments = tuple((day,) for day in sorted((*days[0], *days[1]), key=lambda day: day.at))
+        dates = tuple((day,) for day in sorted((*days[0], *days[1]), key=lambda day: day.at))
     severity = None
     if isinstance(statistic, IndexDifference) and params.threshold is None:
         severity = alteration.severity(statistic)
     threshold = params.threshold or alteration.default_threshold(statistic)
-    _refuse(params, threshold)
+    alteration.refuse(statistic, threshold, params.direction)
     is_sampled = alteration.is_fitted(statistic) or (severity is None and thresholds.needs_sample(threshold))
     is_surveyed = params.polygons or params.minimum_pixels > 1 or params.minimum_area_m2 > 0
     names = alteration.band_names(statistic)
@@ -603,113 +547,9 @@ def _task(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> _Task:
     )  # fmt: skip
     stages = (*(("sample",) if is_sampled else ()), *(("survey",) if is_surveyed else ()), "finish")
     return _Task(
-        names=value.names, grid=grid, area=placed, moments=moments, threshold=threshold, severity=severity,
+        names=value.names, grid=grid, area=placed, moments=dates, threshold=threshold, severity=severity,
         stages=stages, change=change, classes=classes,
     )  # fmt: skip
-
-
-def _refuse(params: ChangeDetectionParams, threshold: Threshold) -> None:
-    statistic = params.statistic
-    if isinstance(threshold, Significance) and not isinstance(statistic, IrMad | Omnibus):
-        raise InvalidParameter(
-            f"A significance needs a test (irmad, omnibus); {_tag(params)} is none.", pointer="/threshold/by"
-        )
-    if isinstance(statistic, alteration.Ratio) and isinstance(threshold, thresholds.Fixed) and threshold.value <= 1:
-        raise InvalidParameter(
-            f"The threshold of a ratio is a factor above 1; it is {threshold.value:g}.", pointer="/threshold/value"
-        )
-    if params.direction != "both" and not alteration.is_signed(statistic):
-        raise InvalidParameter(
-            f"{_tag(params)} does not tell an increase from a decrease; leave `direction` out.", pointer="/direction"
-        )
-
-
-def _class_rows(found: Sequence[_Found], names: Sequence[str]) -> list[dict[str, Any]]:
-    pixels = np.sum([each.counts for each in found], axis=0)
-    areas = np.sum([each.areas for each in found], axis=0)
-    return [
-        {
-            "class": number,
-            "name": name,
-            "pixels": int(pixels[number]),
-            "area_m2": int(areas[number]) * AREA_UNIT_M2,
-            "share": int(pixels[number]) / int(pixels.sum()) if pixels.sum() else None,
-        }
-        for number, name in enumerate(names)
-    ]
-
-
-def _class_table(rows: Sequence[dict[str, Any]], attempt: Attempt) -> OutputAsset:
-    lines = ["class,name,pixels,area_m2,share"]
-    lines += [
-        f'{row["class"]},"{row["name"]}",{row["pixels"]},{row["area_m2"]:.3f},'
-        + ("" if row["share"] is None else f"{row['share']:.6f}")
-        for row in rows
-    ]
-    ref = attempt.write(f"{NAME}/class_areas.csv", ("\n".join(lines) + "\n").encode())
-    return OutputAsset(
-        key="class_areas", object=ref, media_type="text/csv", roles=("data",), filename=f"{NAME}_class_areas.csv",
-        title="Area by class",
-    )  # fmt: skip
-
-
-def _polygons(
-    task: _Task, outlines: Sequence[Outline], names: Sequence[str], attempt: Attempt
-) -> tuple[list[OutputAsset], int]:
-    """Files of the areas: one row each, with class, pixels, area and confidence."""
-    import pyarrow as pa
-    import shapely
-
-    numbers = np.array([one.area for one in outlines])
-    ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
-    a, b, c, d, e, f = task.grid.transform
-    shapes, rows = [], []
-    begin = 0
-    for end in ends:
-        own = outlines[begin:end]
-        begin = int(end)
-        counts = np.sum([one.counts for one in own], axis=0)
-        area, sure = np.sum([one.sums for one in own], axis=0)
-        kind, pixels = int(counts.argmax()), int(counts.sum())
-        rows.append((kind, names[kind], pixels, int(area) * AREA_UNIT_M2, int(sure) / pixels / 10_000))
-        shapes.append(regions.joined(own))
-    placed = shapely.transform(
-        np.array(shapes, dtype=np.object_),
-        lambda xy: np.column_stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f]),
-    )
-    columns = list(zip(*rows, strict=True))
-    table = pa.table({
-        "id": pa.array(range(1, len(rows) + 1), pa.int64()),
-        "class": pa.array(columns[0], pa.int64()),
-        "name": pa.array(columns[1], pa.string()),
-        "pixels": pa.array(columns[2], pa.int64()),
-        "area_m2": pa.array(columns[3], pa.float64()),
-        "confidence": pa.array(columns[4], pa.float64()),
-    })  # fmt: skip
-    written, _ = tables.write_all(attempt, f"{NAME}/areas", table, placed, task.grid.crs)
-    titles = {"table": "Changed areas, GeoParquet", "csv": "Changed areas without geometries",
-              "geojson": "Changed areas, longitude and latitude"}  # fmt: skip
-    named = [
-        msgspec.structs.replace(one, title=titles[one.key], filename=one.filename.replace("/", "_")) for one in written
-    ]
-    return named, len(rows)
-
-
-def _colors(params: ChangeDetectionParams, task: _Task) -> np.ndarray:
-    """Gray for no change, towards red for loss and blue for gain."""
-    out = np.tile(np.array(_GRAY, np.uint8), (256, 1))
-    names = _names(params, task)
-    if task.severity is None:
-        for number, color in zip(range(1, len(names)), (_LOSS, _GAIN), strict=False):
-            out[number] = color
-        return out
-    middle = task.severity.unchanged
-    for number in range(len(names)):
-        steps = len(names) - 1 - middle if number > middle else middle
-        share = abs(number - middle) / steps if number != middle else 0.0
-        end = np.array(_LOSS if number > middle else _GAIN, float)
-        out[number] = np.rint(np.array(_GRAY) + share * (end - np.array(_GRAY)))
-    return out
 
 
 # Bounds and words
@@ -721,35 +561,6 @@ def _step(params: ChangeDetectionParams, grid: Grid) -> int:
     while -(-grid.shape[0] // step) * -(-grid.shape[1] // step) > params.sample_pixels:
         step += 1
     return step
-
-
-def _side(task: _Task) -> int:
-    side, depth = 1024, max(sum(len(group) for group in task.moments), 2) * len(task.names)
-    while side > 64 and 4 * depth * side * side > STACK_BYTES:
-        side //= 2
-    return side
-
-
-def _placements(task: _Task) -> list[warp.Placement]:
-    return [
-        placement
-        for group in task.moments
-        for day in group
-        for scene in day.scenes
-        for placement in (
-            *(placement for placement, _ in scene.sources),
-            *(placement for mask in scene.masks for placement, _ in mask.sources),
-        )
-    ]
-
-
-def _bytes_read(task: _Task, placement: warp.Placement) -> float:
-    """Bytes read per output pixel, at most: whole blocks, again where parts share them."""
-    rows, cols = placement.asset.block_shape
-    side = _side(task)
-    rim = min((1 + rows / side) * (1 + cols / side), 16.0)
-    density = max(placement.asset.window.pixels / task.grid.window.pixels, 1.0)
-    return rim * density * sum(np.dtype(band.dtype).itemsize for band in placement.asset.bands)
 
 
 def _notes(task: _Task, params: ChangeDetectionParams) -> tuple[str, ...]:
@@ -785,12 +596,5 @@ METHOD = Method(
             "threshold": {"by": "p_value", "level": 0.001},
         },
         {"method": NAME, "statistic": {"type": "omnibus", "looks": 4.4}, "value": {"bands": ["vv", "vh"]}},
-        {
-            "method": NAME,
-            "statistic": {"type": "log_ratio", "unit": "db"},
-            "value": {"band": "vv"},
-            "threshold": {"by": "kittler_illingworth"},
-            "direction": "decrease",
-        },
     ),
 )

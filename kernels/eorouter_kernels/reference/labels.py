@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  as the kernels
 """Plain-NumPy twins of `eorouter_kernels.labels`."""
 
 from typing import Any
