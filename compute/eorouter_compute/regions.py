@@ -247,7 +247,7 @@ def outlines(
     counts, sums = _tallied(grid, window, labels, count, classes, score, kinds)
     out = []
     for number, polygons in sorted(parts.items()):
-        place = shapely.transform(shapely.MultiPolygon(polygons), lambda xy: xy + np.array([window.col, window.row]))
+        place = shapely.transform(shapely.multipolygons(polygons), lambda xy: xy + np.array([window.col, window.row]))
         row = sums[number]
         out.append(
             Outline(

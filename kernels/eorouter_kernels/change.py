@@ -166,11 +166,11 @@ def omnibus(stack: Floats, looks: float, level: float, out: Floats) -> None:
             found = 0
             for j in range(2, dates - start + 1):
                 log_r = 0.0
+                now = start + j - 1
                 for b in range(bands):
                     before = 0.0
                     for t in range(start, start + j - 1):
                         before += values[t, b]
-                    now = start + j - 1
                     steps = j * math.log(j) - (j - 1) * math.log(j - 1)
                     log_r += looks * (
                         steps + (j - 1) * math.log(before) + logs[now, b] - j * math.log(before + values[now, b])

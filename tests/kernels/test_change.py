@@ -51,7 +51,7 @@ def test_omnibus_has_uniform_probabilities_without_change_and_power_with_it(date
     out = np.empty((5, 20_000), "float32")
     change.omnibus(stack, looks, 0.01, out)
     assert stats.kstest(out[1], "uniform").statistic < 0.015
-    stack[dates // 2 :] *= 8
+    stack[dates // 2 :] *= 20
     change.omnibus(stack, looks, 0.01, out)
     assert (out[1] < 0.01).mean() > 0.6
     changed = out[4] > 0
