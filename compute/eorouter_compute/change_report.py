@@ -62,7 +62,7 @@ def polygons(
     shapes, rows = [], []
     begin = 0
     for end in ends:
-        own = outlines[begin:end]
+        own = outlines[begin : int(end)]
         begin = int(end)
         counts = np.sum([one.counts for one in own], axis=0)
         area, sure = np.sum([one.sums for one in own], axis=0)

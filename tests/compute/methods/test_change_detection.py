@@ -153,7 +153,7 @@ def test_burnt_fields_are_found(tmp_path):
     truth = json.loads(land.truth.read_text())["burn"]["field_ids"]
     result = run_local(
         task(statistic={"type": "index_difference"}, before=["landscape-20240519"], after=["landscape-20240812"],
-             masks=["sentinel-2-scl"], direction="increase", minimum_pixels=20, polygons=False),
+             masks=["sentinel-2-scl"], direction="increase", resampling="nearest", polygons=False),
         land.items(), tmp_path / "job",
     )  # fmt: skip
     classes = pixels_of(result, "classes")[0]
