@@ -132,6 +132,26 @@ def _omnibus_probability(logs: Doubles, values: Doubles, first: int, looks: floa
 
 
 @kernel
+def _next_change(logs: Doubles, values: Doubles, start: int, looks: float, level: float) -> int:
+    """First date after `start` that differs from those since `start`, by the factors R_j; 0 when there is none."""
+    dates, bands = values.shape
+    for j in range(2, dates - start + 1):
+        log_r = 0.0
+        now = start + j - 1
+        for b in range(bands):
+            before = 0.0
+            for t in range(start, now):
+                before += values[t, b]
+            steps = j * math.log(j) - (j - 1) * math.log(j - 1)
+            log_r += looks * (steps + (j - 1) * math.log(before) + logs[now, b] - j * math.log(before + values[now, b]))
+        rho = 1.0 - (1.0 + 1.0 / (j * (j - 1))) / (6.0 * looks)
+        omega = -0.25 * bands * (1.0 - 1.0 / rho) ** 2
+        if _probability(-2.0 * log_r, rho, omega, bands) <= level:
+            return now
+    return 0
+
+
+@kernel
 def omnibus(stack: Floats, looks: float, level: float, out: Floats) -> None:
     """Wishart test for equal intensities at all dates, and when they changed.
 
@@ -163,23 +183,7 @@ def omnibus(stack: Floats, looks: float, level: float, out: Floats) -> None:
         out[1, n] = tail
         start, first, last, count = 0, 0, 0, 0
         while start < dates - 1 and tail <= level:
-            found = 0
-            for j in range(2, dates - start + 1):
-                log_r = 0.0
-                now = start + j - 1
-                for b in range(bands):
-                    before = 0.0
-                    for t in range(start, start + j - 1):
-                        before += values[t, b]
-                    steps = j * math.log(j) - (j - 1) * math.log(j - 1)
-                    log_r += looks * (
-                        steps + (j - 1) * math.log(before) + logs[now, b] - j * math.log(before + values[now, b])
-                    )
-                rho = 1.0 - (1.0 + 1.0 / (j * (j - 1))) / (6.0 * looks)
-                omega = -0.25 * bands * (1.0 - 1.0 / rho) ** 2
-                if _probability(-2.0 * log_r, rho, omega, bands) <= level:
-                    found = now
-                    break
+            found = _next_change(logs, values, start, looks, level)
             if found == 0:
                 break
             count += 1
