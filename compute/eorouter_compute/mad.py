@@ -1,0 +1,119 @@
+"""Multivariate alteration detection and principal components: what a sample says about two many-band pictures.
+
+    sample (both dates, pixel) ──irmad / components──► Projection ──squared_length / dot──► any pixel
+
+A projection is a matrix and a shift, found once and applied to every pixel on its own.
+"""
+
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from eorouter_compute.errors import InvalidParameter
+from eorouter_kernels import change
+
+
+class Projection(Struct, frozen=True, kw_only=True):
+    """Variates are matrix · (before, after) − shift; a row of `matrix` each. And how many rounds it took."""
+
+    matrix: tuple[tuple[float, ...], ...]
+    shift: tuple[float, ...]
+    rounds: int = 0
+    correlations: tuple[float, ...] = ()
+
+
+Tolerance = Annotated[float, Meta(gt=0, le=0.1)]
+
+
+def irmad(sample: np.ndarray, *, tolerance: float, rounds: int) -> Projection:
+    """Iteratively reweighted MAD: variates divided by their standard deviations.
+
+    The squared length of the variates is chi-square with as many degrees of freedom as there are bands where nothing
+    changed; its tail is a pixel's weight in the next round, until no canonical correlation moves by `tolerance`.
+
+    Args:
+        sample: (2 × band, pixel) float32 without NaN, before above after.
+        tolerance: see above.
+        rounds: most rounds.
+
+    Raises:
+        InvalidParameter: too few pixels, or bands that are linear combinations of others.
+
+    Reference: Nielsen 2007, doi:10.1109/TIP.2006.888195, section II.
+    """
+    both, pixels = sample.shape
+    bands = both // 2
+    if pixels < 10 * both:
+        raise InvalidParameter(
+            f"IR-MAD of {bands} bands needs {10 * both} valid pixels at least; the sample has {pixels}.",
+            pointer="/statistic",
+        )
+    weights = np.ones(pixels)
+    mean, covariance, z = np.empty(both), np.empty((both, both)), np.empty(pixels)
+    known, number = np.zeros(bands), 0
+    matrix, shift = np.empty((0, both)), np.empty(0)
+    for number in range(1, rounds + 1):  # noqa: B007 - how many it took is part of the answer
+        change.weighted_moments(sample, weights, mean, covariance)
+        matrix, correlations = _variates(covariance, bands)
+        shift = matrix @ mean
+        moved = float(np.abs(correlations - known).max())
+        known = correlations
+        if moved < tolerance:
+            break
+        change.squared_length(sample, matrix, shift, z)
+        change.chi_square_tail(z, bands, weights)
+    return Projection(
+        matrix=tuple(tuple(map(float, row)) for row in matrix),
+        shift=tuple(map(float, shift)),
+        rounds=number,
+        correlations=tuple(map(float, known)),
+    )
+
+
+def _variates(covariance: np.ndarray, bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (a, −b) / σ of the MAD variates, and the canonical correlations, largest first."""
+    one, two = covariance[:bands, :bands], covariance[bands:, bands:]
+    for name, part in (("before", one), ("after", two)):
+        scale = np.sqrt(np.diag(part))
+        if not (scale > 0).all() or np.linalg.cond(part / np.outer(scale, scale)) > 1e12:
+            raise InvalidParameter(
+                f"The bands {name} are linear combinations of each other, or constant; leave some out.",
+                pointer="/value/bands",
+            )
+    left, right = np.linalg.cholesky(one), np.linalg.cholesky(two)
+    whitened = np.linalg.solve(right, np.linalg.solve(left, covariance[:bands, bands:]).T).T
+    u, correlations, vt = np.linalg.svd(whitened)
+    correlations = np.minimum(correlations, 1.0)
+    a, b = np.linalg.solve(left.T, u).T, np.linalg.solve(right.T, vt.T).T
+    # Var(a'x − b'y) = 2 (1 − ρ); two pictures that are the same but for scale have ρ = 1 and no variate at all.
+    sigma = np.sqrt(np.maximum(2.0 * (1.0 - correlations), 1e-12))
+    return np.hstack([a, -b]) / sigma[:, None], correlations
+
+
+def component(sample: np.ndarray, *, number: int, is_stacked: bool) -> Projection:
+    """One principal component, centred: of the difference after − before, or of both dates stacked.
+
+    Its sign is such that the weights of the later date sum to something positive.
+
+    Raises:
+        InvalidParameter: there is no such component, or fewer than two pixels.
+
+    Reference: Byrne, Crapper & Mayo 1980, doi:10.1016/0034-4257(80)90021-8 (stacked).
+    """
+    both, pixels = sample.shape
+    bands = both // 2
+    data = sample if is_stacked else sample[bands:] - sample[:bands]
+    if number > data.shape[0] or pixels < 2:
+        raise InvalidParameter(
+            f"There is no component {number}: {data.shape[0]} bands, {pixels} sampled pixels.",
+            pointer="/statistic/component",
+        )
+    mean, covariance = np.empty(data.shape[0]), np.empty((data.shape[0], data.shape[0]))
+    change.weighted_moments(np.ascontiguousarray(data), np.ones(pixels), mean, covariance)
+    _, vectors = np.linalg.eigh(covariance)
+    vector = vectors[:, ::-1][:, number - 1]
+    row = vector if is_stacked else np.concatenate([-vector, vector])
+    if row[bands:].sum() < 0:
+        vector, row = -vector, -row
+    return Projection(matrix=(tuple(map(float, row)),), shift=(float(vector @ mean),))

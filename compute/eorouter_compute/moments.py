@@ -1,0 +1,110 @@
+"""The dates that are compared: which items are before and after, and a group of dates as one picture."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import numpy as np
+
+from eorouter_compute import observations, warp
+from eorouter_compute.errors import InvalidParameter
+from eorouter_compute.grid import Grid, Window
+from eorouter_compute.method import InputItem
+from eorouter_compute.observations import Day, Seen
+from eorouter_kernels import temporal
+
+Moments = Sequence[Sequence[Day]]
+
+STACK_BYTES = 64 << 20
+"""Most bytes of the dates read together, unless a part of 64 × 64 pixels needs more."""
+
+_UNDATED = datetime(1970, 1, 1, 12, tzinfo=UTC)
+
+
+def groups(
+    inputs: Sequence[InputItem], earlier: Sequence[str], later: Sequence[str], *, is_series: bool
+) -> tuple[list[InputItem], list[InputItem]]:
+    """The items before and after: as named, or two by their dates, or with `is_series` all dates.
+
+    Raises:
+        InvalidParameter: an id that is not there or on both sides; nothing said and not two dated items.
+    """
+    by_id = {item.id: item for item in inputs if item.rasters}
+    for name, ids in (("before", earlier), ("after", later)):
+        for place, each in enumerate(ids):
+            if each not in by_id:
+                raise InvalidParameter(
+                    f"`{name}` names item {each!r}; the inputs are: {', '.join(by_id) or 'none'}.",
+                    pointer=f"/{name}/{place}",
+                )
+    if both := set(earlier) & set(later):
+        raise InvalidParameter(f"{min(both)} cannot be before and after.", pointer="/after")
+    if earlier and later:
+        return [by_id[each] for each in earlier], [by_id[each] for each in later]
+    items = list(by_id.values())
+    is_series = is_series and len(items) >= 2
+    if earlier or later or not (is_series or len(items) == 2):
+        raise InvalidParameter(
+            f"Say which items are `before` and which `after`; {len(items)} were given and only two can be told "
+            "apart by their dates.",
+            pointer="/before" if not earlier else "/after",
+        )
+    if any(item.at is None for item in items):
+        raise InvalidParameter("An item has no date; say which are `before` and `after`.", pointer="/before")
+    items.sort(key=lambda item: (str(item.at), item.id))
+    return items[:1], items[1:]
+
+
+def dated(items: Sequence[InputItem], place: int) -> list[InputItem]:
+    """Items that say no date get one: what is before and after has been said."""
+    return [
+        item if item.at is not None else msgspec.structs.replace(item, at=_UNDATED + timedelta(days=place + number))
+        for number, item in enumerate(items)
+    ]  # fmt: skip
+
+
+def reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.ndarray) -> None:
+    """One picture (band, y, x) of a group of days."""
+    if len(group) == 1:
+        observations.read(group[0], part, out, seen)
+        return
+    stack = observations.stack(group, range(len(group)), part, seen)
+    for band in range(stack.shape[1]):
+        target = out[band].reshape(1, -1)
+        if how == "median":
+            temporal.ranks(np.ascontiguousarray(stack[:, band]), np.array([0.5]), target)
+            continue
+        known = np.isfinite(stack[:, band])
+        with np.errstate(invalid="ignore"):
+            target[0] = np.where(known, stack[:, band], 0.0).sum(axis=0, dtype=np.float64) / known.sum(axis=0)
+
+
+def side_of(moments: Moments, bands: int) -> int:
+    """Side of the parts in which all dates are held together."""
+    side, depth = 1024, max(sum(len(group) for group in moments), 2) * bands
+    while side > 64 and 4 * depth * side * side > STACK_BYTES:
+        side //= 2
+    return side
+
+
+def placements(moments: Moments) -> list[warp.Placement]:
+    """Every source, as often as it is read."""
+    return [
+        placement
+        for group in moments
+        for day in group
+        for scene in day.scenes
+        for placement in (
+            *(placement for placement, _ in scene.sources),
+            *(placement for mask in scene.masks for placement, _ in mask.sources),
+        )
+    ]
+
+
+def bytes_read(moments: Moments, bands: int, grid: Grid, placement: warp.Placement) -> float:
+    """Bytes read per output pixel, at most: whole blocks, again where parts share them."""
+    rows, cols = placement.asset.block_shape
+    side = side_of(moments, bands)
+    rim = min((1 + rows / side) * (1 + cols / side), 16.0)
+    density = max(placement.asset.window.pixels / grid.window.pixels, 1.0)
+    return rim * density * sum(np.dtype(band.dtype).itemsize for band in placement.asset.bands)
