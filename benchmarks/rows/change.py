@@ -1,0 +1,75 @@
+"""IR-MAD of two dates of six bands (Nielsen 2007): canonical variates of reweighted pixels, and their chi-square."""
+
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from benchmarks import data
+from benchmarks.harness import Row
+from benchmarks.rows.arithmetic import write_bands
+from benchmarks.rows.series import SIX, side_of
+
+Pair = tuple[Path, Path]
+
+
+def pair(folder: Path, side: int) -> Pair:
+    """The same fields before and after."""
+    across = side_of(side)
+    before = [data.fields(across, 60, band) for band in range(len(SIX))]
+    after = [data.fields_later(across, 60, band) for band in range(len(SIX))]
+    return (
+        data.written(folder / f"before-{across}.tif", across, before),
+        data.written(folder / f"after-{across}.tif", across, after),
+    )
+
+
+STEPS_MAX = 30
+RHO_STEP = 1e-3
+
+
+def irmad_numpy(inputs: Pair, folder: Path) -> Path:
+    """Straight NumPy: whole arrays, two BLAS threads, iterated until the canonical correlations rest."""
+    stacks = []
+    for path in inputs:
+        with rasterio.open(path, num_threads=2) as source:
+            stacks.append(source.read().reshape(source.count, -1).T.astype(np.float64))
+            profile = {"crs": source.crs, "transform": source.transform, "shape": source.shape}
+    variates, chi2 = irmad(*stacks)
+    return write_bands(np.vstack([variates.T, chi2[None]]).reshape(-1, *profile.pop("shape")), profile, folder)
+
+
+def irmad(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """MAD variates (pixel, band) and their chi-square (pixel), of pixels (pixel, band)."""
+    count = before.shape[1]
+    both = np.hstack([before, after])
+    weights, last = np.ones(len(both)), np.full(count, np.inf)
+    for _ in range(STEPS_MAX):
+        mean = weights @ both / weights.sum()
+        centred = both - mean
+        covariance = (centred * weights[:, None]).T @ centred / weights.sum()
+        s11, s12, s22 = covariance[:count, :count], covariance[:count, count:], covariance[count:, count:]
+        root = np.linalg.inv(np.linalg.cholesky(s11))
+        squares, vectors = np.linalg.eigh(root @ s12 @ np.linalg.solve(s22, s12.T) @ root.T)
+        rho = np.sqrt(np.clip(squares, 0, 1))
+        a = root.T @ vectors
+        b = np.linalg.solve(s22, s12.T @ a) / rho
+        variates = centred[:, :count] @ a - centred[:, count:] @ b
+        chi2 = (np.square(variates) / (2 * (1 - rho))).sum(axis=1)
+        if np.abs(rho - last).max() < RHO_STEP:
+            break
+        weights, last = 1 - _chi_square_cdf_even(chi2, count), rho
+    return variates, chi2
+
+
+def _chi_square_cdf_even(x: np.ndarray, freedom: int) -> np.ndarray:
+    """Of an even number of degrees of freedom: 1 − exp(−x/2) Σ (x/2)ᵏ / k!."""
+    half, term = x / 2, np.ones_like(x)
+    total = term.copy()
+    for k in range(1, freedom // 2):
+        term = term * half / k
+        total += term
+    return 1 - np.exp(-half) * total
+
+
+ROWS: list[Row] = []

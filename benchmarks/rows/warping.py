@@ -1,0 +1,145 @@
+"""Reprojection of a UTM scene: pixels alone, in memory, and from COG to COG."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import rasterio
+
+from benchmarks import data
+from benchmarks.harness import THREADS, Answer, Row
+from benchmarks.rows.cogs import CACHE_MB, copy_cog
+from benchmarks.rows.looking import pixels
+
+WARP_MEMORY_MB = 512
+TOLERANCE_PX = 0.125
+
+
+class Scene(msgspec.Struct, frozen=True):
+    """A raster, the CRS it goes to, and its pixels once they are in memory."""
+
+    place: Path
+    crs: str
+    pixels: dict[str, np.ndarray]
+
+    @property
+    def loaded(self) -> np.ndarray:
+        """The pixels (y, x), read once per process."""
+        if "pixels" not in self.pixels:
+            with rasterio.open(self.place, num_threads=2) as source:
+                self.pixels["pixels"] = source.read(1)
+        return self.pixels["pixels"]
+
+
+def scene_to(crs: str, *, in_memory: bool) -> Callable[[Path, int], Scene]:
+    """Prepare a scene that goes to `crs`."""
+
+    def prepare(folder: Path, side: int) -> Scene:
+        scene = Scene(data.scene(folder, side, "warp", 5, is_cog=True), crs, {})
+        if in_memory:
+            assert scene.loaded.size
+        return scene
+
+    return prepare
+
+
+def target_of(scene: Scene) -> tuple[Any, int, int]:
+    """Transform, height and width that GDAL suggests: both sides fill the same grid."""
+    from rasterio.warp import calculate_default_transform
+
+    with rasterio.open(scene.place) as source:
+        transform, width, height = calculate_default_transform(
+            source.crs, scene.crs, source.width, source.height, *source.bounds
+        )
+    return transform, int(height or 0), int(width or 0)
+
+
+def gdal_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
+    """GDAL's warper on an array with two threads, its usual error tolerance and as much memory as it takes."""
+
+    def theirs(scene: Scene, _: Path) -> np.ndarray:
+        from rasterio.enums import Resampling
+        from rasterio.warp import reproject
+
+        transform, height, width = target_of(scene)
+        out = np.zeros((height, width), np.uint16)
+        with rasterio.open(scene.place) as source:
+            frame = {"src_transform": source.transform, "src_crs": source.crs}
+        reproject(
+            scene.loaded, out, **frame, dst_transform=transform, dst_crs=scene.crs, src_nodata=0, dst_nodata=0,
+            resampling=Resampling[resampling], num_threads=THREADS, warp_mem_limit=WARP_MEMORY_MB,
+            tolerance=TOLERANCE_PX,
+        )  # fmt: skip
+        return out
+
+    return theirs
+
+
+def gdal_cog(scene: Scene, folder: Path) -> Path:
+    """Read and warp with two threads in one pass, then GDAL's COG driver from memory with two threads."""
+    from rasterio.enums import Resampling
+    from rasterio.warp import reproject
+
+    transform, height, width = target_of(scene)
+    profile = {
+        "driver": "GTiff", "width": width, "height": height, "count": 1, "dtype": "uint16", "nodata": 0,
+        "crs": scene.crs, "transform": transform, "tiled": True, "blockxsize": 512, "blockysize": 512,
+        "BIGTIFF": "IF_SAFER",
+    }  # fmt: skip
+    with rasterio.Env(GDAL_NUM_THREADS=THREADS, GDAL_CACHEMAX=CACHE_MB), rasterio.MemoryFile() as memory:
+        with rasterio.open(scene.place, num_threads=2) as source, memory.open(**profile) as target:
+            reproject(
+                rasterio.band(source, 1), rasterio.band(target, 1), resampling=Resampling.bilinear,
+                num_threads=THREADS, warp_mem_limit=WARP_MEMORY_MB, tolerance=TOLERANCE_PX,
+            )  # fmt: skip
+        with memory.open() as source:
+            copy_cog(source, folder / "out.tif")
+    return folder / "out.tif"
+
+
+def look(made: np.ndarray, _: Scene) -> Answer:
+    """A twelfth of the pixels, in whole rows."""
+    return {"pixels": made[::12]}
+
+
+def near(ours: Answer, theirs: Answer) -> None:
+    """As near as an error of an eighth of a pixel allows, and no data in the same places but at edges."""
+    assert ours["pixels"].shape == theirs["pixels"].shape
+    _near(ours["pixels"], theirs["pixels"])
+
+
+def near_cuts(ours: Answer, theirs: Answer) -> None:
+    """The same grid, and pixels as near as the tolerance allows."""
+    np.testing.assert_array_equal(ours["shape"], theirs["shape"])
+    np.testing.assert_allclose(ours["transform"], theirs["transform"], rtol=1e-9)
+    for name in (name for name in ours if name.startswith("pixels_")):
+        _near(ours[name], theirs[name])
+
+
+def _near(ours: np.ndarray, theirs: np.ndarray) -> None:
+    differs = (ours != 0) != (theirs != 0)
+    assert differs.mean() < 2e-3, f"{differs.mean():.2%} of the pixels have data on one side only"
+    both = (ours != 0) & (theirs != 0)
+    if both.any():
+        apart = np.abs(ours[both].astype(float) - theirs[both])
+        # Edges of fields step by 1,850 on average, so an eighth of a pixel may move a pixel on an edge by some hundred.
+        assert np.median(apart) <= 8, f"the median difference is {np.median(apart)}"
+        assert apart.mean() <= 40, f"the mean difference is {apart.mean():.1f}"
+
+
+def _array(resampling: str, crs: str) -> Row:
+    return Row(
+        id=f"reproject-{resampling}", peer=f"GDAL warp to {crs} (2 threads, 0.125 px)", floor=5.0, pixels=pixels,
+        prepare=scene_to(crs, in_memory=True), ours=ours_array(resampling), theirs=gdal_array(resampling), look=look,
+        agree=near, reads=lambda _: [], method="reproject",
+    )  # fmt: skip
+
+
+def ours_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
+    """The warp of every method, block by block on two threads, from pixels in memory."""
+    raise NotImplementedError(resampling)
+
+
+ROWS: list[Row] = []
