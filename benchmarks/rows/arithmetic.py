@@ -10,7 +10,7 @@ import rasterio
 from benchmarks import data
 from benchmarks.bounds import Read
 from benchmarks.harness import THREADS, Row
-from benchmarks.rows.cogs import CACHE_MB, copy_cog
+from benchmarks.rows.cogs import CACHE_BYTES, copy_cog
 from benchmarks.rows.looking import cuts, near_pixels, pixels
 
 CHUNK = 2048
@@ -34,7 +34,7 @@ def numexpr_rasterio(place: Path, folder: Path) -> Path:
     import numexpr
 
     numexpr.set_num_threads(THREADS)
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), rasterio.open(place, num_threads=2) as source:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), rasterio.open(place, num_threads=2) as source:
         profile = source.profile
         red, nir = source.read()
     with np.errstate(all="ignore"):
@@ -51,7 +51,7 @@ def xarray_dask(place: Path, folder: Path) -> Path:
     import dask
     import rioxarray
 
-    with dask.config.set(scheduler="threads", num_workers=THREADS), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+    with dask.config.set(scheduler="threads", num_workers=THREADS), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         with rioxarray.open_rasterio(place, chunks={"band": 1, "y": CHUNK, "x": CHUNK}, lock=False) as source:
             red, nir = source[0].astype(np.float32), source[1].astype(np.float32)
             index = ((nir - red) / (nir + red)).where((source[0] != 0) & (source[1] != 0))

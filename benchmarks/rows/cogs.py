@@ -12,7 +12,8 @@ from benchmarks.harness import Answer, Row
 from benchmarks.rows.looking import cuts, not_larger, pixels, same_pixels
 
 Area = tuple[Path, dict[str, Any]]
-CACHE_MB = 1024
+CACHE_BYTES = 1 << 30
+"""In bytes: rasterio hands the number on as it is, and GDAL takes small ones as bytes, too."""
 
 
 def plain_scene(folder: Path, side: int) -> Path:
@@ -38,7 +39,7 @@ def cog_rio_cogeo(place: Path, folder: Path) -> Path:
 
     cog_translate(
         str(place), folder / "out.tif", cog_profiles.get("deflate") | {"predictor": 2}, quiet=True,
-        config={"GDAL_NUM_THREADS": 2, "GDAL_CACHEMAX": CACHE_MB}, overview_resampling="average", in_memory=True,
+        config={"GDAL_NUM_THREADS": 2, "GDAL_CACHEMAX": CACHE_BYTES}, overview_resampling="average", in_memory=True,
     )  # fmt: skip
     return folder / "out.tif"
 
@@ -53,7 +54,7 @@ def copy_cog(source: Any, target: Path, *, predictor: int = 2) -> None:
     """GDAL's COG driver at its usual level of DEFLATE, two threads for decoding, overviews and encoding."""
     from rasterio.shutil import copy
 
-    with rasterio.Env(GDAL_NUM_THREADS=2, GDAL_CACHEMAX=CACHE_MB):
+    with rasterio.Env(GDAL_NUM_THREADS=2, GDAL_CACHEMAX=CACHE_BYTES):
         copy(
             source, target, driver="COG", compress="DEFLATE", predictor=predictor, num_threads=2,
             overview_resampling="average", bigtiff="IF_SAFER",
@@ -97,7 +98,7 @@ def clip_rasterio(inputs: Area, folder: Path) -> Path:
     import rasterio.mask
 
     place, area = inputs
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), rasterio.open(place, num_threads=2) as source:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), rasterio.open(place, num_threads=2) as source:
         cut, transform = rasterio.mask.mask(source, [area], crop=True)
         profile = source.profile | {"height": cut.shape[1], "width": cut.shape[2], "transform": transform}
     return _cogeo(cut, profile, folder)
@@ -129,7 +130,7 @@ def _cogeo(cut: np.ndarray, profile: dict[str, Any], folder: Path) -> Path:
         with memory.open() as source:
             cog_translate(
                 source, folder / "out.tif", cog_profiles.get("deflate") | {"predictor": 2}, quiet=True, nodata=0,
-                config={"GDAL_NUM_THREADS": 2, "GDAL_CACHEMAX": CACHE_MB}, overview_resampling="average",
+                config={"GDAL_NUM_THREADS": 2, "GDAL_CACHEMAX": CACHE_BYTES}, overview_resampling="average",
                 in_memory=True,
             )  # fmt: skip
     return folder / "out.tif"

@@ -17,7 +17,7 @@ from benchmarks import data
 from benchmarks.bounds import Read
 from benchmarks.harness import THREADS, Row
 from benchmarks.rows.arithmetic import write_bands
-from benchmarks.rows.cogs import CACHE_MB
+from benchmarks.rows.cogs import CACHE_BYTES
 
 DATES = 12
 SIDE_MAX = 4096
@@ -105,7 +105,7 @@ def median_odc(dates: Dates, folder: Path) -> Path:
     import odc.stac
     import xarray as xr
 
-    with dask.config.set(scheduler="threads", num_workers=THREADS), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+    with dask.config.set(scheduler="threads", num_workers=THREADS), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         cube = odc.stac.load(stac_items(dates), bands=list(BANDS), chunks={"time": 1, "y": CHUNK, "x": CHUNK})
         red, nir = cube.red.astype(np.float32), cube.nir.astype(np.float32)
         ndvi = (nir - red) / (nir + red)

@@ -10,7 +10,7 @@ import rasterio
 
 from benchmarks import data
 from benchmarks.harness import THREADS, Answer, Row
-from benchmarks.rows.cogs import CACHE_MB, copy_cog
+from benchmarks.rows.cogs import CACHE_BYTES, copy_cog
 from benchmarks.rows.looking import pixels
 
 WARP_MEMORY_MB = 512
@@ -88,7 +88,7 @@ def gdal_cog(scene: Scene, folder: Path) -> Path:
         "crs": scene.crs, "transform": transform, "tiled": True, "blockxsize": 512, "blockysize": 512,
         "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
-    with rasterio.Env(GDAL_NUM_THREADS=THREADS, GDAL_CACHEMAX=CACHE_MB), rasterio.MemoryFile() as memory:
+    with rasterio.Env(GDAL_NUM_THREADS=THREADS, GDAL_CACHEMAX=CACHE_BYTES), rasterio.MemoryFile() as memory:
         with rasterio.open(scene.place, num_threads=2) as source, memory.open(**profile) as target:
             reproject(
                 rasterio.band(source, 1), rasterio.band(target, 1), resampling=Resampling.bilinear,
