@@ -32,12 +32,13 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     window: tuple[int, int, int, int] | None = None
 
 
-def seconds(reads: Sequence[Read], writes: Sequence[Path], threads: int) -> float:
+def seconds(reads: Sequence[Read], writes: Sequence[Path], arrays: Sequence[np.ndarray], threads: int) -> float:
     """Time to decode, touch and encode, beginning with the files in the page cache.
 
     Args:
         reads: what is decoded.
         writes: rasters as our side wrote them; their tiles, overviews included, are encoded once more.
+        arrays: pixels that lie in memory before or after; each is copied once.
         threads: how many work at a time.
 
     Raises:
@@ -55,6 +56,9 @@ def seconds(reads: Sequence[Read], writes: Sequence[Path], threads: int) -> floa
         started = time.perf_counter()
         _drain(pool.map(undo, packed))
         decoding = time.perf_counter() - started
+        started = time.perf_counter()
+        _drain(pool.map(np.copy, [part for array in arrays for part in np.array_split(array, 64)]))
+        copying = time.perf_counter() - started
         # Encoding is timed in batches, so that what is to be encoded does not have to lie in memory all at once.
         encoding = 0.0
         for start in range(0, len(made), 64):
@@ -63,7 +67,7 @@ def seconds(reads: Sequence[Read], writes: Sequence[Path], threads: int) -> floa
             started = time.perf_counter()
             _drain(pool.map(lambda each: _packed(*each), raw))
             encoding += time.perf_counter() - started
-    return decoding + encoding
+    return decoding + copying + encoding
 
 
 def _drain(results: Iterable[Any]) -> None:

@@ -42,6 +42,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         look: `(what was made, inputs) -> arrays by name`, not timed.
         agree: `(our answer, their answer) -> None`, raises AssertionError.
         reads: `inputs -> rasters decoded`, for the bound.
+        arrays: `(inputs, what we made) -> pixels in memory`, each copied once for the bound.
         method: of ours, which has to be installed.
         needs: modules of the peer.
         peer_environment: variables of the peer's process beside the common ones.
@@ -58,6 +59,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     agree: Callable[[Answer, Answer], None]
     reads: "Callable[[Any], Sequence[Read]]"
     method: str
+    arrays: Callable[[Any, Any], Sequence[np.ndarray]] = lambda inputs, made: ()
     needs: tuple[str, ...] = ()
     peer_environment: dict[str, str] = {}
 

@@ -30,13 +30,13 @@ def output(result: Result, key: str = "data") -> Path:
     return path
 
 
-def asset(path: Path, *names: str, key: str = "data") -> RasterAsset:
+def asset(path: Path, *names: str, key: str = "data", scale: float = 1.0) -> RasterAsset:
     """A raster file as an asset, its bands renamed; the names are common names, too."""
     found = raster.describe(path.as_uri())
     bands = found.bands
     if names:
         bands = tuple(
-            msgspec.structs.replace(band, name=name, common_name=None if name == "scl" else name)
+            msgspec.structs.replace(band, name=name, common_name=None if name == "scl" else name, scale=scale)
             for band, name in zip(bands, names, strict=True)
         )
     return msgspec.structs.replace(found, key=key, bands=bands)

@@ -58,7 +58,8 @@ class Worker:
         from benchmarks import bounds
 
         writes = [self._kept] if isinstance(self._kept, Path) and self._kept.suffix == ".tif" else []
-        return {"seconds": bounds.seconds(self._row.reads(self._inputs), writes, THREADS)}
+        arrays = self._row.arrays(self._inputs, self._kept)
+        return {"seconds": bounds.seconds(self._row.reads(self._inputs), writes, arrays, THREADS)}
 
     def close(self) -> None:
         """Remove what was kept."""

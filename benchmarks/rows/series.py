@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
@@ -18,6 +18,9 @@ from benchmarks.bounds import Read
 from benchmarks.harness import THREADS, Row
 from benchmarks.rows.arithmetic import write_bands
 from benchmarks.rows.cogs import CACHE_BYTES
+
+if TYPE_CHECKING:
+    from eorouter_compute.method import InputItem
 
 DATES = 12
 SIDE_MAX = 4096
@@ -208,4 +211,68 @@ def _write_six(made: np.ndarray, dates: Dates, folder: Path) -> Path:
 
 # Ours -----------------------------------------------------------------------------------------------------------------
 
-ROWS: list[Row] = []
+
+def items_of(dates: Dates, *, scale: float = 1.0) -> "list[InputItem]":
+    """An item per date, one asset per file."""
+    from benchmarks.ours import asset
+    from eorouter_compute.method import InputItem
+
+    items = []
+    for number, (at, paths) in enumerate(dates):
+        assets = [
+            asset(path, *(SIX if name == "data" else (name,)), key=name, scale=scale) for name, path in paths.items()
+        ]
+        items.append(InputItem(id=f"date-{number}", assets=tuple(assets), at=at))
+    return items
+
+
+def median_ours(dates: Dates, folder: Path) -> Path:
+    """Index, mask and median in one pass."""
+    from benchmarks.ours import output, run
+
+    task = {
+        "method": "time_series",
+        "value": {"index": "NDVI", "letters": {"R": "red", "N": "nir"}},
+        "masks": [{"band": "scl", "classes": [0, *data.CLOUDY]}],
+        "group": {"by": "all"},
+        "analysis": {"type": "composite", "statistics": ["median"]},
+    }
+    return output(run(task, items_of(dates), folder))
+
+
+def geomedian_ours(dates: Dates, folder: Path) -> Path:
+    """Six bands of every date, read once."""
+    from benchmarks.ours import output, run
+
+    task = {
+        "method": "time_series",
+        "value": {"bands": list(SIX)},
+        "group": {"by": "all"},
+        "analysis": {"type": "composite", "geometric_median": True},
+    }
+    return output(run(task, items_of(dates, scale=float(SCALE)), folder))
+
+
+def near_geomedian(ours: Answer, theirs: Answer) -> None:
+    """Within a thousandth of reflectance: both sides stop when their steps are small, not when they are there."""
+    compare(ours, theirs, atol=1e-3)
+
+
+def _geomedian(peer: str, theirs: Any, needs: tuple[str, ...]) -> Row:
+    return Row(
+        id="geomedian-12", peer=peer, floor=3.0, pixels=lambda side: DATES * (side_of(side) // 4) ** 2,
+        prepare=six_band_dates, ours=geomedian_ours, theirs=theirs, look=cuts, agree=near_geomedian, reads=reads,
+        method="time_series", needs=needs,
+    )  # fmt: skip
+
+
+ROWS = [
+    Row(
+        id="median-12", peer="odc-stac + xarray on Dask (2 threads, bottleneck), GDAL COG driver", floor=8.0,
+        pixels=lambda side: DATES * side_of(side) ** 2, prepare=masked_dates, ours=median_ours, theirs=median_odc,
+        look=cuts, agree=near_pixels, reads=reads, method="time_series",
+        needs=("odc.stac", "pystac", "bottleneck", "xarray"),
+    ),
+    _geomedian("hdstats (2 processes), GDAL COG driver", geomedian_hdstats, ("hdstats",)),
+    _geomedian("NumPy (vectorised Weiszfeld, 2 processes), GDAL COG driver", geomedian_numpy, ()),
+]  # fmt: skip

@@ -11,7 +11,7 @@ import rasterio
 from benchmarks import data
 from benchmarks.harness import THREADS, Answer, Row
 from benchmarks.rows.cogs import CACHE_BYTES, copy_cog
-from benchmarks.rows.looking import pixels
+from benchmarks.rows.looking import cuts, pixels
 
 WARP_MEMORY_MB = 512
 TOLERANCE_PX = 0.125
@@ -129,17 +129,52 @@ def _near(ours: np.ndarray, theirs: np.ndarray) -> None:
         assert apart.mean() <= 40, f"the mean difference is {apart.mean():.1f}"
 
 
+def ours_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
+    """The warp of every method, from pixels in memory, on two threads; nodata is looked for, as GDAL does."""
+
+    def ours(scene: Scene, _: Path) -> np.ndarray:
+        from eorouter_compute import warp
+        from eorouter_compute.grid import Grid
+
+        transform, height, width = target_of(scene)
+        with rasterio.open(scene.place) as source:
+            here = Grid(crs=data.CRS, transform=tuple(source.transform)[:6], shape=source.shape)
+        there = Grid(crs=scene.crs, transform=tuple(transform)[:6], shape=(height, width))
+        pixels = scene.loaded[None]
+        known = pixels != 0
+        block = warp.in_memory(
+            pixels, None if known.all() else known, here, there, resampling=resampling, tolerance_px=TOLERANCE_PX,
+            threads=THREADS,
+        )  # fmt: skip
+        return block.pixels[0]
+
+    return ours
+
+
+def ours_cog(scene: Scene, folder: Path) -> Path:
+    """The method, onto the grid that GDAL suggests."""
+    from benchmarks.ours import item, output, run
+
+    transform, height, width = target_of(scene)
+    bounds = [transform.c, transform.f + height * transform.e, transform.c + width * transform.a, transform.f]
+    grid = {"crs": scene.crs, "resolution": [transform.a, -transform.e], "bounds": bounds, "snap": False}
+    task = {"method": "reproject", "grid": grid, "resampling": "bilinear", "tolerance_px": TOLERANCE_PX}
+    return output(run(task, [item(scene.place)], folder))
+
+
 def _array(resampling: str, crs: str) -> Row:
     return Row(
         id=f"reproject-{resampling}", peer=f"GDAL warp to {crs} (2 threads, 0.125 px)", floor=5.0, pixels=pixels,
         prepare=scene_to(crs, in_memory=True), ours=ours_array(resampling), theirs=gdal_array(resampling), look=look,
-        agree=near, reads=lambda _: [], method="reproject",
+        agree=near, reads=lambda _: [], arrays=lambda scene, made: [scene.loaded, made], method="reproject",
     )  # fmt: skip
 
 
-def ours_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
-    """The warp of every method, block by block on two threads, from pixels in memory."""
-    raise NotImplementedError(resampling)
-
-
-ROWS: list[Row] = []
+ROWS = [
+    *(_array(resampling, crs) for resampling in ("bilinear", "cubic") for crs in ("EPSG:4326", "EPSG:3857")),
+    Row(
+        id="reproject-cog", peer="GDAL warp to EPSG:4326 (2 threads, 0.125 px) + COG driver", floor=4.0, pixels=pixels,
+        prepare=scene_to("EPSG:4326", in_memory=False), ours=ours_cog, theirs=gdal_cog, look=cuts, agree=near_cuts,
+        reads=lambda scene: [Read(path=scene.place)], method="reproject",
+    ),
+]  # fmt: skip
