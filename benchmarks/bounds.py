@@ -1,8 +1,8 @@
 """What no program can beat on this machine: the codec's time for the same tiles, and one pass over their pixels.
 
 A row says which rasters it reads and which it leaves. Their tiles are decoded and encoded here by the fastest codecs
-there are (ISA-L and libdeflate by way of `isal` and `imagecodecs`, whichever is quicker on a sample), on as many threads
-as the row's two sides have, and every decoded tile is copied once: a method that looks at its pixels cannot do less.
+there are (ISA-L and libdeflate by way of `isal` and `imagecodecs`, whichever is quicker on a sample), on as many
+threads as the row's two sides have, and every decoded tile is copied once: who looks at pixels cannot do less.
 """
 
 import time

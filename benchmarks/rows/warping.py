@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import rasterio
+from affine import Affine
 
 from benchmarks import data
+from benchmarks.bounds import Read
 from benchmarks.harness import THREADS, Answer, Row
 from benchmarks.rows.cogs import CACHE_BYTES, copy_cog
 from benchmarks.rows.looking import cuts, pixels
@@ -18,10 +19,12 @@ TOLERANCE_PX = 0.125
 
 
 class Scene(msgspec.Struct, frozen=True):
-    """A raster, the CRS it goes to, and its pixels once they are in memory."""
+    """A raster, the grid that GDAL suggests for it in another CRS, and its pixels once they are in memory."""
 
     place: Path
     crs: str
+    transform: Affine
+    shape: tuple[int, int]
     pixels: dict[str, np.ndarray]
 
     @property
@@ -37,23 +40,20 @@ def scene_to(crs: str, *, in_memory: bool) -> Callable[[Path, int], Scene]:
     """Prepare a scene that goes to `crs`."""
 
     def prepare(folder: Path, side: int) -> Scene:
-        scene = Scene(data.scene(folder, side, "warp", 5, is_cog=True), crs, {})
+        from rasterio.warp import calculate_default_transform
+
+        place = data.scene(folder, side, "warp", 5, is_cog=True)
+        # Asked for before our modules are imported: they leave GDAL without the driver that this needs.
+        with rasterio.open(place) as source:
+            transform, width, height = calculate_default_transform(
+                source.crs, crs, source.width, source.height, *source.bounds
+            )
+        scene = Scene(place, crs, transform, (int(height or 0), int(width or 0)), {})
         if in_memory:
             assert scene.loaded.size
         return scene
 
     return prepare
-
-
-def target_of(scene: Scene) -> tuple[Any, int, int]:
-    """Transform, height and width that GDAL suggests: both sides fill the same grid."""
-    from rasterio.warp import calculate_default_transform
-
-    with rasterio.open(scene.place) as source:
-        transform, width, height = calculate_default_transform(
-            source.crs, scene.crs, source.width, source.height, *source.bounds
-        )
-    return transform, int(height or 0), int(width or 0)
 
 
 def gdal_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
@@ -63,12 +63,11 @@ def gdal_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
         from rasterio.enums import Resampling
         from rasterio.warp import reproject
 
-        transform, height, width = target_of(scene)
-        out = np.zeros((height, width), np.uint16)
+        out = np.zeros(scene.shape, np.uint16)
         with rasterio.open(scene.place) as source:
             frame = {"src_transform": source.transform, "src_crs": source.crs}
         reproject(
-            scene.loaded, out, **frame, dst_transform=transform, dst_crs=scene.crs, src_nodata=0, dst_nodata=0,
+            scene.loaded, out, **frame, dst_transform=scene.transform, dst_crs=scene.crs, src_nodata=0, dst_nodata=0,
             resampling=Resampling[resampling], num_threads=THREADS, warp_mem_limit=WARP_MEMORY_MB,
             tolerance=TOLERANCE_PX,
         )  # fmt: skip
@@ -82,10 +81,10 @@ def gdal_cog(scene: Scene, folder: Path) -> Path:
     from rasterio.enums import Resampling
     from rasterio.warp import reproject
 
-    transform, height, width = target_of(scene)
+    height, width = scene.shape
     profile = {
         "driver": "GTiff", "width": width, "height": height, "count": 1, "dtype": "uint16", "nodata": 0,
-        "crs": scene.crs, "transform": transform, "tiled": True, "blockxsize": 512, "blockysize": 512,
+        "crs": scene.crs, "transform": scene.transform, "tiled": True, "blockxsize": 512, "blockysize": 512,
         "BIGTIFF": "IF_SAFER",
     }  # fmt: skip
     with rasterio.Env(GDAL_NUM_THREADS=THREADS, GDAL_CACHEMAX=CACHE_BYTES), rasterio.MemoryFile() as memory:
@@ -136,10 +135,9 @@ def ours_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
         from eorouter_compute import warp
         from eorouter_compute.grid import Grid
 
-        transform, height, width = target_of(scene)
         with rasterio.open(scene.place) as source:
             here = Grid(crs=data.CRS, transform=tuple(source.transform)[:6], shape=source.shape)
-        there = Grid(crs=scene.crs, transform=tuple(transform)[:6], shape=(height, width))
+        there = Grid(crs=scene.crs, transform=tuple(scene.transform)[:6], shape=scene.shape)
         pixels = scene.loaded[None]
         known = pixels != 0
         block = warp.in_memory(
@@ -155,7 +153,7 @@ def ours_cog(scene: Scene, folder: Path) -> Path:
     """The method, onto the grid that GDAL suggests."""
     from benchmarks.ours import item, output, run
 
-    transform, height, width = target_of(scene)
+    transform, (height, width) = scene.transform, scene.shape
     bounds = [transform.c, transform.f + height * transform.e, transform.c + width * transform.a, transform.f]
     grid = {"crs": scene.crs, "resolution": [transform.a, -transform.e], "bounds": bounds, "snap": False}
     task = {"method": "reproject", "grid": grid, "resampling": "bilinear", "tolerance_px": TOLERANCE_PX}
