@@ -44,17 +44,17 @@ def seconds(reads: Sequence[Read], writes: Sequence[Path], arrays: Sequence[np.n
     Raises:
         ValueError: a raster is not compressed with DEFLATE, which is what this module knows the fastest codecs of.
     """
-    packed = [tile for read in reads for tile in _tiles(read.path, read.window, is_whole=False)]
-    made = [tile for path in writes for tile in _tiles(path, None, is_whole=True)]
-    inflate = _quickest(_INFLATE, [tile[0] for tile in (packed or made)[:16]])
+    given = [tile for read in reads for tile in tiles(read.path, read.window, is_whole=False)]
+    made = [tile for path in writes for tile in tiles(path, None, is_whole=True)]
+    inflate = _quickest(INFLATE, (given or made)[:16])
 
     def undo(tile: Tile) -> np.ndarray:
-        pixels = _unpacked(tile, inflate)
+        pixels = unpacked(tile, inflate)
         return pixels.copy()
 
     with ThreadPoolExecutor(threads) as pool:
         started = time.perf_counter()
-        _drain(pool.map(undo, packed))
+        _drain(pool.map(undo, given))
         decoding = time.perf_counter() - started
         started = time.perf_counter()
         _drain(pool.map(np.copy, [part for array in arrays for part in np.array_split(array, 64)]))
@@ -63,9 +63,9 @@ def seconds(reads: Sequence[Read], writes: Sequence[Path], arrays: Sequence[np.n
         encoding = 0.0
         for start in range(0, len(made), 64):
             batch = made[start : start + 64]
-            raw = [(_unpacked(tile, inflate), tile[3]) for tile in batch]
+            raw = [(unpacked(tile, inflate), tile[3]) for tile in batch]
             started = time.perf_counter()
-            _drain(pool.map(lambda each: _packed(*each), raw))
+            _drain(pool.map(lambda each: packed(*each), raw))
             encoding += time.perf_counter() - started
     return decoding + copying + encoding
 
@@ -75,26 +75,32 @@ def _drain(results: Iterable[Any]) -> None:
         pass
 
 
-def _libdeflate(data: bytes) -> bytes:
+def _isal(data: bytes, size: int) -> bytes:
+    return isal_zlib.decompress(data, bufsize=size)
+
+
+def _libdeflate(data: bytes, size: int) -> bytes:
     import imagecodecs
 
-    return bytes(imagecodecs.zlib_decode(data))
+    return imagecodecs.deflate_decode(data, out=size)
 
 
-_INFLATE: tuple[Callable[[bytes], bytes], ...] = (isal_zlib.decompress, _libdeflate)
+Inflate = Callable[[bytes, int], bytes]
+INFLATE: tuple[Inflate, ...] = (_isal, _libdeflate)
+"""Codecs that unpack DEFLATE to a number of bytes."""
 
 
-def _quickest(codecs: Sequence[Callable[[bytes], bytes]], sample: Sequence[bytes]) -> Callable[[bytes], bytes]:
-    def taken(codec: Callable[[bytes], bytes]) -> float:
+def _quickest(codecs: Sequence[Inflate], sample: Sequence[Tile]) -> Inflate:
+    def taken(codec: Inflate) -> float:
         started = time.perf_counter()
-        for data in sample:
-            codec(data)
+        for tile in sample:
+            unpacked(tile, codec)
         return time.perf_counter() - started
 
     return min(codecs, key=taken)
 
 
-def _tiles(path: Path, window: tuple[int, int, int, int] | None, *, is_whole: bool) -> list[Tile]:
+def tiles(path: Path, window: tuple[int, int, int, int] | None, *, is_whole: bool) -> list[Tile]:
     """The tiles of the first image that meet `window`; of every image and mask where `is_whole`."""
     data = np.memmap(path, np.uint8, "r")
     found = tiff.directories(lambda start, stop: data[start:stop].tobytes(), len(data))
@@ -115,13 +121,13 @@ def _of(
     kind = _KINDS[directory.value(Code.SAMPLE_FORMAT, 1)]
     dtype = np.dtype(f"{kind}{bits // 8}") if bits >= 8 else np.dtype("u1")
     shape = (height, width if bits >= 8 else width // 8, 1 if is_planar else bands)
-    tiles = []
+    found = []
     for number, (start, length) in enumerate(zip(*directory.tile_spans, strict=True)):
         row, col = divmod(number % (across * down), across)
         if length and (window is None or _meets(window, row * height, col * width, height, width)):
-            packed = data[start : start + length].tobytes()
-            tiles.append((packed, shape, dtype, directory.value(Code.PREDICTOR, 1)))
-    return tiles
+            content = data[start : start + length].tobytes()
+            found.append((content, shape, dtype, directory.value(Code.PREDICTOR, 1)))
+    return found
 
 
 def _meets(window: tuple[int, int, int, int], row: int, col: int, height: int, width: int) -> bool:
@@ -129,17 +135,20 @@ def _meets(window: tuple[int, int, int, int], row: int, col: int, height: int, w
     return row < top + rows and top < row + height and col < left + cols and left < col + width
 
 
-def _unpacked(tile: Tile, inflate: Callable[[bytes], bytes]) -> np.ndarray:
+def unpacked(tile: Tile, inflate: Inflate) -> np.ndarray:
+    """Pixels (y, x) or (y, x, band) of a tile."""
     import imagecodecs
 
-    packed, shape, dtype, predictor = tile
-    pixels = np.frombuffer(inflate(packed), dtype).reshape(shape)
+    content, shape, dtype, predictor = tile
+    shape = shape if shape[2] > 1 else shape[:2]
+    pixels = np.frombuffer(inflate(content, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
     if predictor == 2:
         return imagecodecs.delta_decode(pixels, axis=1)
     return imagecodecs.floatpred_decode(pixels, axis=1) if predictor == 3 else pixels
 
 
-def _packed(pixels: np.ndarray, predictor: int) -> bytes:
+def packed(pixels: np.ndarray, predictor: int) -> bytes:
+    """A tile as DEFLATE, at ISA-L's quickest level that finds matches."""
     import imagecodecs
 
     if predictor == 2:

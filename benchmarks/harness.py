@@ -19,6 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from benchmarks.bounds import Read
 
+ROOT = Path(__file__).resolve().parent.parent
 THREADS = 2
 NO_PEER = "–"
 
@@ -117,7 +118,7 @@ class Side:
         self._name = f"{side} of {row.key}"
         command = [sys.executable, "-m", "benchmarks.side", row.key, side, str(folder), str(pixels_side)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
         )
 
     def run(self, verb: str) -> dict[str, Any]:
@@ -154,9 +155,10 @@ def measure(row: Row, folder: Path, side: int, pairs: int) -> Measured:
     if missing:
         return not_run(row.id, row.peer, row.floor, f"the peer is not installed: {', '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
-    row.prepare(folder, side)
     ours, theirs = Side(row, "ours", folder, side), Side(row, "theirs", folder, side)
     try:
+        # Scenes are made on the peer's side, where GDAL has all its drivers.
+        theirs.run("prepare")
         return _in_turn(row, ours, theirs, folder, side=side, pairs=pairs)
     except Failed as failure:
         return not_run(row.id, row.peer, row.floor, str(failure))

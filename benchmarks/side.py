@@ -1,4 +1,4 @@
-"""The process of one side: reads `run`, `bound`, `answer FILE` or `quit`, and says a line of JSON for each."""
+"""The process of one side: reads `prepare`, `run`, `bound`, `answer FILE` or `quit`; answers each with a line of JSON."""
 
 import json
 import os
@@ -34,6 +34,10 @@ class Worker:
         from eorouter_compute import method
 
         method.get(self._row.method)
+
+    def prepare(self) -> dict[str, float]:
+        """Nothing more: the inputs are there."""
+        return {}
 
     def run(self) -> dict[str, float]:
         """Seconds and peak memory of one call, its children's included."""

@@ -29,6 +29,14 @@ def ours(place: Path, folder: Path) -> Path:
     return output(run(task, [item(place, "red", "nir")], folder))
 
 
+def band_math(place: Path, folder: Path) -> Path:
+    """The formula as a caller writes it."""
+    from benchmarks.ours import item, output, run
+
+    task = {"method": "band_math", "outputs": [{"expression": "(nir - red) / (nir + red)"}]}
+    return output(run(task, [item(place, "red", "nir")], folder))
+
+
 def numexpr_rasterio(place: Path, folder: Path) -> Path:
     """Read with two threads, one compiled expression on two threads, GDAL's COG driver with two threads."""
     import numexpr

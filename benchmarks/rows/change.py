@@ -72,4 +72,29 @@ def _chi_square_cdf_even(x: np.ndarray, freedom: int) -> np.ndarray:
     return 1 - np.exp(-half) * total
 
 
-ROWS: list[Row] = []
+def irmad_ours(inputs: Pair, folder: Path) -> Path:
+    """The same iteration, in rounds of shards."""
+    from benchmarks.ours import item, output, run
+
+    before, after = inputs
+    task = {"method": "change_detection", "detector": {"type": "irmad"}}
+    items = [item(before, *SIX, id="before"), item(after, *SIX, id="after")]
+    return output(run(task, items, folder))
+
+
+def near_chi2(ours: Answer, theirs: Answer) -> None:
+    """Chi-square, the last band, within a hundredth for all but one pixel of a hundred."""
+    for name in (name for name in ours if name.startswith("pixels_")):
+        mine, other = ours[name][-1], theirs[name][-1]
+        apart = np.abs(mine - other) / np.maximum(np.abs(other), 1e-3)
+        assert np.quantile(apart, 0.99) <= 0.01, f"the 99th percentile of differences is {np.quantile(apart, 0.99):.3f}"
+
+
+ROWS = [
+    Row(
+        id="irmad", peer="NumPy (whole arrays, BLAS on 2 threads)", floor=8.0,
+        pixels=lambda side: side_of(side) ** 2, prepare=pair, ours=irmad_ours, theirs=irmad_numpy, look=cuts,
+        agree=near_chi2, reads=lambda inputs: [Read(path=path) for path in inputs], method="change_detection",
+        peer_environment={"OPENBLAS_NUM_THREADS": "2"},
+    )
+]  # fmt: skip
