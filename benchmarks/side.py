@@ -1,4 +1,4 @@
-"""The process of one side: reads `prepare`, `run`, `bound`, `answer FILE` or `quit`; answers each with a line of JSON."""
+"""The process of one side: told `prepare`, `run`, `bound`, `answer FILE` or `quit`, it answers with a line of JSON."""
 
 import json
 import os

@@ -6,8 +6,10 @@ import numpy as np
 import rasterio
 
 from benchmarks import data
-from benchmarks.harness import Row
+from benchmarks.bounds import Read
+from benchmarks.harness import Answer, Row
 from benchmarks.rows.arithmetic import write_bands
+from benchmarks.rows.looking import cuts
 from benchmarks.rows.series import SIX, side_of
 
 Pair = tuple[Path, Path]
