@@ -43,10 +43,10 @@ class Worker:
         """Seconds and peak memory of one call, its children's included."""
         place = Path(tempfile.mkdtemp(dir=self._folder))
         reset_peak(_family())
-        start = time.perf_counter()
+        cpu, start = _cpu_seconds(), time.perf_counter()
         self._do(self._inputs, place)
         seconds = time.perf_counter() - start
-        told = {"seconds": seconds, "peak_mb": peak_mb(_family())}
+        told = {"seconds": seconds, "cpu": _cpu_seconds() - cpu, "peak_mb": peak_mb(_family())}
         shutil.rmtree(place)
         return told
 
@@ -69,6 +69,15 @@ class Worker:
         """Remove what was kept."""
         if self._kept_in is not None:
             shutil.rmtree(self._kept_in)
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of its children as long as they live."""
+    taken = 0.0
+    for pid in _family():
+        times = psutil.Process(pid).cpu_times()
+        taken += times.user + times.system
+    return taken
 
 
 def _family() -> list[int]:

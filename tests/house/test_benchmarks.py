@@ -8,7 +8,6 @@ import pytest
 from benchmarks.rows import ROWS
 
 from benchmarks import report, service
-from eorouter_compute.method import methods
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "benchmarks" / "recorded.json"
@@ -38,9 +37,8 @@ def test_rows_are_those_of_the_design():
     assert list(floors) == list(FLOORS)
 
 
-def test_rows_are_told_apart_and_their_methods_are_here():
+def test_rows_are_told_apart():
     assert len({row.key for row in ROWS}) == len(ROWS)
-    assert {row.method for row in ROWS} - set(methods()) == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
