@@ -57,8 +57,9 @@ def main() -> int:
         document["rows"] = measured
         keep(document, options.json)
     if options.curves:
-        document["curves"] = curves.measure(folder, side, console.print)
-        keep(document, options.json)
+        for name, points in curves.measure(folder, side, console.print):
+            document.setdefault("curves", {})[name] = points
+            keep(document, options.json)
     console.print(report.table(measured, document["machine"]))
     if options.plot:
         report.plot(measured, document.get("curves", {}), options.plot)

@@ -5,7 +5,7 @@ idle process, its merge included.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,14 @@ def zones(folder: Path, side: int) -> list[Point]:
     return points
 
 
+def dates(folder: Path, side: int, *, counts: Sequence[int] = (3, 6, 12, 24)) -> list[Point]:
+    """The composite of `median-12` with fewer and with more dates; `x` is their number."""
+    from benchmarks.rows import series
+
+    every = series.masked_dates(folder, side, dates=max(counts))
+    return [alone(count, series.MEDIAN, series.items_of(every[:count]), folder) for count in counts]
+
+
 def workers(folder: Path, side: int) -> list[Point]:
     """The job of `scale-2` on one worker and on two."""
     import statistics
@@ -72,17 +80,22 @@ def workers(folder: Path, side: int) -> list[Point]:
     return [Point(x=count, seconds=statistics.median(taken)) for count, taken in seconds.items()]
 
 
-def measure(folder: Path, side: int, say: Callable[[str], Any]) -> dict[str, list[Point]]:
-    """Every curve."""
+def measure(folder: Path, side: int, say: Callable[[str], Any]) -> Iterator[tuple[str, list[Point]]]:
+    """Every curve by name; one that cannot be drawn is said and left out."""
     every: dict[str, Callable[[], list[Point]]] = {
         "pixels": lambda: pixels(folder),
         "zones": lambda: zones(folder, side),
+        "dates": lambda: dates(folder, side),
         "workers": lambda: workers(folder, side),
     }
-    drawn = {}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, draw in every.items():
         say(f"time and memory against {name} …")
-        drawn[name] = draw()
-        for point in drawn[name]:
+        try:
+            points = draw()
+        except Exception as error:  # noqa: BLE001 - said in red; the other curves must not be lost
+            say(f"[red]not drawn: {type(error).__name__}: {error}")
+            continue
+        for point in points:
             say(f"  {point.x:,.0f}: {point.seconds:.2f} s, {point.peak_rss_mb:.0f} MB")
-    return drawn
+        yield name, points

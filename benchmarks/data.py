@@ -1,6 +1,8 @@
 """Scenes and polygons by seed: the same bytes on every machine, made once per folder."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import rasterio
 import shapely
 from rasterio.transform import from_origin
 
+ROOT = Path(__file__).resolve().parent.parent
 SIDES = {"small": 2048, "tile": 10_980, "large": 21_960}
 ORIGIN = (600_000.0, 5_900_040.0)
 PIXEL_M = 10.0
@@ -44,13 +47,10 @@ def written(path: Path, side: int, bands: list[Rows], *, dtype: str = "uint16", 
                 rows = min(512, side - row)
                 target.write(pixels(row, rows), number, window=((row, row + rows), (0, side)))
     if is_cog:
-        from rasterio.shutil import copy
-
         finished = path.with_suffix(".cog.part")
-        copy(
-            temporary, finished, driver="COG", compress="DEFLATE", predictor=2, num_threads=2, bigtiff="IF_SAFER",
-            overview_resampling="average" if dtype == "uint16" else "mode",
-        )  # fmt: skip
+        # In a process of its own: where our modules were imported, GDAL has no COG driver any more.
+        command = [sys.executable, "-m", "benchmarks.data", str(temporary), str(finished)]
+        subprocess.run([*command, "average" if dtype == "uint16" else "mode"], check=True, cwd=ROOT)
         temporary.unlink()
         finished.replace(path)
     else:
@@ -132,3 +132,18 @@ def polygons(folder: Path, side: int, kind: str, count: int, seed: int = 7) -> P
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
     return path
+
+
+def main() -> None:
+    """Make a COG of a GeoTIFF: source, target, resampling of the overviews."""
+    from rasterio.shutil import copy
+
+    source, target, resampling = sys.argv[1:]
+    copy(
+        source, target, driver="COG", compress="DEFLATE", predictor=2, num_threads=2, bigtiff="IF_SAFER",
+        overview_resampling=resampling,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

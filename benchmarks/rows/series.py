@@ -243,18 +243,20 @@ def items_of(dates: Dates, *, scale: float = 1.0) -> "list[InputItem]":
     return items
 
 
+MEDIAN = {
+    "method": "time_series",
+    "value": {"index": "NDVI", "letters": {"R": "red", "N": "nir"}},
+    "masks": [{"band": "scl", "classes": [0, *data.CLOUDY]}],
+    "group": {"by": "all"},
+    "analysis": {"type": "composite", "statistics": ["median"]},
+}
+
+
 def median_ours(dates: Dates, folder: Path) -> Path:
     """Index, mask and median in one pass."""
     from benchmarks.ours import output, run
 
-    task = {
-        "method": "time_series",
-        "value": {"index": "NDVI", "letters": {"R": "red", "N": "nir"}},
-        "masks": [{"band": "scl", "classes": [0, *data.CLOUDY]}],
-        "group": {"by": "all"},
-        "analysis": {"type": "composite", "statistics": ["median"]},
-    }
-    return output(run(task, items_of(dates), folder))
+    return output(run(MEDIAN, items_of(dates), folder))
 
 
 def geomedian_ours(dates: Dates, folder: Path) -> Path:
