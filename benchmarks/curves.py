@@ -4,6 +4,8 @@ Each point is a job in a process of its own, warm, on one thread as a worker has
 idle process, its merge included.
 """
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +32,16 @@ def alone(x: float, task: dict[str, Any], inputs: "Sequence[InputItem]", folder:
     with tempfile.TemporaryDirectory(dir=folder) as place:
         took = measured(params, inputs, Path(place))
     return Point(x=x, seconds=took.seconds, peak_rss_mb=took.job_bytes / 2**20)
+
+
+def idle_mb() -> float:
+    """Memory of a warm process that does nothing yet: the libraries and the compiled kernels."""
+    code = (
+        "import eorouter_kernels; from eorouter_compute import method, raster; method.methods(); "
+        "eorouter_kernels.warm_up(); raster.warm_up(); import psutil; print(psutil.Process().memory_info().rss)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return int(told.stdout) / 2**20
 
 
 def pixels(folder: Path, *, steps: Sequence[int] = (1, 10, 100)) -> list[Point]:

@@ -22,14 +22,10 @@ def plain_scene(folder: Path, side: int) -> Path:
 
 
 def cog_ours(place: Path, folder: Path) -> Path:
-    """The ingest of an uploaded file."""
-    from benchmarks.ours import output, run
+    """The method with its defaults."""
+    from benchmarks.ours import item, output, run
 
-    task = {
-        "method": "ingest", "href": place.as_uri(), "filename": place.name, "declared_bytes": place.stat().st_size,
-        "pixels_max": 10**10,
-    }  # fmt: skip
-    return output(run(task, [], folder))
+    return output(run({"method": "cog"}, [item(place)], folder))
 
 
 def cog_rio_cogeo(place: Path, folder: Path) -> Path:
@@ -139,7 +135,7 @@ def _cogeo(cut: np.ndarray, profile: dict[str, Any], folder: Path) -> Path:
 def _cog(peer: str, floor: float, theirs: Any, needs: tuple[str, ...] = ()) -> Row:
     return Row(
         id="cog", peer=peer, floor=floor, pixels=pixels, prepare=plain_scene, ours=cog_ours, theirs=theirs, look=cuts,
-        agree=same_and_not_larger, reads=lambda place: [Read(path=place)], method="ingest", needs=needs,
+        agree=same_and_not_larger, reads=lambda place: [Read(path=place)], method="cog", needs=needs,
     )  # fmt: skip
 
 

@@ -39,6 +39,11 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "reproject": (("before",), {"grid": {"crs": "EPSG:3857"}, "resampling": "bilinear"}),
     "band_math": (("before",), {"outputs": [{"name": "ndvi", "expression": "(nir - red) / (nir + red)"}]}),
+    "cog": (("before",), {"compression": "zstd"}),
+    "change_detection": (
+        ("before", "after"),
+        {"statistic": {"type": "difference"}, "value": {"index": "NDVI"}, "polygons": False},
+    ),
     "time_series": (
         ("before", "after"),
         {"value": {"index": "NDVI"}, "group": {"by": "all"}, "analysis": {"type": "composite", "statistics": ["mean"]}},
