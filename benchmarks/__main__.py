@@ -93,7 +93,11 @@ def redraw(options: argparse.Namespace, console: Console) -> int:
     """Draw what was recorded into the pages."""
     recorded = report.load(options.json or ROOT / "benchmarks" / "recorded.json")
     for page in options.readme:
-        page.write_text(report.drawn(page.read_text(), recorded, is_short=page.name == "README.md"))
+        text = page.read_text()
+        if report.START not in text and "## The house" in text:
+            place = f"## Speed\n\n{report.START}\n{report.END}\n\n![Times faster](docs/benchmarks.png)\n\n"
+            text = text.replace("## The house", place + "## The house")
+        page.write_text(report.drawn(text, recorded, is_short=page.name == "README.md"))
         console.print(f"{page} has {len(recorded.rows)} rows")
     if options.plot:
         report.plot(recorded.rows, recorded.curves, options.plot)

@@ -150,6 +150,10 @@ def _bars(axes: Any, rows: Sequence[Measured]) -> None:
     axes.set_yticks(places, labels, fontsize=9)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    marks = [0.5, 1, 2, 3, 5, 10, 20, 50, 100]
+    axes.set_xticks(marks, [f"{mark:g}×" for mark in marks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(0.5, 1.25 * max([10.0, *(max(row.ratio_median, row.floor) for row in rows)]))
     axes.invert_yaxis()
     axes.set_xlabel("times faster than the peer (red: floor)")
     axes.spines[["top", "right"]].set_visible(False)
