@@ -509,15 +509,15 @@ def _copy_level(
     spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], level: int, piece_side: int, out: BinaryIO
 ) -> None:
     for row in _rows_of(pieces):
-        parts = []
+        # One row of tiles at a time: a whole row of pieces would take memory that grows with the raster's width.
+        bounds = []
         for piece, source in row:
             sizes, begin = _sizes_of(spec, piece, level, piece_side)
             spans = (sizes.astype(np.int64) + 2 * LEAD).sum(axis=(1, 2))
-            data = memoryview(source.read(begin, begin + int(spans.sum())))
-            stops = list(accumulate(int(span) for span in spans))
-            parts.append([data[stop - int(span) : stop] for span, stop in zip(spans, stops, strict=True)])
-        for runs in zip(*parts, strict=True):
-            out.writelines(runs)
+            bounds.append((source, list(accumulate((int(span) for span in spans), initial=begin))))
+        for place in range(len(bounds[0][1]) - 1):
+            for source, places in bounds:
+                out.write(source.read(places[place], places[place + 1]))
 
 
 def _statistics(spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], piece_side: int) -> tuple[BandStatistics, ...]:

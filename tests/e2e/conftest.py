@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -28,13 +29,17 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         return EoRouterClient(self.url, api_key=self.api_key)
 
 
-def start_service(data_dir: Path) -> tuple[subprocess.Popen[str], str]:
-    """Start `eorouter serve` and wait until it says where it listens."""
+def start_service(data_dir: Path, *, workers: int = 2, **settings: str) -> tuple[subprocess.Popen[str], str]:
+    """Start `eorouter serve` with these settings (`worker_memory_mb="512"`) and wait until it says where it listens."""
+    chosen = {f"EOROUTER_{name.upper()}": value for name, value in {"bcrypt_cost": "4", **settings}.items()}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
     with (data_dir / "stderr.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "eorouter", "serve", "--port", "0", "--data-dir", str(data_dir), "--workers", "2"],
-            stdout=subprocess.PIPE, stderr=log, text=True, env=environment | {"EOROUTER_BCRYPT_COST": "4"},
+            [
+                sys.executable, "-m", "eorouter", "serve", "--port", "0", "--data-dir", str(data_dir),
+                "--workers", str(workers),
+            ],
+            stdout=subprocess.PIPE, stderr=log, text=True, env=environment | chosen,
         )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
@@ -72,8 +77,14 @@ def stop_service(process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with one organisation, one project and one key that may do everything."""
-    data_dir = tmp_path_factory.mktemp("service")
-    process, url = start_service(data_dir)
+    with running_service(tmp_path_factory.mktemp("service")) as service:
+        yield service
+
+
+@contextmanager
+def running_service(data_dir: Path, *, workers: int = 2, **settings: str) -> Iterator[Service]:
+    """A service of one's own, for as long as the block lasts."""
+    process, url = start_service(data_dir, workers=workers, **settings)
     try:
         with EoRouterClient(url) as client:
             wait_until_ready(url)
@@ -85,3 +96,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         )
     finally:
         stop_service(process)
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., AbstractContextManager[Service]]:
+    """`start(data_dir, workers=1, worker_memory_mb="512")`: for tests that need other settings than everybody's."""
+    return running_service

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.report import END, START
 
 from eorouter_compute.testing import asymmetric, write_raster
 
@@ -32,8 +33,9 @@ def environment(service, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return os.environ | {"EOROUTER_URL": service.url, "EOROUTER_API_KEY": service.api_key}
 
 
-def test_readme_fits_one_screen() -> None:
-    assert len(README.splitlines()) <= 50
+def test_readme_fits_one_screen_beside_its_table() -> None:
+    table = README.partition(START)[2].partition(END)[0]
+    assert len(README.splitlines()) - len(table.splitlines()) <= 52
 
 
 def test_readme_targets_exist_and_the_map_is_true() -> None:

@@ -1,0 +1,168 @@
+"""Every method, from HTTP through Dask, on rasters that do not fit the memory of the one worker there is.
+
+The worker's limit counts all it holds, its libraries included. It is never exceeded: no shard's peak is above it, and
+one and the same process does all of them, for Dask would end a worker above its limit and begin another.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eorouter.client import EoRouterClient
+from eorouter_compute import cog
+from eorouter_compute.cogfile import CogSpec
+from eorouter_compute.grid import Window
+from eorouter_compute.method import Band, methods
+
+LIMIT_MB = 1024
+SIDE = 16_896
+ORIGIN = (399_960.0, 4_500_000.0)
+WIDTH_M = 10.0 * SIDE
+
+AREA = {"type": "Polygon", "coordinates": [[
+    [ORIGIN[0] + 0.02 * WIDTH_M, ORIGIN[1] - 0.03 * WIDTH_M], [ORIGIN[0] + 0.97 * WIDTH_M, ORIGIN[1] - 0.01 * WIDTH_M],
+    [ORIGIN[0] + 0.93 * WIDTH_M, ORIGIN[1] - 0.98 * WIDTH_M], [ORIGIN[0] + 0.02 * WIDTH_M, ORIGIN[1] - 0.03 * WIDTH_M],
+]]}  # fmt: skip
+
+# Method: the items it reads, and its parameters. What takes longer than some ten seconds is for `make test-all`.
+TASKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "clip": (("before",), {"aoi": AREA, "crs": "EPSG:32632"}),
+    "spectral_index": (("before",), {"indices": ["NDVI"]}),
+    "zonal_statistics": (
+        ("before", "zones"),
+        {"statistics": ["mean", "median", "stdev"]},
+    ),
+    "reproject": (("before",), {"grid": {"crs": "EPSG:3857"}, "resampling": "bilinear"}),
+    "band_math": (("before",), {"outputs": [{"name": "ndvi", "expression": "(nir - red) / (nir + red)"}]}),
+    "cog": (("before",), {"compression": "zstd"}),
+    "change_detection": (
+        ("before", "after"),
+        {"statistic": {"type": "difference"}, "value": {"index": "NDVI"}, "polygons": False},
+    ),
+    "time_series": (
+        ("before", "after"),
+        {"value": {"index": "NDVI"}, "group": {"by": "all"}, "analysis": {"type": "composite", "statistics": ["mean"]}},
+    ),
+}
+QUICK = {"clip", "zonal_statistics"}
+INSTALLED = {method for method, record in methods().items() if not record.is_internal}
+
+
+def test_rasters_do_not_fit() -> None:
+    assert 2 * 2 * SIDE * SIDE > LIMIT_MB << 20
+
+
+def test_every_method_is_here() -> None:
+    assert INSTALLED - set(TASKS) == set()
+
+
+class World:
+    """A service of one small worker, and items on it that are made when they are first asked for."""
+
+    def __init__(self, service: Any, client: EoRouterClient, folder: Path) -> None:
+        self.client = client
+        self.database = folder / "eorouter.sqlite"
+        self.pids: set[str] = set()
+        self._service = service
+        self._folder = folder
+        self._items: dict[str, str] = {}
+
+    def item(self, name: str) -> str:
+        """Id of `before`, `after` or `zones`."""
+        if name not in self._items:
+            self._items[name] = self._taken_in(name)
+        return self._items[name]
+
+    def _taken_in(self, name: str) -> str:
+        upload = self.client.uploads.upload
+        if name == "zones":
+            path = self._folder / "zones.geojson"
+            path.write_text(json.dumps(strips(50)))
+            return upload(path, project_id=self._service.project_id)["item_id"]
+        gain, month = {"before": (1.0, 5), "after": (1.25, 6)}[name]
+        path = scene(self._folder / f"{name}.tif", gain)
+        bands = [{"name": band, "common_name": band} for band in ("red", "nir")]
+        at = f"2024-0{month}-01T10:00:00Z"
+        return upload(path, project_id=self._service.project_id, datetime=at, bands=bands)["item_id"]
+
+
+@pytest.fixture(scope="module")
+def world(start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("small")
+    with start(folder, workers=1, worker_memory_mb=str(LIMIT_MB)) as service, service.client() as client:
+        yield World(service, client, folder)
+
+
+def scene(path: Path, gain: float) -> Path:
+    """A two-band COG of four different pieces, over and over: quick to make, slow to hold."""
+    bands = (Band(name="red", index=1, dtype="uint16"), Band(name="nir", index=2, dtype="uint16"))
+    spec = CogSpec(
+        shape=(SIDE, SIDE), transform=(10.0, 0.0, ORIGIN[0], 0.0, -10.0, ORIGIN[1]), crs="EPSG:32632", dtype="uint16",
+        bands=bands, nodata=0,
+    )  # fmt: skip
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[0 : cog.PIECE_SIDE, 0 : cog.PIECE_SIDE]
+    pieces = []
+    for number in range(4):
+        wave = 2000 + 900 * np.sin((x + 2 * y) / (40 + number)) + rng.normal(0, 4, x.shape)
+        pieces.append(np.stack([wave * gain, 3 * wave - 1500]).astype(np.uint16))
+
+    def compute(window: Window) -> cog.Pixels:
+        piece = pieces[(window.row // cog.PIECE_SIDE + 2 * (window.col // cog.PIECE_SIDE)) % 4]
+        return np.ascontiguousarray(piece[:, : window.height, : window.width]), None
+
+    with path.with_suffix(".segment").open("wb") as target:
+        segment = cog.encode(spec, spec.window, compute, target, href=path.with_suffix(".segment").as_uri())
+    with path.open("wb") as out:
+        cog.assemble(spec, [segment], out)
+    return path
+
+
+def strips(count: int) -> dict[str, Any]:
+    """Polygons across the whole raster, each as wide as it and a part of its height, so that each meets many shards."""
+    features = []
+    for number in range(count):
+        top, bottom = (ORIGIN[1] - WIDTH_M * (number + part) / count for part in (0.1, 1.3))
+        left, right = ORIGIN[0] + 5.0, ORIGIN[0] + WIDTH_M - 3.0
+        ring = [[left, top], [right, top - 7.0], [right, max(bottom, ORIGIN[1] - WIDTH_M)], [left, top]]
+        features.append(
+            {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+        )  # fmt: skip
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    return {"type": "FeatureCollection", "crs": crs, "features": features}
+
+
+def shards_of(database: Path, job_id: str) -> list[dict[str, Any]]:
+    """What was noted about each shard of a job, its merge included."""
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT timing, attempt FROM job_shards WHERE job_id = ?", (job_id,)).fetchall()
+    return [json.loads(timing) | {"tries": tries} for timing, tries in rows]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in sorted(TASKS, key=lambda name: name not in QUICK)
+        if name in INSTALLED
+    ],
+)
+def test_method_stays_below_the_memory_of_its_worker(world: World, method: str) -> None:
+    names, params = TASKS[method]
+    zones = {"zones": {"item_id": world.item("zones")}} if "zones" in names else {}
+    items = [world.item(name) for name in names]
+    job = world.client.execute(*items, method=method, **params | zones).wait(timeout_s=800)
+    assert job.state == "completed"
+    noted = shards_of(world.database, job.id)
+    assert len(noted) > 2
+    peak = max(shard["peak_rss_bytes"] for shard in noted)
+    assert peak <= LIMIT_MB << 20, f"a shard took {peak >> 20} MiB of {LIMIT_MB}"
+    assert [shard["tries"] for shard in noted] == [1] * len(noted)
+    world.pids.update(shard["worker"] for shard in noted)
+    assert len(world.pids) == 1, f"workers were begun anew: {world.pids}"
