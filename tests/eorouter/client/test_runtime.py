@@ -248,7 +248,7 @@ def test_importing_the_client_brings_nothing_of_the_service() -> None:
 
 
 def events(*ids: int) -> str:
-    return "".join(f'{{{{"event_id":{number},"type":"job.progressed"}}}}\n\n' for number in ids)
+    return "".join(f'{{"event_id":{number},"type":"job.progressed"}}\n\n' for number in ids)
 
 
 def test_follow_takes_up_a_stream_that_breaks_and_ends_with_the_list(serve: Serve) -> None:
