@@ -95,6 +95,19 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
     etag: str
 
 
+class Followed(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of a list that goes on: `id` is where a client that comes back resumes, `kind` names the event."""
+
+    id: int
+    kind: str
+    entry: Output
+
+
+Follow = Callable[["Context", Any, int | None], AsyncIterator[Followed | None]]
+"""`(ctx, request, id of the last entry the caller has) -> entries`; None says that the list is still alive. The first
+comes at once, so that a refusal can still be an answer."""
+
+
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a handler may use besides its request.
 
@@ -136,6 +149,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     receives_bytes: bool
     takes_spend: bool
     handler: Callable[..., Awaitable[Any]]
+    follow: Follow | None = None
 
     @property
     def domain(self) -> str:
@@ -164,6 +178,7 @@ def operation(
     examples: tuple[Example, ...] = (),
     status: int | None = None,
     receives_bytes: bool = False,
+    follow: Follow | None = None,
 ) -> Callable[[H], H]:
     """Declare a handler as an operation.
 
@@ -176,6 +191,7 @@ def operation(
         examples: requests that decode; at least one.
         status: of success; by default 204 without an output, 200 otherwise.
         receives_bytes: the body is raw bytes in `ctx.content`; the input comes from path and query.
+        follow: how a list goes on, for callers of a GET route that ask for a stream.
 
     Raises:
         BadOperation: the definition is refused, with all its faults.
@@ -202,6 +218,7 @@ def operation(
             receives_bytes=receives_bytes,
             takes_spend=hints.get("spend") is SpendAuthority,
             handler=handler,
+            follow=follow,
         )
         faults = list(_faults(definition))
         if faults:

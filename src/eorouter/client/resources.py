@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, WaitTimeout
-from eorouter.client.runtime import Json, Polling, Session, entries
+from eorouter.client.runtime import Json, Polling, Session, entries, follow
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
 _LONG_WAIT_S = 20.0
@@ -262,6 +262,15 @@ class Job:
         """Ask the service again; with `wait_s` it answers when the job has ended, or after that time."""
         self.document = self._session.call("processing.jobs.get", {"job_id": self.id, "wait_s": wait_s or None})
         return self
+
+    def events(self, *, after: int = 0) -> Iterator[Json]:
+        """Every event of it behind `after`, as they happen, until it has ended; a connection that breaks is taken up.
+
+        Raises:
+            ApiProblem: the service refused.
+            ConnectionFailed: it does not answer any more.
+        """
+        return follow(self._session, f"/v1/jobs/{self.id}/events", after=after)
 
     def cancel(self) -> "Job":
         """Ask the service to stop it."""

@@ -29,6 +29,7 @@ Json = dict[str, Any]
 
 _READ_VERBS = frozenset({"search", "get", "list", "estimate", "me", "progress", "signed_url"})
 _REPEATABLE = frozenset({"uploads.complete"})  # repeating the call repeats the answer, as its documents say
+_SILENCE_S = 60.0  # a stream says that it is alive several times in this time
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _BROKEN = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ReadTimeout, httpx2.WriteTimeout)
 
@@ -240,6 +241,46 @@ def entries(session: Session, operation_id: str, fields: Mapping[str, Any]) -> I
         if len(lists) != 1:
             raise EoRouterError(f"{operation_id} does not answer with a list: it has {', '.join(page)}.")
         yield from lists[0]
+
+
+def follow(session: Session, path: str, *, after: int) -> Iterator[Json]:
+    """Every entry of a list that goes on, behind the event `after`; a stream that breaks off is taken up where it was.
+
+    The list is over when a stream has nothing more to send (204); whatever else ends it, the next one tells.
+
+    Raises:
+        ApiProblem: the service refused.
+        ConnectionFailed: it does not answer any more.
+    """
+    is_over = False
+    stream: Iterator[Json] | None = None
+
+    def read() -> Iterator[Json]:
+        nonlocal is_over
+        headers = {"accept": "application/x-ndjson"}
+        with session.stream("GET", f"{path}?after={after}", headers=headers, timeout_s=_SILENCE_S) as response:
+            is_over = response.status_code == 204
+            yield from (msgspec.json.decode(line) for line in response.iter_lines() if line)
+
+    def advance() -> Json | None:
+        nonlocal stream
+        stream = stream or read()
+        try:
+            return next(stream, None)
+        except Exception:
+            stream = None  # the next try opens another
+            raise
+
+    while True:
+        entry = session.persist(advance, is_repeatable=True)
+        if entry is not None:
+            after = entry["event_id"]
+            yield entry
+        elif is_over:
+            return
+        else:
+            stream = None
+            time.sleep(session.retries.wait_s(1))
 
 
 class Polling(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@
 how a job is doing and what it left.
 """
 
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ComputeRefused, Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
-from eorouter.operation import Context, Example, Route, Tier, operation
+from eorouter.jobs.feed import feed_of
+from eorouter.operation import Context, Example, Followed, Route, Tier, operation
 from eorouter.storage import band_formulas, items, projects
 from eorouter.storage.pages import page
 from eorouter.storage.tables import job_events, jobs, owned
@@ -419,16 +421,35 @@ class ProcessingEventsListInput(Input):
     limit: PageLimit = 100
 
 
+async def follow_events(
+    ctx: Context, request: ProcessingEventsListInput, last_id: int | None
+) -> AsyncIterator[Followed | None]:
+    """Every event of a job behind the last one the caller has, as they happen, until the job has ended."""
+    async with ctx.stores.db.read() as tx:
+        await queue.find(tx, ctx.principal, request.job_id)
+    after = request.after if last_id is None else max(request.after, last_id)
+    async for rows in feed_of(ctx.stores.db).follow(request.job_id, after):
+        if not rows:
+            yield None
+        for row in rows:
+            yield Followed(id=row.id, kind=row.type, entry=_event(row))
+
+
 @operation(
     "processing.events.list",
     tier=Tier.READ,
     scope="processing:read",
     errors=(NotFound,),
     routes=(Route("GET", "/v1/jobs/{job_id}/events"),),
+    follow=follow_events,
     examples=(Example(summary="What happened since event 17", request={"job_id": _JOB_ID, "after": 17}),),
 )
 async def list_events(ctx: Context, request: ProcessingEventsListInput) -> JobEventPage:
-    """List a job's events, oldest first; ask again with `next_after` to follow the job."""
+    """List a job's events, oldest first; ask again with `next_after`, or ask for a stream, to follow the job.
+
+    `GET` with `Accept: text/event-stream` (server-sent events; `Last-Event-ID` goes on behind that event) or
+    `Accept: application/x-ndjson` sends every event when it happens and ends with the job.
+    """
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
         query = sa.select(job_events).where(job_events.c.job_id == request.job_id, job_events.c.id > request.after)

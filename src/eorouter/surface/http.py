@@ -30,7 +30,7 @@ from eorouter.operation import ANY, PUBLIC, Blob, Context, Operation, Registry, 
 from eorouter.operation import Route as IdiomaticRoute
 from eorouter.settings import Settings
 from eorouter.storage import Stores
-from eorouter.surface import binding, blobs, problems, readiness
+from eorouter.surface import binding, blobs, problems, readiness, streams
 from eorouter.surface.envelope import Envelope
 from eorouter.surface.faults import did_you_mean
 from eorouter.types import ANONYMOUS, Principal, utc_now
@@ -152,6 +152,9 @@ class _Service:
         )
         asked = await self._bind(op, way, request)
         with structlog.contextvars.bound_contextvars(operation=op.id, principal=principal.id):
+            kind = streams.wanted(request.headers.get("accept", "")) if op.follow and way is not None else None
+            if op.follow is not None and kind is not None:
+                return await streams.answer(op.follow(ctx, asked, streams.last_event_id(_headers(request))), kind)
             answer = await (op.handler(ctx, asked) if authority is None else op.handler(ctx, asked, spend=authority))
         if isinstance(answer, Blob):
             return await blobs.answer(self._stores.objects, answer, method=request.method, headers=_headers(request))

@@ -25,6 +25,7 @@ from eorouter.errors import (
     UnsupportedMediaType,
 )
 from eorouter.operation import ANY, PUBLIC, Blob, Operation, Registry, Route
+from eorouter.surface import streams
 from eorouter.surface.binding import is_list
 from eorouter_compute.errors import RequestFault, SourceFault
 
@@ -130,6 +131,16 @@ def _idiomatic(op: Operation, route: Route, schemas: dict[str, Any], name: str) 
     path = route.path_fields
     parameters = [*described.pop("parameters", []), *(_parameter(op, schema, each, place="path") for each in path)]
     rest = [each for each in fields if each not in path]
+    if op.follow is not None:
+        parameters.append(
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "required": False,
+                "description": "Of a stream that broke off: the id of the last entry that came.",
+                "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
+            }
+        )
     if op.receives_bytes or route.method not in BODY_METHODS:
         parameters += [
             _parameter(op, schema, each, place="query")
@@ -224,6 +235,9 @@ def _responses(op: Operation, route: Route | None) -> dict[str, Any]:
             responses["304"] = {"description": "The copy that the caller has is current.", "headers": headers}
     elif op.output is not None:
         done["content"] = {"application/json": {"schema": {"$ref": REF.format(name=component_name(op.output))}}}
+        if op.follow is not None and route is not None and route.method == "GET":
+            lines = {"type": "string", "description": "Entries of the list as they come, until the last."}
+            done["content"] |= {kind: {"schema": lines} for kind in (streams.EVENT_STREAM, streams.NDJSON)}
         is_page = "next_cursor" in {field.encode_name for field in msgspec.structs.fields(op.output)}
         if is_page and route is not None and route.method == "GET":
             link = {"description": 'The next page, `rel="next"` (RFC 8288).', "schema": {"type": "string"}}

@@ -245,3 +245,35 @@ def test_importing_the_client_brings_nothing_of_the_service() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['eorouter'] [] False"
+
+
+def events(*ids: int) -> str:
+    return "".join(f'{{"event_id":{number},"type":"job.progressed"}}\n\n' for number in ids)
+
+
+def test_follow_takes_up_a_stream_that_breaks_and_ends_with_the_list(serve: Serve) -> None:
+    whole = events(1, 2, 3)
+    path = "GET /v1/jobs/job_1/events?after="
+    service = serve(
+        {
+            OP + "processing.jobs.get": {"json": {"job_id": "job_1", "state": "running"}},
+            path + "0": {"bytes": whole, "stop_after": len(events(1)) + len(events(2)) + 5},
+            path + "2": [{"drop": True}, BUSY, {"bytes": events(3)}],
+            path + "3": {"status": 204},
+        }
+    )
+    with service.client() as client:
+        assert [each["event_id"] for each in client.jobs.get("job_1").events()] == [1, 2, 3]
+    asked = [entry["line"].rpartition("=")[2] for entry in service.journal("/events")]
+    assert asked == ["0", "2", "2", "2", "3"]
+
+
+def test_follow_of_a_job_that_is_not_there_is_refused(serve: Serve) -> None:
+    service = serve(
+        {
+            OP + "processing.jobs.get": {"json": {"job_id": "job_1", "state": "running"}},
+            "GET /v1/jobs/job_1/events?after=0": problem(404, "not_found"),
+        }
+    )
+    with service.client() as client, pytest.raises(NotFound):
+        list(client.jobs.get("job_1").events())

@@ -12,7 +12,19 @@ from msgspec import Meta
 from structlog.testing import capture_logs
 
 from eorouter.errors import IdempotencyKeyMissing, NotFound, PaymentRequired, Unauthenticated
-from eorouter.operation import ANY, PUBLIC, Blob, Context, Example, Registry, Route, SpendAuthority, Tier, operation
+from eorouter.operation import (
+    ANY,
+    PUBLIC,
+    Blob,
+    Context,
+    Example,
+    Followed,
+    Registry,
+    Route,
+    SpendAuthority,
+    Tier,
+    operation,
+)
 from eorouter.settings import Settings
 from eorouter.storage import Stores
 from eorouter.storage.database import Database, database_url
@@ -114,6 +126,46 @@ class ToysPlaceInput(Input):
     """What to buy."""
 
     toy_id: Id
+
+
+class Tick(Output):
+    """A moment."""
+
+    number: int
+
+
+class TickList(Output):
+    """The moments so far."""
+
+    ticks: tuple[Tick, ...]
+
+
+class TicksListInput(Input):
+    """How many."""
+
+    limit: Annotated[int, Meta(ge=0, le=9, description="Most to list.")] = 3
+
+
+async def follow_ticks(ctx: Context, request: TicksListInput, last_id: int | None) -> AsyncIterator[Followed | None]:
+    if request.limit == 7:
+        raise NotFound("There are no seven ticks.")
+    for number in range(1 + (last_id or 0), request.limit + 1):
+        yield None
+        yield Followed(id=number, kind="tick", entry=Tick(number=number))
+
+
+@operation(
+    "ticks.list",
+    tier=Tier.READ,
+    scope="toys:read",
+    errors=(NotFound,),
+    routes=(Route("GET", "/v1/ticks"),),
+    follow=follow_ticks,
+    examples=(Example(summary="List", request={}),),
+)
+async def ticks(ctx: Context, request: TicksListInput) -> TickList:
+    """List moments."""
+    return TickList(ticks=tuple(Tick(number=number) for number in range(1, request.limit + 1)))
 
 
 class MeInput(Input):
@@ -274,7 +326,7 @@ async def public_get(ctx: Context, request: PublicGetInput) -> ToyOwner:
     return ToyOwner(id=ctx.principal.kind, base_url=ctx.base_url, request_id=ctx.request_id)
 
 
-HANDLERS = (create, get, list_, update, delete, content_receive, picture_download, place, me, public_get)
+HANDLERS = (create, get, list_, update, delete, content_receive, picture_download, place, me, public_get, ticks)
 SCOPES = {"Bearer all": ("toys:read", "toys:write"), "Bearer reads": ("toys:read",), "Bearer none": ()}
 
 

@@ -1,0 +1,59 @@
+"""Whoever follows a job gets every event once, in order, wherever they begin, until the job has ended."""
+
+import asyncio
+
+import sqlalchemy as sa
+
+from eorouter.jobs import feed, queue
+from eorouter.jobs.feed import Feed, feed_of
+from eorouter.storage.tables import job_events, job_shards, jobs
+from eorouter.types import Principal, utc_now
+
+ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
+
+
+async def collect(stores, job_id, after=0):
+    return [row async for rows in feed_of(stores.db).follow(job_id, after) for row in rows]
+
+
+async def written(stores, job_id):
+    async with stores.db.read() as tx:
+        query = sa.select(job_events.c.id, job_events.c.type).where(job_events.c.job_id == job_id)
+        return [(row.id, row.type) for row in await tx.execute(query.order_by(job_events.c.id))]
+
+
+async def test_a_hundred_followers_see_a_job_from_its_start_to_its_end(stores, create, dispatcher):
+    job_id = await create(shards=4, dispatches=False)
+    following = [asyncio.create_task(collect(stores, job_id)) for _ in range(100)]
+    await asyncio.sleep(0.3)
+    async with stores.db.write() as tx:
+        await queue.dispatch(tx, job_id, ALICE, utc_now())
+    async with asyncio.timeout(30):
+        seen = await asyncio.gather(*following)
+    every = await written(stores, job_id)
+    assert every[-1][1] == "job.completed"
+    assert all([(row.id, row.type) for row in each] == every for each in seen)
+
+
+async def test_who_comes_back_goes_on_behind_the_last_event_they_had(stores, create, dispatcher):
+    job_id = await create(shards=2)
+    await queue.wait(stores.db, job_id, 20)
+    every = await written(stores, job_id)
+    rest = await collect(stores, job_id, after=every[1][0])
+    assert [(row.id, row.type) for row in rest] == every[2:]
+    assert await collect(stores, job_id, after=every[-1][0]) == []
+
+
+async def test_quiet_times_are_bridged_and_a_deleted_job_ends_the_stream(stores, create, monkeypatch):
+    monkeypatch.setattr(feed, "KEEPALIVE_S", 0.05)
+    job_id = await create(shards=1, dispatches=False)
+    heard = []
+    async with asyncio.timeout(20):
+        async for rows in Feed(stores.db).follow(job_id, 0):
+            heard.append(len(rows))
+            if len(heard) == 4:
+                async with stores.db.write() as tx:
+                    for table in (job_events, job_shards):
+                        await tx.execute(sa.delete(table).where(table.c.job_id == job_id))
+                    await tx.execute(sa.delete(jobs).where(jobs.c.id == job_id))
+    assert heard == [1, 0, 0, 0]
