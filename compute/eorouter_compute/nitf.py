@@ -76,6 +76,7 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
     """Copy the finished COG `asset` into object `path` of the attempt; masked pixels hold 0, nodata stays nodata."""
     import rasterio
     from affine import Affine
+    from rasterio.windows import Window as RasterioWindow
 
     source = asset.raster
     if source is None:
@@ -101,7 +102,7 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
         ):
             for window in _strips(spec):
                 block = raster.read_block(source, [band.index for band in source.bands], window)
-                target.write(block.pixels, window=rasterio.windows.Window(0, window.row, width, window.height))
+                target.write(block.pixels, window=RasterioWindow(0, window.row, width, window.height))  # pyright: ignore[reportCallIssue]
                 attempt.advance(0)
         with local.open("rb") as file, attempt.create(path) as out:
             while chunk := file.read(_CHUNK):

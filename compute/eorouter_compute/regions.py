@@ -252,7 +252,7 @@ def outlines(
         out.append(
             Outline(
                 int(area_of[number]),
-                shapely.to_wkb(place),
+                bytes(shapely.to_wkb(place)),
                 tuple(map(int, counts[number])),
                 (int(row[0]), int(row[1])),
             )

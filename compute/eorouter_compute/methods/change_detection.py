@@ -542,7 +542,7 @@ def _task(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> _Task:
     )  # fmt: skip
     classes = CogSpec(
         shape=grid.shape, transform=grid.transform, crs=grid.crs, dtype="uint8", nodata=alteration.UNKNOWN,
-        bands=(Band(name="class", index=1, dtype="uint8"),), use_predictor=False, overview_resampling="mode",
+        bands=(Band(name="class", index=1, dtype="uint8"),), predictor="none", overview_resampling="mode",
         tags={f"CLASS_{at}": name for at, name in enumerate(alteration.class_names(statistic, severity))},
     )  # fmt: skip
     stages = (*(("sample",) if is_sampled else ()), *(("survey",) if is_surveyed else ()), "finish")

@@ -1,4 +1,3 @@
-# ruff: noqa: INP001  a program beside its picture
 """Draw the picture of the method's page: burnt fields of the generated landscape, before, after, severity classes."""
 
 import tempfile

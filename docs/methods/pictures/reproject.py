@@ -1,4 +1,3 @@
-# ruff: noqa: INP001  a program, no package
 """Draw reproject.png: a corner of the generated landscape, turned into Web Mercator pixels of 4 m in four ways."""
 
 import tempfile

@@ -1,4 +1,3 @@
-# ruff: noqa: INP001  a program beside its page
 """Draw `time_series.png`: a year of the generated landscape as a strip of months, its season, and curves of crops."""
 
 import sys

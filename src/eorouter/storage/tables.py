@@ -217,8 +217,6 @@ job_shards = sa.Table(
     metadata,
     sa.Column("job_id", Key, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),  # -1 is the merge, -1 - n the turn that makes round n
-    # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
-    sa.Column("round", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),  # waiting, ready, leased, done, failed
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("bound", Json, nullable=False),
@@ -229,6 +227,8 @@ job_shards = sa.Table(
     sa.Column("ready_at", UtcDateTime, nullable=False),  # backoff after a failed try
     sa.Column("part", sa.LargeBinary),  # msgpack of Part (of Result for the merge)
     sa.Column("timing", Json),
+    # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
+    sa.Column("round", sa.Integer, nullable=False),
     sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )
