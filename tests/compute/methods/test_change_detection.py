@@ -141,9 +141,10 @@ def test_areas_are_those_of_scipy_and_gdal(pair, tmp_path):
     assert row["area_m2"] == pytest.approx(kept.sum() * a)
 
 
-def test_burnt_fields_are_found(tmp_path):
-    """The limit and the date were chosen for this landscape: with the published 0.66, F1 per pixel is 0.898."""
-    land = generate(tmp_path / "land")
+@pytest.mark.parametrize("seed", [7, 8])
+def test_burnt_fields_are_found(tmp_path, seed):
+    """Limit and dates were chosen on seed 7, where the published 0.66 gives 0.898 per pixel; seed 8 had no say."""
+    land = generate(tmp_path / "land", seed=seed)
     project = Transformer.from_crs("OGC:CRS84", land.crs, always_xy=True)
     shapes = [
         shapely.transform(shapely.geometry.shape(f["geometry"]), lambda p: np.column_stack(project.transform(*p.T)))
