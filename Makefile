@@ -24,13 +24,15 @@ $(BIN)/python:
 $(VENV)/server: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing eorouter[server] into $(VENV) (about a minute the first time) ..."
 	@$(PIP) --editable '.[server]'
-	@echo "Compiling the kernels for this machine (half a minute, once) ..."
+	@echo "Compiling the kernels for this machine (two minutes, once) ..."
 	@$(BIN)/python -c 'import eorouter_kernels; eorouter_kernels.warm_up()'
 	@touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing eorouter[test] into $(VENV) (about a minute the first time) ..."
 	@$(PIP) --editable '.[test]'
+	@echo "Compiling the kernels for this machine (two minutes, once) ..."
+	@$(BIN)/python -c 'import eorouter_kernels; eorouter_kernels.warm_up()'
 	@touch $@ $(VENV)/server
 
 $(VENV)/bench: pyproject.toml constraints.txt | $(BIN)/python

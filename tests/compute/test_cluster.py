@@ -68,7 +68,7 @@ async def until_pulse(cluster, check, cancelled=()):
 
 
 async def until_alive(cluster):
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(200):
         while cluster.alive_count < 2:  # noqa: ASYNC110 - a nanny starts the new worker
             await asyncio.sleep(0.1)
 

@@ -48,10 +48,15 @@ def _catalog(connection: sa.Connection) -> list[tuple[str, ...]]:
 
 
 def _plain(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Without blanks, and with the constraints inside a CREATE TABLE in one order."""
+    """Without blanks, and with the constraints inside a CREATE TABLE in one order.
+
+    SQLite writes the name of a table that was renamed, as every batch of Alembic ends, in quotes.
+    """
 
     def plain(text: str) -> str:
-        head, *constraints = re.sub(r"\s+", "", text).rstrip(")").split(",CONSTRAINT")
+        head, *constraints = (
+            re.sub(r'\s+|(?<=TABLE)"|"(?=\()', "", re.sub(r"\s+", "", text)).rstrip(")").split(",CONSTRAINT")
+        )
         return ",".join([head, *sorted(part.rstrip(")") for part in constraints)])
 
     return [(*row[:-1], plain(row[-1])) for row in rows]
