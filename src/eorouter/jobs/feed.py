@@ -6,7 +6,6 @@ and none appears behind one that was read (between jobs that does not hold, henc
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -52,6 +51,7 @@ class Feed:
         """
         follower = _Follower(job_id, after)
         self._followers.add(follower)
+        is_due = True  # a sign of life
         try:
             while True:
                 follower.news.clear()
@@ -60,13 +60,17 @@ class Feed:
                     return
                 if rows:
                     follower.after = rows[-1].id
-                yield rows
+                if rows or is_due:
+                    yield rows
                 if rows and rows[-1].type in _LAST:
                     return
+                is_due = False
                 if not rows:
                     self._look()
-                    with contextlib.suppress(TimeoutError):
+                    try:
                         await asyncio.wait_for(follower.news.wait(), KEEPALIVE_S)
+                    except TimeoutError:
+                        is_due = True
         finally:
             self._followers.discard(follower)
 
