@@ -1,5 +1,6 @@
 """Tables of features as files: GeoParquet, CSV and GeoJSON; the same table gives the same bytes."""
 
+from itertools import islice
 from typing import Any, BinaryIO
 
 import msgspec
@@ -8,9 +9,10 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
+from eorouter_compute import geojson
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.method import OutputAsset, VectorAsset
-from eorouter_compute.polygons import WGS84, Bounds, as_crs, lonlat_bounds, to_wgs84
+from eorouter_compute.polygons import WGS84, Bounds, Rings, as_crs, lonlat_bounds, to_lonlat
 
 CHUNK_ROWS = 4096
 
@@ -41,16 +43,24 @@ def write_csv(target: BinaryIO, table: pa.Table) -> None:
     csv.write_csv(table, target)
 
 
-def write_geojson(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_]) -> None:
-    """Write features with the columns of a table as properties; geometries are in longitude and latitude."""
+def write_geojson(target: BinaryIO, table: pa.Table, rings: Rings, is_multi: NDArray[np.bool_]) -> None:
+    """Write features with the columns of a table as properties.
+
+    Args:
+        target: an open file.
+        table: a row for each zone.
+        rings: the zones in longitude and latitude.
+        is_multi: see `geojson.texts`.
+    """
     names = [msgspec.json.encode(name).replace(b"%", b"%%") + b":%b" for name in table.column_names]
     line = b'\n{"type":"Feature","geometry":%b,"properties":{' + b",".join(names) + b"}}"
     target.write(b'{"type":"FeatureCollection","features":[')
+    shapes = geojson.texts(rings, is_multi)
     for begin in range(0, table.num_rows, CHUNK_ROWS):
-        rows = slice(begin, begin + CHUNK_ROWS)
-        shapes = ((text or "null").encode() for text in shapely.to_geojson(geometries[rows]))
-        columns = [_texts(column) for column in table.slice(begin, CHUNK_ROWS).columns]
-        target.write((b"," if begin else b"") + b",".join(line % row for row in zip(shapes, *columns, strict=True)))
+        rows = table.slice(begin, CHUNK_ROWS)
+        columns = [_texts(column) for column in rows.columns]
+        own = islice(shapes, rows.num_rows)
+        target.write((b"," if begin else b"") + b",".join([line % row for row in zip(own, *columns, strict=True)]))
     target.write(b"\n]}\n")
 
 
@@ -58,18 +68,18 @@ def write_all(
     attempt: Attempt, name: str, table: pa.Table, geometries: NDArray[np.object_], crs: str
 ) -> tuple[tuple[OutputAsset, ...], Bounds]:
     """Write a table in all formats, as objects of an attempt; with the box around it in longitude and latitude."""
-    lonlat = to_wgs84(geometries, crs)
-    present = shapely.total_bounds(geometries)
+    rings = to_lonlat(geometries, crs)
+    is_multi = shapely.get_type_id(geometries) == shapely.GeometryType.MULTIPOLYGON
+    x_min, y_min, x_max, y_max = (float(value) for value in shapely.total_bounds(geometries))
+    (west, south), (east, north) = rings.vertices.min(axis=0).tolist(), rings.vertices.max(axis=0).tolist()
     with attempt.create(f"{name}.parquet") as target:
         write_geoparquet(target, table, geometries, crs)
     with attempt.create(f"{name}.csv") as target:
         write_csv(target, table)
     with attempt.create(f"{name}.geojson") as target:
-        write_geojson(target, table, lonlat)
+        write_geojson(target, table, rings, is_multi)
     endings = {"table": "parquet", "csv": "csv", "geojson": "geojson"}
     written = {key: attempt.refs[f"{name}.{ending}"] for key, ending in endings.items()}
-    x_min, y_min, x_max, y_max = (float(value) for value in present)
-    west, south, east, north = (float(value) for value in shapely.total_bounds(lonlat))
     described = {
         key: VectorAsset(
             key=key,
@@ -98,7 +108,7 @@ def write_all(
         )
         for key, (media_type, title) in kinds.items()
     )
-    return assets, lonlat_bounds(lonlat)
+    return assets, lonlat_bounds(rings)
 
 
 def _type_name(kind: int) -> str:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-from eorouter_compute import polygons, vector
+from eorouter_compute import geojson, polygons, vector
 from eorouter_compute.attempt import local_path
 from eorouter_compute.grid import Window
 from eorouter_compute.method import RasterAsset, VectorAsset
@@ -114,7 +114,7 @@ def _ids(layer: vector.Layer, id_field: str | None) -> pa.Array:
     if id_field is not None:
         column = layer.table[id_field]
         return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.array(np.arange(len(layer.geometries))) if layer.ids is None else vector.column(layer.ids)
+    return pa.array(np.arange(len(layer.geometries))) if layer.ids is None else geojson.column(layer.ids)
 
 
 # On a grid, once per process ------------------------------------------------------------------------------------------
