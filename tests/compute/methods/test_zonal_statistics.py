@@ -432,7 +432,7 @@ FAR = inline(shapely.box(500_000, 0, 500_010, 10))
         ({"zones": {"id": "x"}}, InvalidParameter, "/zones", "it has id"),
         ({"zones": {"type": "Hexagon"}}, InvalidGeometry, "/zones/features/0/geometry", "cannot be read"),
         ({"zones": {"type": "FeatureCollection"}}, NotAVector, "/zones/features", "needs `features`"),
-        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "", "It has: band_1"),
+        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "/bands/0", "It has: band_1"),
         ({"zones": FAR, "bands": ["band_1", "band_1"]}, InvalidParameter, "/bands", "twice"),
         ({"zones": FAR, "statistics": []}, InvalidParameter, "/statistics", "one statistic"),
         ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "is not known"),
@@ -516,7 +516,7 @@ def test_absurd_sizes_are_refused_in_the_plan(drawn: InputItem, tmp_path: Path, 
     monkeypatch.undo()
     monkeypatch.setattr(ranks, "RUNS_BYTES_MAX", 10)
     scene, zones_drawn = mosaic(tmp_path, bands=1)
-    with pytest.raises(TooLarge, match="Quantiles of these zones"):
+    with pytest.raises(TooLarge, match="Quantiles, classes and histograms of these zones"):
         execute({"zones": zones_drawn, "crs": "EPSG:32632", "statistics": ["median"]}, [scene], tmp_path)
 
 
