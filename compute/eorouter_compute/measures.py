@@ -27,7 +27,6 @@ CLASSES_MAX = 256
 
 BINS_MAX = 256
 
-_MOMENTS = (*zonal.MOMENTS, "coefficient_of_variation")
 _UNITS = {
     "count": "cells", "valid_fraction": "1", "area": "m²", "variety": "values", "coefficient_of_variation": "1",
     "weighted_count": "cells × weight",
@@ -203,7 +202,8 @@ def columns(request: Request, band: Band, seen: Seen) -> dict[str, NDArray[np.fl
     factors = np.array([scale]), np.array([offset])
     found = {name: each[:, 0] for name, each in zonal.finish(seen.state[:, None], seen.outside, *factors).items()}
     with np.errstate(divide="ignore", invalid="ignore"):
-        found["coefficient_of_variation"] = found["stdev"] / found["mean"]
+        variation = found["stdev"] / found["mean"]
+        found["coefficient_of_variation"] = np.where(np.isfinite(variation), variation, np.nan)
     found["area_m2"] = found.pop("area")
     if seen.weighed is not None:
         made = weighted.finish(seen.weighed[:, None], *factors, skips_unknown=request.skips_unweighed)
