@@ -5,7 +5,7 @@ its word counts. What is written is in longitude and latitude, to a tenth of a m
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ import shapely
 from numpy.typing import NDArray
 
 from eorouter_compute.errors import InvalidGeometry, InvalidParameter, NoCrs, NotAVector
-from eorouter_compute.polygons import WGS84, Rings, as_crs
+from eorouter_compute.polygons import WGS84, Bounds, Rings, as_crs
 from eorouter_kernels import coordinates
 
 DECIMALS = 9
@@ -99,9 +99,12 @@ def parse(data: bytes, fields: Sequence[str] | None, where: str, crs: str | None
         NoCrs: a member `crs` that says nothing.
     """
     data = data.removeprefix(b"\xef\xbb\xbf")
-    found = _parse_plain(data) or _parse_any(data, where)
-    features, geometries, member = found
-    known = list(dict.fromkeys(name for feature in features for name in feature.properties or ()))
+    plain = _plain(data)
+    if plain is None:
+        features, geometries, member = _parse_any(data, where)
+    else:
+        features, geometries, member = plain[0].features, _built(*plain[1:]), plain[0].crs
+    known = _names(features)
     refuse_unknown(fields, known, where)
     names = known if fields is None else list(fields)
     columns = [column([(feature.properties or {}).get(name) for feature in features]) for name in names]
@@ -119,11 +122,29 @@ def flat(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
     return shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries
 
 
+def describe(data: bytes, where: str) -> tuple[pyproj.CRS, int, Bounds | None, tuple[str, ...]]:
+    """CRS, number of features, their bounds (None where there is none) and their fields; raises as `parse`."""
+    plain = _plain(data.removeprefix(b"\xef\xbb\xbf"))
+    if plain is None:
+        found = parse(data, None, where)
+        is_empty = not len(found.geometries) or np.isnan(shapely.total_bounds(found.geometries)).any()
+        bounds = None if is_empty else tuple(shapely.total_bounds(found.geometries).tolist())
+        return found.crs, len(found.geometries), cast("Bounds | None", bounds), tuple(found.table.column_names)
+    head, positions, _ = plain
+    vertices = positions.vertices
+    bounds = (*vertices.min(axis=0).tolist(), *vertices.max(axis=0).tolist()) if len(vertices) else None
+    return _crs(head.crs, where), len(head.features), cast("Bounds | None", bounds), tuple(_names(head.features))
+
+
 _Features = Sequence[_Feature] | Sequence[_PlainFeature]
 
 
-def _parse_plain(data: bytes) -> tuple[_Features, NDArray[np.object_], Any] | None:
-    """Features whose geometries are all plain polygons; None where something else is among them."""
+def _names(features: _Features) -> list[str]:
+    return list(dict.fromkeys(name for feature in features for name in feature.properties or ()))
+
+
+def _plain(data: bytes) -> tuple[_PlainCollection, coordinates.Positions, NDArray[np.int64]] | None:
+    """Features whose geometries are all plain polygons or none, and how deep each is; None for any other text."""
     try:
         head = msgspec.json.decode(data, type=_PlainCollection)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
@@ -136,7 +157,7 @@ def _parse_plain(data: bytes) -> tuple[_Features, NDArray[np.object_], Any] | No
     found = coordinates.read(b"".join(texts), first, depth)
     if any(shapes[i] is not None for i in np.flatnonzero(found.strange)):
         return None
-    return head.features, _built(found, depth), head.crs
+    return head, found, depth
 
 
 def _built(found: coordinates.Positions, depth: NDArray[np.int64]) -> NDArray[np.object_]:

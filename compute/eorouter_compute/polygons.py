@@ -109,7 +109,28 @@ def repair(geometries: Shapes, crs: pyproj.CRS) -> tuple[Shapes, tuple[Status, .
     flat = usable & ~(shapely.area(shapes) > 0.0)
     status[flat], detail[flat] = Status.ZERO_AREA, "The polygon has no area."
     shapes[~np.isin(status, USABLE)] = None
-    return shapely.orient_polygons(shapes), tuple(map(Status, status)), tuple(detail)
+    return _oriented(shapes), tuple(map(Status, status)), tuple(detail)
+
+
+def _oriented(shapes: Shapes) -> Shapes:
+    """Shells anticlockwise and holes clockwise. Most come so; to see that costs a tenth of making it so."""
+    rings = ragged(shapes)
+    first = rings.rings[:-1]
+    if not len(first):
+        return shapes
+    # Shoelace about the first vertex of each ring; its last vertex repeats the first, so the step to the next ring
+    # begins and ends at terms that are zero.
+    x, y = (rings.vertices - np.repeat(rings.vertices[first], np.diff(rings.rings), axis=0)).T
+    area = np.add.reduceat(x * np.roll(y, -1) - np.roll(x, -1) * y, first)
+    is_shell = np.zeros(len(first), np.bool_)
+    is_shell[rings.polygons[:-1]] = True
+    astray = np.flatnonzero((area > 0.0) != is_shell)
+    polygon = np.searchsorted(rings.polygons, astray, side="right") - 1
+    wrong = np.unique(np.searchsorted(rings.zones, polygon, side="right") - 1)
+    if len(wrong):
+        shapes = shapes.copy()
+        shapes[wrong] = shapely.orient_polygons(shapes[wrong])
+    return shapes
 
 
 def _crossings(shape: Any, feature: int, allowed: int) -> int:

@@ -58,20 +58,25 @@ def describe(href: str, key: str = "zones", layer: str | None = None) -> VectorA
     if _is_geopackage(_head(href)):
         check_geopackage(local_path(href) or read_object(href), href)
     kind, layer = _recognise(href, layer)
-    found = _read(href, kind, layer, None)
-    bounds = shapely.total_bounds(found.geometries) if len(found.geometries) else np.zeros(4)
-    if found.crs.is_geographic and (np.abs(bounds) > (360.0, 90.0, 360.0, 90.0)).any():
+    if kind == "geojson":
+        crs, count, bounds, fields = geojson.describe(read_object(href), href)
+    else:
+        found = _read(href, kind, layer, None)
+        crs, count, fields = found.crs, len(found.geometries), tuple(found.table.column_names)
+        bounds = tuple(shapely.total_bounds(found.geometries).tolist()) if count else None
+    bounds = tuple(np.nan_to_num(bounds or (0.0,) * 4).tolist())
+    if crs.is_geographic and (np.abs(bounds) > (360.0, 90.0, 360.0, 90.0)).any():
         raise InvalidGeometry(
             f"{href} has coordinates that are no longitude and latitude in degrees: they reach from"
-            f" {bounds[:2].tolist()} to {bounds[2:].tolist()}. State the CRS they are in."
+            f" {list(bounds[:2])} to {list(bounds[2:])}. State the CRS they are in."
         )
     return VectorAsset(
         key=key,
         href=href,
-        crs=crs_name(found.crs),
-        feature_count=len(found.geometries),
-        bounds=cast("Bounds", tuple(float(value) for value in np.nan_to_num(bounds))),
-        fields=tuple(found.table.column_names),
+        crs=crs_name(crs),
+        feature_count=count,
+        bounds=cast("Bounds", bounds),
+        fields=fields,
         layer=layer,
     )
 
