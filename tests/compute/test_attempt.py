@@ -17,7 +17,7 @@ def test_digest_of_a_large_object_is_that_of_its_bytes(tmp_path):
         for _ in range(15):
             buffer[:] = rng.integers(0, 256, buffer.size, np.uint8)
             expected.update(buffer.tobytes())
-            assert target.write(buffer) == buffer.size  # pyright: ignore[reportArgumentType]
+            assert target.write(buffer) == buffer.size  # pyright: ignore[reportCallIssue, reportArgumentType]
     ref = attempt.refs["large.bin"]
     assert (ref.size, ref.sha256) == (45 << 20, expected.hexdigest())
     assert hashlib.sha256(read_object(ref.href)).hexdigest() == ref.sha256

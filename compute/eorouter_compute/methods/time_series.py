@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import observations, product, series, vector, warp, zone_curves
+from eorouter_compute import observations, product, series, vector, warp, zone_curves, zones
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.calendars import Grouping, Period, periods
@@ -289,7 +289,7 @@ def _zones(
         return None
     if len(params.value.names) > 1:
         raise InvalidParameter("Curves of zones are of one value; `value` has several bands.", pointer="/value/bands")
-    layer = zone_curves.layer_of(params.zones, inputs)
+    layer = zones.layer_of(params.zones, inputs)
     if layer is not None and params.zone_id is not None:
         vector.refuse_unknown([params.zone_id], layer.fields, layer.key, "/zone_id")
     return zone_curves.Work(
