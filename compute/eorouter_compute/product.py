@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from eorouter_compute import cog, quicklook, raster
 from eorouter_compute.attempt import Attempt, ObjectRef
-from eorouter_compute.cog import CogInfo, CogSpec, Pixels, Segment
+from eorouter_compute.cog import CogInfo, CogSpec, Pixels, Segment, Stored
 from eorouter_compute.grid import SHARD_PIXELS, Window, footprint, tiles
 from eorouter_compute.method import Bound, OutputAsset, OutputItem, Part, RasterAsset, ReadReport, Shard
 
@@ -118,7 +118,7 @@ def run_product(
     spec: CogSpec,
     shard_body: bytes,
     attempt: Attempt,
-    compute: Callable[[Window], Pixels],
+    compute: Callable[[Window], Pixels | Stored],
     report: Callable[[], ReadReport],
 ) -> Part:
     """Compute and encode one shard, piece by piece.
@@ -132,7 +132,7 @@ def run_product(
 
 
 def encode(
-    spec: CogSpec, window: Window, side: int, attempt: Attempt, compute: Callable[[Window], Pixels]
+    spec: CogSpec, window: Window, side: int, attempt: Attempt, compute: Callable[[Window], Pixels | Stored]
 ) -> tuple[Segment, dict[str, ObjectRef]]:
     """Encode a window of a product in pieces of `side` pixels; the segment, and the object of the attempt it is in."""
     with attempt.create("segment.bin") as target:

@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import markings, product, raster, selection
+from eorouter_compute import markings, product, raster, selection, verbatim
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
 from eorouter_compute.attempt import Attempt
-from eorouter_compute.cog import CogSpec, Pixels
+from eorouter_compute.cog import CogSpec, Stored
 from eorouter_compute.errors import AoiOutside, ComputeError, InvalidParameter
 from eorouter_compute.grid import Window, shifted
 from eorouter_compute.method import (
@@ -206,21 +206,22 @@ def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: A
     coverage = _coverage(params, target)
     report = ReadReport()
 
-    def compute(window: Window) -> Pixels:
+    def compute(window: Window) -> Stored:
         nonlocal report
         inside = coverage.covered(window)
         if not inside.any():
-            return np.zeros((len(target.indexes), window.height, window.width), target.spec.dtype), inside
+            return Stored(np.zeros((len(target.indexes), *inside.shape), target.spec.dtype), inside, {})
         source = Window(window.row + target.window.row, window.col + target.window.col, window.height, window.width)
         failed: list[FailedRead] = []
         if params.allow_missing:
-            block = raster.read_tolerant(target.asset, target.indexes, source, failed)
+            block = Stored(*raster.read_tolerant(target.asset, target.indexes, source, failed), {})
         else:
-            block = raster.read_block(target.asset, target.indexes, source)
+            corner = (target.window.row, target.window.col)
+            block = verbatim.read(target.spec, target.asset, target.indexes, window, origin=corner)
         valid = inside if block.valid is None else block.valid & inside
         counted = valid if valid.ndim == 2 else valid.any(axis=0)
         report += ReadReport(reads=1, pixels=int(inside.sum()), valid_pixels=int(counted.sum()), failed=tuple(failed))
-        return block.pixels, None if valid.all() else valid
+        return block._replace(valid=None if valid.all() else valid)
 
     part = product.run_product(_dressed(params, target), shard.body, attempt, compute, lambda: report)
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import markings, nitf, product, raster, selection
+from eorouter_compute import markings, nitf, product, raster, selection, verbatim
 from eorouter_compute.attempt import Attempt
-from eorouter_compute.cog import CogSpec, Pixels
+from eorouter_compute.cog import CogSpec, Stored
 from eorouter_compute.errors import GridMismatch, InvalidParameter
 from eorouter_compute.grid import Window
 from eorouter_compute.method import (
@@ -271,30 +271,44 @@ def run(params: CogParams, inputs: Sequence[InputItem], body: bytes, attempt: At
     groups = by_asset((asset, (place, band)) for place, (asset, band) in enumerate(target.bands))
     report = ReadReport()
 
-    def compute(window: Window) -> Pixels:
+    def compute(window: Window) -> Stored:
         nonlocal report
-        pixels = np.empty((len(target.bands), window.height, window.width), spec.dtype)
-        valid: np.ndarray | None = None
         failed: list[FailedRead] = []
-        for asset, entries in groups:
-            indexes = [band.index for _, band in entries]
-            if params.allow_missing:
-                block = raster.read_tolerant(asset, indexes, window, failed)
-            else:
-                block = raster.read_block(asset, indexes, window)
-            places = [place for place, _ in entries]
-            pixels[places] = block.pixels
-            if block.valid is not None:
-                valid = np.ones(pixels.shape, np.bool_) if valid is None else valid
-                valid[places] = block.valid
-        counted = window.pixels if valid is None else int(valid.any(axis=0).sum())
+        made = _read(params, spec, groups, window, failed)
+        counted = window.pixels if made.valid is None else int(made.valid.any(axis=0).sum())
         report += ReadReport(reads=len(groups), pixels=window.pixels, valid_pixels=counted, failed=tuple(failed))
-        _check_nodata(target, spec, pixels, valid)
-        _check_shared_mask(target, spec, valid)
-        return pixels, valid
+        _check_nodata(target, spec, made.pixels, made.valid)
+        _check_shared_mask(target, spec, made.valid)
+        return made
 
     part = product.run_product(spec, shard.body, attempt, compute, lambda: report)
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))
+
+
+def _read(
+    params: CogParams,
+    spec: CogSpec,
+    groups: Sequence[tuple[RasterAsset, Sequence[tuple[int, Band]]]],
+    window: Window,
+    failed: list[FailedRead],
+) -> Stored:
+    """A window of all bands: each comes with its place in the new file."""
+    if len(groups) == 1 and not params.allow_missing:
+        ((asset, entries),) = groups
+        return verbatim.read(spec, asset, [band.index for _, band in entries], window)
+    pixels = np.empty((sum(len(entries) for _, entries in groups), window.height, window.width), spec.dtype)
+    valid: np.ndarray | None = None
+    for asset, entries in groups:
+        indexes, places = [band.index for _, band in entries], [place for place, _ in entries]
+        if params.allow_missing:
+            block = raster.read_tolerant(asset, indexes, window, failed)
+        else:
+            block = raster.read_block(asset, indexes, window)
+        pixels[places] = block.pixels
+        if block.valid is not None:
+            valid = np.ones(pixels.shape, np.bool_) if valid is None else valid
+            valid[places] = block.valid
+    return Stored(pixels, valid, {})
 
 
 def _check_nodata(target: Target, spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> None:
