@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from eorouter_compute import faults
 from eorouter_compute.errors import AttemptExists, Cancelled
 
 
@@ -61,6 +62,8 @@ class Attempt:
     Attributes:
         prefix: URL under which this attempt writes, ending in `/`.
         refs: objects finished so far, by name.
+        halvings: how often the side of the windows that the method computes at a time is halved, because the shard ran
+            out of memory before; the bytes it makes stay the same.
     """
 
     def __init__(
@@ -69,9 +72,11 @@ class Attempt:
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int], None] = lambda pixels: None,
+        halvings: int = 0,
     ) -> None:
         self.prefix = prefix if prefix.endswith("/") else prefix + "/"
         self.refs: dict[str, ObjectRef] = {}
+        self.halvings = halvings
         self._is_cancelled = is_cancelled
         self._on_progress = on_progress
 
@@ -81,6 +86,7 @@ class Attempt:
         Raises:
             Cancelled: the job was cancelled; let it pass through.
         """
+        faults.reached("read")
         if self._is_cancelled():
             raise Cancelled("The job was cancelled.")
         self._on_progress(pixels)
@@ -96,6 +102,7 @@ class Attempt:
         with _create_once(href) as target:
             writer = HashingWriter(target)
             yield cast("BinaryIO", writer)
+            faults.reached("write")
         self.refs[name] = ObjectRef(href=href, size=writer.size, sha256=writer.sha256)
 
     def write(self, name: str, data: bytes) -> ObjectRef:

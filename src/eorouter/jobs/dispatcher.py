@@ -44,6 +44,7 @@ from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
+from eorouter_compute import faults
 from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder, run_name
 from eorouter_compute.method import InputItem
 
@@ -212,6 +213,7 @@ class Dispatcher:
             ]
             if not landed and not waiting:
                 return False
+            faults.reached("record" if landed else "claim")
             now = utc_now()
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
@@ -293,7 +295,7 @@ class Dispatcher:
             query = sa.select(job_shards.c.part).where(job_shards.c.job_id == claim.job_id)
             before = (job_shards.c.number > MERGE) & (job_shards.c.round == claim.round - 1)
             async with self._stores.db.read() as tx:
-                rows = await tx.execute(query.where(before).order_by(job_shards.c.place))
+                rows = await tx.execute(query.where(before).order_by(job_shards.c.number))
                 parts = tuple(rows.scalars())
         return ShardOrder(
             job_id=claim.job_id,
@@ -307,6 +309,7 @@ class Dispatcher:
             body=claim.body,
             parts=parts,
             memory_bytes=claim.bound.memory_bytes,
+            halvings=claim.halvings,
         )
 
     async def _card(self, job_id: str) -> _Card:
