@@ -69,7 +69,7 @@ _DASK_CONFIG: Mapping[str, Any] = {
     "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
 }
 
-_PULSE_WAIT_S = 1.0
+_PULSE_WAIT_S, _PULSE_GAP_S = 1.0, 10.0
 _FROZEN_S = 30.0  # Dask itself gives a worker five minutes
 
 _MEMORY = "MEMORY"
@@ -324,7 +324,8 @@ class Cluster:
         self._cluster: Any = None
         self._client: Any = None
         self._executing: dict[str, set[tuple[str, int, int]]] = {}
-        self._heard: dict[str, float] = {}
+        self._silent_since: dict[str, float] = {}
+        self._pulsed_at = 0.0
         self._out_of_memory: dict[str, int] = {}
 
     @property
@@ -414,7 +415,7 @@ class Cluster:
         except KilledWorker as error:
             return self._killed(order, error)
         except FutureCancelledError as error:
-            return _lost(f"The scheduler lost the shard ({error}).")
+            return _lost(f"The scheduler lost the shard ({error}).", is_bystander=True)
         finally:
             future.release()
         for runs in self._executing.values():
@@ -448,12 +449,10 @@ class Cluster:
         addresses = list(self._cluster.scheduler.workers)
         said = await asyncio.gather(*(self._pulse_of(each, told) for each in addresses))
         answers = dict(zip(addresses, said, strict=True))
-        now = time.monotonic()
-        self._heard = {each: now if answers[each] is not None else self._heard.get(each, now) for each in addresses}
         heard = {worker: each for worker, each in answers.items() if each is not None}
         silent = {worker: self._executing.get(worker, set()) for worker in answers.keys() - heard.keys()}
         self._executing = {worker: {(j, n, t) for j, n, t, _ in each} for worker, each in heard.items()} | silent
-        await self._end_frozen(now)
+        await self._end_frozen(silent.keys())
         return [Running(job_id=j, number=n, token=t, pixels=p) for each in heard.values() for j, n, t, p in each]
 
     async def _pulse_of(self, address: str, cancelled: list[str]) -> list[tuple[str, int, int, int]] | None:
@@ -464,12 +463,20 @@ class Cluster:
         except (TimeoutError, OSError):
             return None
 
-    async def _end_frozen(self, now: float) -> None:
-        """End workers that have not said a word for long: stopped, or busy with something that holds all else up."""
-        frozen = [address for address, heard in self._heard.items() if now - heard > _FROZEN_S]
+    async def _end_frozen(self, silent: Collection[str]) -> None:
+        """End workers that have not said a word for long: stopped, or busy with something that holds all else up.
+
+        Only silence on pulse after pulse counts: while nothing was asked, nothing could be answered.
+        """
+        now = time.monotonic()
+        if now - self._pulsed_at > _PULSE_GAP_S:
+            self._silent_since = {}
+        self._pulsed_at = now
+        self._silent_since = {address: self._silent_since.get(address, now) for address in silent}
+        frozen = [address for address, since in self._silent_since.items() if now - since > _FROZEN_S]
         if frozen:
             log.warning("cluster.workers.frozen", workers=frozen)
-            self._heard |= dict.fromkeys(frozen, now)
+            self._silent_since = {}
             await self._client.restart_workers(frozen, timeout=5, raise_for_error=False)
 
     async def restart_workers_of(self, runs: Collection[tuple[str, int, int]]) -> None:

@@ -144,6 +144,25 @@ async def test_bystander_is_whom_the_last_pulse_did_not_see_at_work(order):
     assert not bare._is_bystander(waiting, "tls://2")
 
 
+async def test_only_silence_on_pulse_after_pulse_ends_a_worker(monkeypatch):
+    bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    ended = []
+
+    class Client:
+        async def restart_workers(self, addresses, **_):
+            ended.extend(addresses)
+
+    bare._client = Client()
+    clock = iter([0, 1, 2, 40, 41, *range(42, 90)])
+    monkeypatch.setattr(cluster_module.time, "monotonic", lambda: float(next(clock)))
+    for silent in (["a"], ["a"], [], ["a"], ["a", "b"]):  # a pause of 38 s in between, and an answer before it
+        await bare._end_frozen(silent)
+    assert ended == []
+    for _ in range(31):
+        await bare._end_frozen(["a"])
+    assert ended == ["a"]
+
+
 async def test_run_without_a_cluster_is_a_lost_try(order):
     bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
     assert (await bare.run(order())).failure.kind == "machine"
