@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from eorouter_compute import faults
 from eorouter_compute.errors import AttemptExists, Cancelled
 
 _BESIDE_FROM_BYTES = 32 << 20
@@ -119,6 +120,8 @@ class Attempt:
     Attributes:
         prefix: URL under which this attempt writes, ending in `/`.
         refs: objects finished so far, by name.
+        halvings: how often the side of the windows that the method computes at a time is halved, because the shard ran
+            out of memory before; the bytes it makes stay the same.
     """
 
     def __init__(
@@ -127,9 +130,11 @@ class Attempt:
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int], None] = lambda pixels: None,
+        halvings: int = 0,
     ) -> None:
         self.prefix = prefix if prefix.endswith("/") else prefix + "/"
         self.refs: dict[str, ObjectRef] = {}
+        self.halvings = halvings
         self._is_cancelled = is_cancelled
         self._on_progress = on_progress
 
@@ -139,6 +144,7 @@ class Attempt:
         Raises:
             Cancelled: the job was cancelled; let it pass through.
         """
+        faults.reached("read")
         if self._is_cancelled():
             raise Cancelled("The job was cancelled.")
         self._on_progress(pixels)
@@ -153,6 +159,7 @@ class Attempt:
         href = self.prefix + name
         with _create_once(href) as target, closing(HashingWriter(target)) as writer:
             yield cast("BinaryIO", writer)
+            faults.reached("write")
         self.refs[name] = ObjectRef(href=href, size=writer.size, sha256=writer.sha256)
 
     def write(self, name: str, data: bytes) -> ObjectRef:

@@ -34,6 +34,7 @@ from eorouter.jobs.attempts import attempts_key
 from eorouter.jobs.claims import Claim, OpenJob
 from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Landed
+from eorouter.jobs.paces import WINDOW_PER_THREAD, Costs, Pace
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
@@ -44,6 +45,7 @@ from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
+from eorouter_compute import faults
 from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder, run_name
 from eorouter_compute.method import InputItem
 
@@ -60,9 +62,6 @@ _CLUSTER_GRACE_S = 30.0
 _PUBLISH_LIMIT = 8
 _SHARED_BYTES = 1 << 17  # parameters and inputs above this travel as an object, once, instead of with every shard
 _CARDS_MAX = 256
-_WINDOW_PER_THREAD = 2.0  # shards with the cluster: one that computes and one that waits at the worker
-_FULL_LOAD_S = 0.1  # shards that take longer than this fill a place each,
-_LEAST_LOAD = 1 / 16  # shorter ones share it: else the way there and back would take longer than the work
 _RETRY_S = 0.25
 
 log = structlog.get_logger(__name__)
@@ -76,23 +75,6 @@ class _Card(msgspec.Struct, frozen=True, kw_only=True):
     task: bytes = b""
     inputs: bytes = b""
     shared: str | None = None
-
-
-class _Pace:
-    """What was learnt of a job's shards: how long one takes (a running mean), and up to where they were claimed."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-        self.start = claiming.FROM_THE_FIRST
-
-    @property
-    def load(self) -> float:
-        """Part of the window that a shard takes: the window is meant in time, not in number."""
-        return 1.0 if self.seconds is None else min(max(self.seconds / _FULL_LOAD_S, _LEAST_LOAD), 1.0)
-
-    def learn(self, seconds: float) -> None:
-        """Take one more shard into the mean."""
-        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
 
 
 class _Flight:
@@ -137,7 +119,8 @@ class Dispatcher:
         self._card_locks: dict[str, asyncio.Lock] = {}
         self._dry: dict[str, float] = {}
         self._full: frozenset[str] = frozenset()
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, Pace] = {}
+        self._costs = Costs()
         self._open: list[OpenJob] = []
         self._open_until = 0.0
         self._publishing: set[str] = set()
@@ -202,7 +185,7 @@ class Dispatcher:
     async def _turn(self) -> bool:
         """Record and claim in one transaction; returns False when there was nothing to do."""
         aloft = sum(flight.load for flight in self._flights.values() if flight.outcome is None)
-        room = _WINDOW_PER_THREAD * self._cluster.threads - aloft
+        room = WINDOW_PER_THREAD * self._cluster.threads - aloft
         waiting = await self._waiting() if room > 0 and self._cluster.is_healthy else []
         async with self._writing:
             landed = [
@@ -212,16 +195,15 @@ class Dispatcher:
             ]
             if not landed and not waiting:
                 return False
+            faults.reached("record" if landed else "claim")
             now = utc_now()
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
                 waiting += self._woken_by(landed, waiting)
                 taken = await claiming.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
         for each in landed:
-            del self._flights[each.claim.run]
+            self._learn(self._flights.pop(each.claim.run), each)
             self._dry.pop(each.claim.job_id, None)
-            if each.outcome.part is not None:
-                self._pace(each.claim.job_id).learn(each.outcome.seconds)
         self._dry |= dict.fromkeys(taken.dry, time.monotonic() + _IDLE_POLL_S)
         self._full = taken.full
         for claim in taken.claims:
@@ -255,8 +237,17 @@ class Dispatcher:
             self._paced(job) for job in self._open if job.id not in known and (job.id in again or job.lane[0] in orgs)
         ]
 
-    def _pace(self, job_id: str) -> _Pace:
-        return self._paces.setdefault(job_id, _Pace())
+    def _learn(self, flight: _Flight, landed: Landed) -> None:
+        if landed.outcome.part is not None:
+            seconds, estimated_s = landed.outcome.seconds, landed.claim.bound.seconds
+            aloft_s = time.monotonic() - flight.born
+            self._pace(landed.claim.job_id).learn(seconds)
+            self._costs.learn(
+                landed.claim.method, estimated_s=estimated_s, seconds=seconds, aloft_s=aloft_s, load=flight.load
+            )
+
+    def _pace(self, job_id: str) -> Pace:
+        return self._paces.setdefault(job_id, Pace())
 
     def _paced(self, job: OpenJob) -> OpenJob:
         pace = self._paces.get(job.id)
@@ -293,7 +284,7 @@ class Dispatcher:
             query = sa.select(job_shards.c.part).where(job_shards.c.job_id == claim.job_id)
             before = (job_shards.c.number > MERGE) & (job_shards.c.round == claim.round - 1)
             async with self._stores.db.read() as tx:
-                rows = await tx.execute(query.where(before).order_by(job_shards.c.place))
+                rows = await tx.execute(query.where(before).order_by(job_shards.c.number))
                 parts = tuple(rows.scalars())
         return ShardOrder(
             job_id=claim.job_id,
@@ -307,6 +298,7 @@ class Dispatcher:
             body=claim.body,
             parts=parts,
             memory_bytes=claim.bound.memory_bytes,
+            halvings=claim.halvings,
         )
 
     async def _card(self, job_id: str) -> _Card:
@@ -426,6 +418,7 @@ class Dispatcher:
             "workers": self._cluster.alive_count,
             "threads": self._cluster.threads,
             "in_flight": len(self._flights),
+            "costs": self._costs.told(),
             "dashboard_url": self._cluster.dashboard_url,
             "version": version("eorouter"),
             "pid": os.getpid(),

@@ -24,6 +24,7 @@ from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
+from eorouter_compute import faults
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import OutputItem, ReadReport, Result
 
@@ -57,6 +58,7 @@ async def publish(stores: Stores, job_id: str, *, now: datetime) -> bool:
     for output in result.items:
         for asset in output.assets:
             await stores.objects.copy(_key_of(stores, asset.object.href), keys[output.name][asset.key])
+    faults.reached("publish")
     try:
         async with stores.db.write() as tx:
             return await _commit(tx, stores, job_id, result=result, keys=keys, now=now)

@@ -33,9 +33,6 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-PLACES = 1 << 20
-"""Distance of the places of two planned shards; what a split makes stands between."""
-
 _WAIT_FIRST_S, _WAIT_MAX_S = 0.005, 0.25
 
 
@@ -136,10 +133,8 @@ def shard_row(
     now: datetime,
     *,
     state: ShardState = ShardState.WAITING,
-    place: int | None = None,
-    depth: int = 0,
 ) -> dict[str, Any]:
-    """The row of a shard that nobody has tried yet; `place` is where its part stands, by its number where not given."""
+    """The row of a shard that nobody has tried yet."""
     return {
         "job_id": job_id,
         "number": number,
@@ -150,8 +145,7 @@ def shard_row(
         "attempt": 0,
         "token": 0,
         "ready_at": now,
-        "place": number * PLACES if place is None else place,
-        "depth": depth,
+        "halvings": 0,
     }
 
 

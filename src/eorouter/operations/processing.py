@@ -18,6 +18,7 @@ from eorouter.errors import ComputeRefused, Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
 from eorouter.jobs import resume as resuming
 from eorouter.jobs.feed import feed_of
+from eorouter.jobs.forecast import forecast
 from eorouter.operation import Context, Example, Followed, Route, Tier, operation
 from eorouter.storage import band_formulas, items, projects
 from eorouter.storage.pages import page
@@ -152,9 +153,15 @@ class JobEvent(Output):
 
 
 class JobDetail(Job):
-    """A job with its parameters and its latest events, oldest first."""
+    """A job with its parameters and its latest events, oldest first.
+
+    `queue_position` is the place among your jobs of that priority that have not begun; `expected_at` is when the job
+    will be done by what was measured of its method, null where nothing was or where your organisation is paused.
+    """
 
     task: Json
+    queue_position: int | None
+    expected_at: datetime | None
     events: tuple[JobEvent, ...]
 
 
@@ -371,9 +378,12 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())
         events = (await tx.execute(latest.limit(_EVENTS_SHOWN))).all()
+        foretold = await forecast(tx, row, now=ctx.clock())
     return JobDetail(
         **{field: getattr(_job(row), field) for field in Job.__struct_fields__},
         task=row.task,
+        queue_position=foretold.position,
+        expected_at=foretold.expected_at,
         events=tuple(_event(each) for each in reversed(events)),
     )
 

@@ -238,9 +238,7 @@ job_shards = sa.Table(
     sa.Column("timing", Json),
     # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
     sa.Column("round", sa.Integer, nullable=False),
-    # The order of parts. Numbers are planned ones 2^20 apart, so that the pieces of a split shard fit in between.
-    sa.Column("place", sa.BigInteger, nullable=False),
-    sa.Column("depth", sa.Integer, nullable=False),  # how often it was split
+    sa.Column("halvings", sa.Integer, nullable=False),  # of the pieces it is streamed in, after it ran out of memory
     sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )
