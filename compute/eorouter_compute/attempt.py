@@ -9,13 +9,14 @@ import io
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from eorouter_compute import witness
 from eorouter_compute.errors import AttemptExists, Cancelled
 
 
@@ -43,8 +44,9 @@ class HashingWriter(io.RawIOBase):
         return self.size
 
     def write(self, data: Any, /) -> int:  # noqa: D102
-        self._target.write(data)
-        self._digest.update(data)
+        with witness.writing():
+            self._target.write(data)
+            self._digest.update(data)
         size = memoryview(data).nbytes
         self.size += size
         return size
@@ -93,9 +95,10 @@ class Attempt:
             AttemptExists: the object is there already: two processes run the same attempt, and this one lost.
         """
         href = self.prefix + name
-        with _create_once(href) as target:
+        with _Timed(_create_once(href)) as target:
             writer = HashingWriter(target)
             yield cast("BinaryIO", writer)
+        witness.count_written(writer.size)
         self.refs[name] = ObjectRef(href=href, size=writer.size, sha256=writer.sha256)
 
     def write(self, name: str, data: bytes) -> ObjectRef:
@@ -103,6 +106,21 @@ class Attempt:
         with self.create(name) as target:
             target.write(data)
         return self.refs[name]
+
+
+class _Timed:
+    """A sink whose opening and closing count as writing, as its writes do: what was buffered moves when it closes."""
+
+    def __init__(self, sink: AbstractContextManager[IO[bytes]]) -> None:
+        self._sink = sink
+
+    def __enter__(self) -> IO[bytes]:
+        with witness.writing():
+            return self._sink.__enter__()
+
+    def __exit__(self, *failure: object) -> bool | None:
+        with witness.writing():
+            return self._sink.__exit__(*failure)
 
 
 @contextmanager
@@ -163,6 +181,13 @@ def remote_store(href: str) -> tuple[Any, str]:
 
 def read_object(href: str, start: int = 0, stop: int | None = None) -> bytes:
     """Bytes `start … stop - 1` of an object, all of it by default."""
+    with witness.reading():
+        data = _bytes_of(href, start, stop)
+    witness.count_read(len(data))
+    return data
+
+
+def _bytes_of(href: str, start: int, stop: int | None) -> bytes:
     path = local_path(href)
     if path is not None:
         with path.open("rb") as source:
