@@ -118,9 +118,9 @@ class _Timed:
         with witness.writing():
             return self._sink.__enter__()
 
-    def __exit__(self, *failure: object) -> bool | None:
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> bool | None:
         with witness.writing():
-            return self._sink.__exit__(*failure)
+            return self._sink.__exit__(kind, error, trace)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Tables of features as files: GeoParquet, CSV and GeoJSON; the same table gives the same bytes."""
 
+from itertools import chain, islice, repeat
 from typing import Any, BinaryIO
 
 import msgspec
@@ -8,15 +9,18 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
+from eorouter_compute import geojson
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.method import OutputAsset, VectorAsset
-from eorouter_compute.polygons import WGS84, Bounds, as_crs, lonlat_bounds, to_wgs84
+from eorouter_compute.polygons import WGS84, Bounds, Rings, as_crs, lonlat_bounds, to_lonlat
 
 CHUNK_ROWS = 4096
 
 
-def write_geoparquet(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_], crs: str) -> None:
-    """Write a table with a column `geometry` of WKB, as GeoParquet 1.1."""
+def write_geoparquet(
+    target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_], crs: str, rows_each: int = 1
+) -> None:
+    """Write a table with a column `geometry` of WKB, as GeoParquet 1.1; `rows_each` rows share a geometry."""
     from pyarrow import parquet
 
     present = geometries[~shapely.is_missing(geometries)]
@@ -29,7 +33,10 @@ def write_geoparquet(target: BinaryIO, table: pa.Table, geometries: NDArray[np.o
     if len(present):
         column["bbox"] = [float(value) for value in shapely.total_bounds(present)]
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    full = table.append_column("geometry", pa.array(shapely.to_wkb(geometries), pa.binary()))
+    shapes = pa.array(shapely.to_wkb(geometries), pa.binary())
+    if rows_each > 1:
+        shapes = shapes.take(pa.array(np.repeat(np.arange(len(geometries)), rows_each)))
+    full = table.append_column("geometry", shapes)
     full = full.replace_schema_metadata({"geo": msgspec.json.encode(geo)})
     parquet.write_table(full, target, compression="zstd")
 
@@ -41,35 +48,49 @@ def write_csv(target: BinaryIO, table: pa.Table) -> None:
     csv.write_csv(table, target)
 
 
-def write_geojson(target: BinaryIO, table: pa.Table, geometries: NDArray[np.object_]) -> None:
-    """Write features with the columns of a table as properties; geometries are in longitude and latitude."""
+def write_geojson(
+    target: BinaryIO, table: pa.Table, rings: Rings, is_multi: NDArray[np.bool_], rows_each: int = 1
+) -> None:
+    """Write features with the columns of a table as properties.
+
+    Args:
+        target: an open file.
+        table: `rows_each` rows for each zone, one after the other.
+        rings: the zones in longitude and latitude.
+        is_multi: see `geojson.texts`.
+        rows_each: rows that share a geometry.
+    """
     names = [msgspec.json.encode(name).replace(b"%", b"%%") + b":%b" for name in table.column_names]
     line = b'\n{"type":"Feature","geometry":%b,"properties":{' + b",".join(names) + b"}}"
     target.write(b'{"type":"FeatureCollection","features":[')
+    shapes = chain.from_iterable(repeat(text, rows_each) for text in geojson.texts(rings, is_multi))
     for begin in range(0, table.num_rows, CHUNK_ROWS):
-        rows = slice(begin, begin + CHUNK_ROWS)
-        shapes = ((text or "null").encode() for text in shapely.to_geojson(geometries[rows]))
-        columns = [_texts(column) for column in table.slice(begin, CHUNK_ROWS).columns]
-        target.write((b"," if begin else b"") + b",".join(line % row for row in zip(shapes, *columns, strict=True)))
+        rows = table.slice(begin, CHUNK_ROWS)
+        columns = [_texts(column) for column in rows.columns]
+        own = islice(shapes, rows.num_rows)
+        target.write((b"," if begin else b"") + b",".join([line % row for row in zip(own, *columns, strict=True)]))
     target.write(b"\n]}\n")
 
 
 def write_all(
-    attempt: Attempt, name: str, table: pa.Table, geometries: NDArray[np.object_], crs: str
+    attempt: Attempt, name: str, table: pa.Table, geometries: NDArray[np.object_], crs: str, *, rows_each: int = 1
 ) -> tuple[tuple[OutputAsset, ...], Bounds]:
-    """Write a table in all formats, as objects of an attempt; with the box around it in longitude and latitude."""
-    lonlat = to_wgs84(geometries, crs)
-    present = shapely.total_bounds(geometries)
+    """Write a table in all formats, as objects of an attempt; with the box around it in longitude and latitude.
+
+    `rows_each` rows, one after the other, share a geometry.
+    """
+    rings = to_lonlat(geometries, crs)
+    is_multi = shapely.get_type_id(geometries) == shapely.GeometryType.MULTIPOLYGON
+    x_min, y_min, x_max, y_max = (float(value) for value in shapely.total_bounds(geometries))
+    (west, south), (east, north) = rings.vertices.min(axis=0).tolist(), rings.vertices.max(axis=0).tolist()
     with attempt.create(f"{name}.parquet") as target:
-        write_geoparquet(target, table, geometries, crs)
+        write_geoparquet(target, table, geometries, crs, rows_each)
     with attempt.create(f"{name}.csv") as target:
         write_csv(target, table)
     with attempt.create(f"{name}.geojson") as target:
-        write_geojson(target, table, lonlat)
+        write_geojson(target, table, rings, is_multi, rows_each)
     endings = {"table": "parquet", "csv": "csv", "geojson": "geojson"}
     written = {key: attempt.refs[f"{name}.{ending}"] for key, ending in endings.items()}
-    x_min, y_min, x_max, y_max = (float(value) for value in present)
-    west, south, east, north = (float(value) for value in shapely.total_bounds(lonlat))
     described = {
         key: VectorAsset(
             key=key,
@@ -98,7 +119,7 @@ def write_all(
         )
         for key, (media_type, title) in kinds.items()
     )
-    return assets, lonlat_bounds(lonlat)
+    return assets, lonlat_bounds(rings)
 
 
 def _type_name(kind: int) -> str:

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -40,9 +39,7 @@ class Span(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
 
 
 class _Nothing:
@@ -57,7 +54,7 @@ class _Nothing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
 
 
 _NOTHING = _Nothing()
@@ -171,9 +168,7 @@ class _Real:
         self._entered.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
         self._entered.__exit__(kind, error, trace)
 
 

@@ -10,7 +10,7 @@ GeoJSON without a `crs` member is WGS 84 (RFC 7946); the member of the 2008 spec
 import io
 import zipfile
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pyproj.exceptions import CRSError
 from shapely.errors import ShapelyError
 
+from eorouter_compute import geojson
 from eorouter_compute.attempt import local_path, read_object
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -31,21 +32,13 @@ from eorouter_compute.errors import (
     SourceUnreadable,
     UnsupportedFormat,
 )
+from eorouter_compute.geojson import Layer, refuse_unknown
 from eorouter_compute.method import VectorAsset
 from eorouter_compute.polygons import WGS84, Bounds, as_crs, crs_name
 from eorouter_compute.vetting import check_geopackage, check_nesting
 
 UNPACKED_BYTES_MAX = 1 << 30
 _BATCH_ROWS = 1 << 14
-
-
-class Layer(NamedTuple):
-    """Features as they stand in their source; `ids` are GeoJSON's own, where every feature has one."""
-
-    crs: pyproj.CRS
-    geometries: NDArray[np.object_]
-    table: pa.Table
-    ids: list[Any] | None
 
 
 def describe(href: str, key: str = "zones", layer: str | None = None) -> VectorAsset:
@@ -65,20 +58,25 @@ def describe(href: str, key: str = "zones", layer: str | None = None) -> VectorA
     if _is_geopackage(_head(href)):
         check_geopackage(local_path(href) or read_object(href), href)
     kind, layer = _recognise(href, layer)
-    found = _read(href, kind, layer, None)
-    bounds = shapely.total_bounds(found.geometries) if len(found.geometries) else np.zeros(4)
-    if found.crs.is_geographic and (np.abs(bounds) > (360.0, 90.0, 360.0, 90.0)).any():
+    if kind == "geojson":
+        crs, count, bounds, fields = geojson.describe(read_object(href), href)
+    else:
+        found = _read(href, kind, layer, None)
+        crs, count, fields = found.crs, len(found.geometries), tuple(found.table.column_names)
+        bounds = tuple(shapely.total_bounds(found.geometries).tolist()) if count else None
+    bounds = tuple(np.nan_to_num(bounds or (0.0,) * 4).tolist())
+    if crs.is_geographic and (np.abs(bounds) > (360.0, 90.0, 360.0, 90.0)).any():
         raise InvalidGeometry(
             f"{href} has coordinates that are no longitude and latitude in degrees: they reach from"
-            f" {bounds[:2].tolist()} to {bounds[2:].tolist()}. State the CRS they are in."
+            f" {list(bounds[:2])} to {list(bounds[2:])}. State the CRS they are in."
         )
     return VectorAsset(
         key=key,
         href=href,
-        crs=crs_name(found.crs),
-        feature_count=len(found.geometries),
-        bounds=cast("Bounds", tuple(float(value) for value in np.nan_to_num(bounds))),
-        fields=tuple(found.table.column_names),
+        crs=crs_name(crs),
+        feature_count=count,
+        bounds=cast("Bounds", bounds),
+        fields=fields,
         layer=layer,
     )
 
@@ -100,28 +98,9 @@ def read(
         NotAVector: inline data is not GeoJSON, or the file is broken.
     """
     if isinstance(source, bytes):
-        return _parse_geojson(source, fields, where, crs)
+        return geojson.parse(source, fields, where, crs)
     kind, layer = _recognise(source.href, source.layer)
     return _read(source.href, kind, layer, fields)
-
-
-def column(values: list[Any]) -> pa.Array:
-    """A typed column; values of several types, and nested ones, become JSON text."""
-    if not any(isinstance(value, dict | list) for value in values):
-        try:
-            return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            pass  # mixed types, which GeoJSON allows and a table does not
-    return pa.array([None if value is None else msgspec.json.encode(value).decode() for value in values])
-
-
-def refuse_unknown(fields: Sequence[str] | None, known: Sequence[str], where: str, pointer: str = "") -> None:
-    """Raise InvalidParameter for a field that a layer does not have."""
-    for field in fields or ():
-        if field not in known:
-            raise InvalidParameter(
-                f"{where} has no field {field!r}. It has: {', '.join(known) or 'none'}.", pointer=pointer
-            )
 
 
 _Kind = Literal["geojson", "gpkg", "parquet", "flatgeobuf", "shapefile"]
@@ -183,7 +162,7 @@ def _gdal_source(href: str) -> Any:
 def _read(href: str, kind: _Kind, layer: str | None, fields: Sequence[str] | None) -> Layer:
     """Geometries and the named fields, all fields for None."""
     if kind == "geojson":
-        return _parse_geojson(read_object(href), fields, href, None)
+        return geojson.parse(read_object(href), fields, href)
     if kind == "parquet":
         return _read_parquet(href, fields)
     import pyogrio
@@ -283,70 +262,6 @@ def _from_wkb(column: pa.ChunkedArray, href: str) -> NDArray[np.object_]:
         with np.errstate(invalid="ignore"):  # coordinates that are NaN are refused by `_repair`
             values = column.to_numpy()
             check_nesting(values, href)
-            return _flat(shapely.from_wkb(values))
+            return geojson.flat(shapely.from_wkb(values))
     except (ShapelyError, TypeError) as error:
         raise InvalidGeometry(f"{href} holds a geometry that cannot be decoded: {error}") from error
-
-
-def _flat(geometries: NDArray[np.object_]) -> NDArray[np.object_]:
-    return shapely.force_2d(geometries) if shapely.has_z(geometries).any() else geometries
-
-
-class _Feature(msgspec.Struct):
-    type: str
-    geometry: msgspec.Raw = msgspec.Raw(b"null")
-    properties: dict[str, Any] | None = None
-    id: Any = None
-
-
-class _Collection(msgspec.Struct):
-    type: str
-    features: list[_Feature] | msgspec.UnsetType = msgspec.UNSET
-    crs: Any = None
-
-
-def _parse_geojson(data: bytes, fields: Sequence[str] | None, where: str, crs: str | None) -> Layer:
-    """Features of a GeoJSON text; a lone geometry or Feature is a collection of one."""
-    try:
-        head = msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"), type=_Collection)
-        features = head.features
-        if features is msgspec.UNSET:
-            if head.type == "FeatureCollection":
-                raise NotAVector(f"{where}: a FeatureCollection needs `features`.", pointer="/zones/features")
-            features = (
-                [msgspec.json.decode(data, type=_Feature)]
-                if head.type == "Feature"
-                else [_Feature(type="Feature", geometry=msgspec.Raw(data))]
-            )
-        texts = np.array([bytes(feature.geometry).decode() for feature in features], object)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise NotAVector(f"{where}: this is not GeoJSON: {error}", pointer="/zones") from error
-    texts[texts == "null"] = None
-    with np.errstate(over="ignore"):  # 1e400 is no number, and refused below
-        geometries = shapely.from_geojson(texts, on_invalid="ignore")
-    for bad in np.flatnonzero((geometries == None) & (texts != None)):  # noqa: E711 elementwise
-        raise InvalidGeometry(
-            f"{where}: feature {bad} has a geometry that cannot be read: {texts[bad][:100]}. Check that its type is one"
-            " of GeoJSON's, that every position has two numbers and that rings are closed and have four positions.",
-            pointer=f"/zones/features/{bad}/geometry",
-        )
-    known = list(dict.fromkeys(name for feature in features for name in feature.properties or ()))
-    refuse_unknown(fields, known, where)
-    names = known if fields is None else list(fields)
-    columns = [column([(feature.properties or {}).get(name) for feature in features]) for name in names]
-    ids = [feature.id for feature in features]
-    return Layer(
-        as_crs(crs) if crs else _geojson_crs(head.crs, where),
-        _flat(geometries),
-        pa.table(columns, names=names) if names else pa.table({"": pa.nulls(len(features))}).select([]),
-        ids if features and all(value is not None for value in ids) else None,
-    )
-
-
-def _geojson_crs(member: Any, where: str) -> pyproj.CRS:
-    if member is None:
-        return as_crs(WGS84)
-    try:
-        return as_crs(member["properties"]["name"])
-    except (KeyError, TypeError) as error:
-        raise NoCrs(f"{where}: the member `crs` has no properties.name; leave it out for WGS 84.") from error

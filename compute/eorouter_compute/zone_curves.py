@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from eorouter_compute import curves, observations, polygons, series, tables, warp, zones
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.calendars import Period
-from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
+from eorouter_compute.errors import AoiOutside, InvalidGeometry, TooLarge
 from eorouter_compute.grid import Grid, Window
-from eorouter_compute.method import Bound, InputItem, OutputAsset, OutputItem, Part, RasterAsset, Shard, VectorAsset
+from eorouter_compute.method import Bound, OutputAsset, OutputItem, Part, RasterAsset, Shard, VectorAsset
 from eorouter_compute.observations import Day, Seen
 from eorouter_compute.series import Analysis, Composite, Curve, Fill, Smooth
 from eorouter_kernels import coverage, zonal
@@ -55,35 +55,6 @@ class _Partials(Struct, frozen=True, array_like=True):
     zone: bytes
     block: bytes
     state: bytes
-
-
-def layer_of(document: dict[str, Any], inputs: Sequence[InputItem]) -> VectorAsset | None:
-    """The layer that `zones` refers to; None for inline zones.
-
-    Raises:
-        InvalidParameter: neither GeoJSON nor a reference to an input item with one layer that fits.
-    """
-    if "type" in document:
-        return None
-    if "item_id" not in document or set(document) - {"item_id", "asset"}:
-        raise InvalidParameter(
-            'zones must be GeoJSON (with a `type`) or {"item_id": …, "asset": …}; '
-            f"it has {', '.join(sorted(document)) or 'nothing'}.",
-            pointer="/zones",
-        )
-    wanted, key = document["item_id"], document.get("asset")
-    item = next((each for each in inputs if each.id == wanted), None)
-    if item is None:
-        given = ", ".join(each.id for each in inputs)
-        raise InvalidParameter(f"zones refers to item {wanted!r}, the inputs are: {given}.", pointer="/zones/item_id")
-    found = [asset for asset in item.vectors if key in (None, asset.key)]
-    if len(found) != 1:
-        keys = ", ".join(asset.key for asset in item.vectors) or "none"
-        raise InvalidParameter(
-            f"Item {wanted} has {len(found)} vector assets that fit; name one in zones.asset. Its own: {keys}.",
-            pointer="/zones/asset",
-        )
-    return found[0]
 
 
 def _asset(grid: Grid) -> RasterAsset:

@@ -11,18 +11,20 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from eorouter_compute import polygons, vector
+from eorouter_compute import geojson, polygons, vector
 from eorouter_compute.attempt import local_path
+from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Window
-from eorouter_compute.method import RasterAsset, VectorAsset
+from eorouter_compute.method import InputItem, RasterAsset, VectorAsset
 from eorouter_compute.polygons import Rings, Status, as_crs, crs_name
 from eorouter_kernels import coverage
 
@@ -96,17 +98,37 @@ def read(
         InvalidParameter: a field or CRS that does not exist; names those that do.
         NotAVector: inline data is not GeoJSON, or the file is broken.
     """
+    drawn = _draw(msgspec.json.encode(source) if isinstance(source, dict) else source, crs, id_field, tuple(fields))
+    return _onto(drawn, target_crs, edge_tolerance, west)
+
+
+class _Drawn(NamedTuple):
+    """Features mended, where they were drawn."""
+
+    ids: pa.Array
+    attributes: pa.Table
+    crs: pyproj.CRS
+    shapes: NDArray[np.object_]
+    status: tuple[Status, ...]
+    detail: tuple[str | None, ...]
+
+
+def _draw(source: VectorAsset | bytes, crs: str | None, id_field: str | None, fields: tuple[str, ...]) -> _Drawn:
     wanted: tuple[str, ...] = tuple(dict.fromkeys((id_field, *fields) if id_field else fields))
-    found = vector.read(msgspec.json.encode(source) if isinstance(source, dict) else source, wanted, crs)
+    found = vector.read(source, wanted, crs)
     shapes, status, detail = polygons.repair(found.geometries, found.crs)
+    return _Drawn(_ids(found, id_field), found.table.select(list(fields)), found.crs, shapes, status, detail)
+
+
+def _onto(drawn: _Drawn, target_crs: str, edge_tolerance: float | None, west: float) -> Zones:
     return Zones(
-        ids=_ids(found, id_field),
-        attributes=found.table.select(list(fields)),
-        geometries=shapes,
-        crs=crs_name(found.crs),
-        rings=polygons.project(shapes, found.crs, as_crs(target_crs), edge_tolerance, west),
-        status=status,
-        detail=detail,
+        ids=drawn.ids,
+        attributes=drawn.attributes,
+        geometries=drawn.shapes,
+        crs=crs_name(drawn.crs),
+        rings=polygons.project(drawn.shapes, drawn.crs, as_crs(target_crs), edge_tolerance, west),
+        status=drawn.status,
+        detail=drawn.detail,
     )
 
 
@@ -114,34 +136,39 @@ def _ids(layer: vector.Layer, id_field: str | None) -> pa.Array:
     if id_field is not None:
         column = layer.table[id_field]
         return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.array(np.arange(len(layer.geometries))) if layer.ids is None else vector.column(layer.ids)
+    return pa.array(np.arange(len(layer.geometries))) if layer.ids is None else geojson.column(layer.ids)
 
 
 # On a grid, once per process ------------------------------------------------------------------------------------------
 
-_cache: OrderedDict[Any, Any] = OrderedDict()
+_placed: OrderedDict[Any, Any] = OrderedDict()
+_drawn: OrderedDict[Any, Any] = OrderedDict()
 _cache_lock = threading.Lock()
-_load_lock = threading.Lock()
+_load_lock = threading.RLock()
 
 
 def forget() -> None:
     """Empty the process cache, for measurements that count the reading of zones."""
     with _cache_lock:
-        _cache.clear()
+        _placed.clear()
+        _drawn.clear()
 
 
-def _cached(key: Any, make: Callable[[], T]) -> T:
+def _cached(cache: OrderedDict[Any, T], key: Any, entries: int, make: Callable[[], T]) -> T:
     """A few of the latest are kept; one thread makes, the others wait for it."""
+    with _cache_lock:
+        if key in cache:
+            cache.move_to_end(key)
+            return cache[key]
     with _load_lock:
         with _cache_lock:
-            if key in _cache:
-                _cache.move_to_end(key)
-                return _cache[key]
+            if key in cache:
+                return cache[key]
         value = make()
         with _cache_lock:
-            _cache[key] = value
-            while len(_cache) > CACHE_ENTRIES:
-                _cache.popitem(last=False)
+            cache[key] = value
+            while len(cache) > entries:
+                cache.popitem(last=False)
     return value
 
 
@@ -165,24 +192,45 @@ def place(
         identity = hashlib.sha256(content).hexdigest()
     asked = (identity, crs, id_field, fields)
 
-    def load() -> Zones:
-        a, b, _, d, e, _ = grid.transform
-        return read(
-            content,
-            target_crs=grid.crs,
-            crs=crs,
-            id_field=id_field,
-            fields=fields,
-            edge_tolerance=EDGE_TOLERANCE_PX * min(float(np.hypot(a, d)), float(np.hypot(b, e))),
-            west=_west(grid),
-        )
-
     def make() -> tuple[Zones, coverage.Outlines]:
-        zones = load()
+        a, b, _, d, e, _ = grid.transform
+        tolerance = EDGE_TOLERANCE_PX * min(float(np.hypot(a, d)), float(np.hypot(b, e)))
+        # Items on many grids share one layer: it is read and mended once.
+        drawn = _cached(_drawn, asked, 1, lambda: _draw(content, crs, id_field, fields))
+        zones = _onto(drawn, grid.crs, tolerance, _west(grid))
         rings = zones.rings
         return zones, coverage.outlines(to_pixels(rings.vertices, grid), rings.rings, rings.polygons[rings.zones])
 
-    return _cached((asked, grid.crs, grid.transform, grid.shape), make)
+    return _cached(_placed, (asked, grid.crs, grid.transform, grid.shape), CACHE_ENTRIES, make)
+
+
+def layer_of(document: dict[str, Any], inputs: Sequence[InputItem]) -> VectorAsset | None:
+    """The layer that `zones` refers to; None for inline zones.
+
+    Raises:
+        InvalidParameter: neither GeoJSON nor a reference to an input item with one layer that fits.
+    """
+    if "type" in document:
+        return None
+    if "item_id" not in document or set(document) - {"item_id", "asset"}:
+        raise InvalidParameter(
+            'zones must be GeoJSON (with a `type`) or {"item_id": …, "asset": …}; '
+            f"it has {', '.join(sorted(document)) or 'nothing'}.",
+            pointer="/zones",
+        )
+    wanted, key = document["item_id"], document.get("asset")
+    item = next((each for each in inputs if each.id == wanted), None)
+    if item is None:
+        given = ", ".join(each.id for each in inputs)
+        raise InvalidParameter(f"zones refers to item {wanted!r}, the inputs are: {given}.", pointer="/zones/item_id")
+    found = [asset for asset in item.vectors if key in (None, asset.key)]
+    if len(found) != 1:
+        keys = ", ".join(asset.key for asset in item.vectors) or "none"
+        raise InvalidParameter(
+            f"Item {wanted} has {len(found)} vector assets that fit; name one in zones.asset. Its own: {keys}.",
+            pointer="/zones/asset",
+        )
+    return found[0]
 
 
 def _extent(grid: RasterAsset) -> NDArray[np.float64]:

@@ -1,7 +1,9 @@
 # ruff: noqa: PLR0917  numba passes arguments by position
-"""Weighted quantiles of the cells under each polygon, exact, whatever order and cut the cells come in.
+"""What values the cells under each polygon have, and how often: quantiles, modes and counts by value, all exact.
 
-    pixels ──keys──► unsigned integers ──collect──► Runs per pair ──join──► Runs per zone ──quantiles──► numbers
+    pixels ──keys──► unsigned integers ──collect──► Runs per pair ──join──► Runs per zone ──┬─ quantiles ─► numbers
+           └─bins──►                                                                        ├─ frequent ──► numbers
+                                                                                            └─ counts ────► a matrix
 
 Values become `keys`, unsigned integers in the same order, so that nothing is ever compared: keys of 16 bits are counted
 in a table and read off it in order, wider ones go through a radix sort. Weights are kept in fixed point, whole cells
@@ -157,6 +159,60 @@ def quantiles(runs: Runs, dtype: np.dtype[Any], levels: Sequence[float]) -> NDAr
     _interpolate(runs.first, values(runs.key, dtype), runs.whole, runs.part, asked[order], found)
     out[:, order] = found
     return out
+
+
+FREQUENT = ("mode", "minority", "variety")
+"""What `frequent` gives, in this order."""
+
+
+def frequent(runs: Runs, dtype: np.dtype[Any]) -> NDArray[np.float64]:
+    """The value most cells hold, the value fewest hold, and how many values there are; (owner, 3), NaN without values.
+
+    Of values held alike, the greatest is the mode and the least the minority, as in exactextract.
+    """
+    out = np.full((len(runs.first) - 1, len(FREQUENT)), np.nan)
+    _frequent(runs.first, values(runs.key, dtype), runs.whole, runs.part, out)
+    return out
+
+
+def bins(pixels: NDArray[np.generic], edges: NDArray[np.float64], scale: float, offset: float) -> NDArray[np.uint16]:
+    """In which bin pixel × scale + offset lies: 0 below all, 1 … n, n + 1 above all; the keys of a histogram.
+
+    Args:
+        pixels: integers or floats; NaN gets some bin and must be marked as not valid.
+        edges: (n + 1) rising; a bin holds its lower edge, the last bin its upper edge too, as in `numpy.histogram`.
+        scale: of the stored values.
+        offset: of the stored values.
+    """
+    if pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2:
+        # One look-up per pixel in place of a search: a table over all values of the type.
+        every = np.arange(1 << 8 * pixels.dtype.itemsize, dtype=f"u{pixels.dtype.itemsize}")
+        return _sorted_in(every.view(pixels.dtype), edges, scale, offset)[pixels.view(every.dtype)]
+    return _sorted_in(pixels, edges, scale, offset)
+
+
+def _sorted_in(pixels: NDArray[Any], edges: Floats, scale: float, offset: float) -> NDArray[np.uint16]:
+    physical = pixels.astype(np.float64) * scale + offset
+    found = np.searchsorted(edges, physical, side="right")
+    return (found - (physical == edges[-1])).astype(np.uint16)
+
+
+def counts(runs: Runs, keys_wanted: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Cells that hold each wanted key, (owner, key), and cells that hold any key at all, (owner).
+
+    Args:
+        runs: by owner.
+        keys_wanted: rising.
+    """
+    owners = len(runs.first) - 1
+    cells = runs.whole + runs.part * (1.0 / STEPS)
+    owner = np.repeat(np.arange(owners), np.diff(runs.first))
+    out = np.zeros((owners, len(keys_wanted)))
+    at = np.searchsorted(keys_wanted, runs.key)
+    known = at < len(keys_wanted)
+    known[known] = keys_wanted[at[known]] == runs.key[known]
+    out[owner[known], at[known]] = cells[known]
+    return out, np.bincount(owner, cells, minlength=owners).astype(np.float64, copy=False)
 
 
 def _room(size: int, dtype: np.dtype[Any]) -> tuple[Keys, Ints, Ints]:
@@ -418,10 +474,34 @@ def _interpolate(first: Ints, value: Floats, whole: Ints, part: Ints, levels: Fl
             out[owner, level] = found
 
 
+@kernel
+def _frequent(first: Ints, value: Floats, whole: Ints, part: Ints, out: Floats) -> None:
+    """Mode, minority and variety of distinct values with weights.
+
+    Shapes: as `_interpolate`; out (owner, 3).
+    Units: those of the values; variety counts.
+    Nodata: an owner without runs is left as it is.
+    Reference: exactextract 0.3, README, "mode", "minority", "variety".
+    """
+    for owner in range(len(first) - 1):
+        begin, end = first[owner], first[owner + 1]
+        if begin == end:
+            continue
+        most = least = begin
+        for i in range(begin + 1, end):
+            if whole[i] > whole[most] or (whole[i] == whole[most] and part[i] >= part[most]):
+                most = i
+            if whole[i] < whole[least] or (whole[i] == whole[least] and part[i] < part[least]):
+                least = i
+        out[owner, 0], out[owner, 1], out[owner, 2] = value[most], value[least], float(end - begin)
+
+
 def warm_up() -> None:
     """Compile the kernels of this module for the usual pixel types, or load them from the cache."""
     place = np.array([0, 1], np.int32)
     batch = Spans(0, np.array([0, 2]), place, place, np.ones(2, np.int32), np.array([1.0, 0.5]))
     for dtype in (np.uint16, np.float32):
         runs = collect(batch, keys(np.ones((2, 2), dtype)), None, (0, 0))
-        quantiles(join([np.zeros(1, np.int64)], [runs], 1), np.dtype(dtype), (0.5,))
+        whole = join([np.zeros(1, np.int64)], [runs], 1)
+        quantiles(whole, np.dtype(dtype), (0.5,))
+    frequent(whole, np.dtype(np.float32))

@@ -117,9 +117,10 @@ def _moments_int(
     Reference: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", Am. Stat. 37(3), eq. 1.5–2.1.
     """
     for band in range(pixels.shape[0]):
+        image = pixels[band]
         for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = np.int64(_first_value(batch, pair, pixels[band], valid, has_mask, band, row0, col0))
+            pivot = np.int64(_first_value(batch, pair, image, valid, has_mask, band, row0, col0))
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.int64(1 << 20), np.int64(-(1 << 20))
             for span in range(batch.first[pair], batch.first[pair + 1]):
@@ -127,19 +128,19 @@ def _moments_int(
                 if w < SLIVER:
                     continue
                 r, c, n = batch.row[span] - row0, batch.col[span] - col0, batch.length[span]
-                line = pixels[band, r, c : c + n]
                 seen = np.int64(n)
                 if n == 1:
                     if has_mask and not valid[band, r, c]:
                         masked += w
                         continue
-                    v = np.int64(line[0])
+                    v = np.int64(image[r, c])
                     d = float(v - pivot)
                     shifted += w * d
                     squares += w * d * d
                     lowest, highest = min(lowest, v), max(highest, v)
                 else:
                     s = q = np.int64(0)
+                    line = image[r, c : c + n]
                     if has_mask:
                         seen = np.int64(0)
                         flags = valid[band, r, c : c + n]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import shapely
 
-from eorouter_compute import tables
+from eorouter_compute import polygons, tables
 
 ROWS = [
     {"id": 1, '100% "sure"': 0.1, "name": "a,b", "day": date(2024, 2, 29), "is_field": True, "none": None},
@@ -20,11 +20,16 @@ ROWS = [
 SHAPES = np.array([shapely.box(0, 0, 1, 1), None, shapely.MultiPolygon([shapely.box(2, 2, 3, 3)])])
 
 
+def write(target: io.BytesIO, table: pa.Table, shapes: np.ndarray) -> None:
+    is_multi = shapely.get_type_id(shapes) == shapely.GeometryType.MULTIPOLYGON
+    tables.write_geojson(target, table, polygons.ragged(shapes), is_multi)
+
+
 @pytest.mark.parametrize("chunk_rows", [1, 2, 4096])
 def test_geojson_has_every_value_whatever_its_type_and_name(monkeypatch: pytest.MonkeyPatch, chunk_rows: int):
     monkeypatch.setattr(tables, "CHUNK_ROWS", chunk_rows)
     written = io.BytesIO()
-    tables.write_geojson(written, pa.Table.from_pylist(ROWS), SHAPES)
+    write(written, pa.Table.from_pylist(ROWS), SHAPES)
     features = msgspec.json.decode(written.getvalue())["features"]
     assert [feature["properties"] for feature in features] == msgspec.to_builtins(ROWS)
     found = [feature["geometry"] and shapely.geometry.shape(feature["geometry"]) for feature in features]
@@ -34,13 +39,13 @@ def test_geojson_has_every_value_whatever_its_type_and_name(monkeypatch: pytest.
 def test_geojson_of_no_rows_or_no_columns_is_still_geojson():
     for table, shapes in ((pa.table({"a": pa.array([], pa.int64())}), SHAPES[:0]), (pa.table({}), SHAPES[:0])):
         written = io.BytesIO()
-        tables.write_geojson(written, table, shapes)
+        write(written, table, shapes)
         assert msgspec.json.decode(written.getvalue()) == {"type": "FeatureCollection", "features": []}
 
 
 def test_numbers_that_are_none_become_null():
     written = io.BytesIO()
-    tables.write_geojson(written, pa.table({"x": [np.nan, np.inf, 0.1 + 0.2]}), SHAPES)
+    write(written, pa.table({"x": [np.nan, np.inf, 0.1 + 0.2]}), SHAPES)
     features = msgspec.json.decode(written.getvalue())["features"]
     assert [feature["properties"]["x"] for feature in features] == [None, None, 0.1 + 0.2]
 

@@ -87,13 +87,13 @@ def test_what_crosses_and_what_is_wide_is_told_apart_as_for_areas_of_interest(dr
 
 
 def test_geojson_is_cut_and_its_box_runs_from_west_to_east_over_the_antimeridian():
-    lonlat = polygons.to_wgs84(np.array([PAST, None, shapely.box(170, 0, 171, 1)]), "OGC:CRS84")
-    assert lonlat[0].equals(CUT)
+    lonlat = polygons.to_lonlat(np.array([PAST, None, shapely.box(170, 0, 171, 1)]), "OGC:CRS84")
+    assert shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, lonlat.vertices, lonlat[1:])[0].equals(CUT)
     box = polygons.lonlat_bounds(lonlat)
     assert box == (170.0, -2.0, -177.0, 2.0)
     assert shapely.area(polygons.box_of(box)) == 13 * 4
     both = np.array([shapely.box(-10, 0, 5, 1), shapely.box(100, 0, 105, 1)])
-    assert polygons.lonlat_bounds(both) == (-10.0, 0.0, 105.0, 1.0)
+    assert polygons.lonlat_bounds(polygons.ragged(both)) == (-10.0, 0.0, 105.0, 1.0)
 
 
 @pytest.mark.parametrize(

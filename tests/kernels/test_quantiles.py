@@ -137,3 +137,39 @@ def test_take_keeps_the_runs_of_some_owners():
 def test_warm_up_compiles_every_kernel():
     quantiles.warm_up()
     assert quantiles._interpolate.signatures
+
+
+@SEEDED
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from(DTYPES), distinct=st.integers(1, 12))
+def test_mode_minority_and_variety_are_the_twins(seed: int, dtype: str, distinct: int):
+    rng = np.random.default_rng(seed)
+    pixels = drawn(rng, dtype, (8, 10), distinct)
+    weight = rng.choice([0.25, 0.5, 1.0], (8, 10))  # sums of these are exact, so ties are ties on both sides
+    runs = quantiles.collect(spans_of(weight), quantiles.keys(pixels), None, (0, 0))
+    found = quantiles.frequent(runs, pixels.dtype)
+    for half, rows in enumerate((slice(0, 4), slice(4, 8))):
+        expected = reference.zonal_frequent(weight[rows], pixels[rows], np.ones_like(pixels[rows], np.bool_))
+        assert tuple(found[half]) == expected
+
+
+@SEEDED
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from(("uint8", "int16", "int32", "float32")))
+def test_cells_by_bin_are_numpys_histogram(seed: int, dtype: str):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 100, (8, 10)).astype(dtype)
+    weight = weights(rng, (8, 10))
+    edges = np.unique(rng.integers(0, 60, 5) * 0.5 - 3.0)
+    if len(edges) < 2:
+        return
+    key = quantiles.bins(pixels, edges, 0.5, -3.0)
+    runs = quantiles.collect(spans_of(weight), key, None, (0, 0))
+    found, total = quantiles.counts(runs, np.arange(len(edges) + 1, dtype=np.uint16))
+    physical = pixels * 0.5 - 3.0
+    for half, rows in enumerate((slice(0, 4), slice(4, 8))):
+        expected, _ = np.histogram(physical[rows], edges, weights=weight[rows])
+        np.testing.assert_allclose(found[half, 1:-1], expected, rtol=1e-12, atol=1e-7)
+        below, above = physical[rows] < edges[0], physical[rows] > edges[-1]
+        np.testing.assert_allclose(
+            found[half, [0, -1]], [weight[rows][below].sum(), weight[rows][above].sum()], atol=1e-7
+        )
+        assert total[half] == pytest.approx(found[half].sum(), rel=1e-12)

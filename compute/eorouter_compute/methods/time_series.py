@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import observations, product, series, vector, warp, zone_curves
+from eorouter_compute import observations, product, series, vector, warp, zone_curves, zones
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.calendars import Grouping, Period, periods
@@ -289,7 +289,7 @@ def _zones(
         return None
     if len(params.value.names) > 1:
         raise InvalidParameter("Curves of zones are of one value; `value` has several bands.", pointer="/value/bands")
-    layer = zone_curves.layer_of(params.zones, inputs)
+    layer = zones.layer_of(params.zones, inputs)
     if layer is not None and params.zone_id is not None:
         vector.refuse_unknown([params.zone_id], layer.fields, layer.key, "/zone_id")
     return zone_curves.Work(
@@ -346,7 +346,9 @@ def _bands(params: TimeSeriesParams, task: _Task, target: _Target, part: Window,
         members = target.periods[0].members
         stack = observations.stack(task.days, members, part, seen)
         days = [task.days[member].day for member in members]
-        return series.composite(task.analysis, stack, days, task.names).reshape(shape)
+        out = seen.reader.room("composite", (shape[0], part.pixels), np.float32)
+        series.composite(task.analysis, stack, days, task.names, out)
+        return out.reshape(shape)
     curve = observations.by_period(task.days, target.periods, part, seen)
     series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
     return series.analyse(task.analysis, curve, target.periods).reshape(shape)
@@ -364,7 +366,10 @@ def _depth(task: _Task, target: _Target) -> int:
 
 
 def _side(task: _Task, target: _Target) -> int:
-    """Side of the parts in which all dates are held together."""
+    """Side of the parts in which all dates are held together.
+
+    Smaller parts, whose stack stays in the processor's cache, were tried: what they save on memory they spend on calls.
+    """
     side = _SIDE_MAX
     while side > _SIDE_MIN and 4 * _depth(task, target) * side * side > STACK_BYTES:
         side //= 2

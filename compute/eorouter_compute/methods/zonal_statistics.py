@@ -3,43 +3,40 @@
 A shard is a window of whole canonical blocks (`eorouter_kernels.coverage.BLOCK`) of one grid; it reads the blocks that
 zones touch, in strips one block high, and hands on one accumulator per zone, block and band. The merge folds them in
 the order of zone and block, so the bytes of the answer depend on neither the shards nor the workers. Bands that lie on
-different grids (10 m beside 20 m) are measured each on their own, without resampling.
+different grids (10 m beside 20 m, one scene beside the next) are measured each on their own, without resampling.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import shapely
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from eorouter_compute import polygons, ranks, raster, tables, vector, zones
+from eorouter_compute import ranks, strata, vector, warp, zone_table, zones
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
 from eorouter_compute.grid import Window
+from eorouter_compute.measures import Histogram, Request, Seen, Statistic
 from eorouter_compute.method import (
-    Band,
     Bound,
     InputItem,
     Kind,
     Method,
-    OutputItem,
     Params,
     Part,
     Plan,
-    RasterAsset,
     ReadReport,
     Result,
     Shard,
     VectorAsset,
-    by_asset,
 )
 from eorouter_compute.polygons import as_crs
-from eorouter_kernels import coverage, quantiles, zonal
+from eorouter_compute.quality import MaskChoice
+from eorouter_compute.strata import Reading, Stratum, Weights
+from eorouter_kernels import coverage, weighted, zonal
 
 SHARD_PIXELS = 16 << 20
 """Pixels times bands of one shard, at most, but never less than one canonical block."""
@@ -48,13 +45,13 @@ BODY_BYTES_MAX = 256 << 10
 """Accumulators larger than this travel as an object of the attempt."""
 
 NUMBERS_MAX = 50_000_000
-"""Zones times columns of a result, at most."""
+"""Rows times columns of a result, at most."""
 
 SHARDS_MAX = 20_000
-PREVIEW_ROWS = 20
-NAME = "zonal_statistics"
+ITEMS_MAX = 200
+"""Most items that are measured in one job; one more may hold the zones and one more the weights."""
 
-Statistic = Literal["count", "sum", "mean", "min", "max", "stdev", "variance", "median", "valid_fraction", "area"]
+NAME = "zonal_statistics"
 
 _ZONES_SCHEMA = {
     "oneOf": [
@@ -83,7 +80,7 @@ class ZonalStatisticsParams(Params, frozen=True, kw_only=True, forbid_unknown_fi
     """Statistics of raster bands under polygons, each cell weighted by the exact fraction the polygon covers.
 
     Variance and standard deviation are those of the population. Quantiles are weighted and interpolated. Zones that
-    cannot be measured keep their row and say why in `status`.
+    cannot be measured keep their row and say why in `status`. Several items give a row per zone and item.
     """
 
     zones: Annotated[
@@ -97,188 +94,152 @@ class ZonalStatisticsParams(Params, frozen=True, kw_only=True, forbid_unknown_fi
     )
     bands: Annotated[
         Annotated[tuple[str, ...], Meta(min_length=1, max_length=1024)] | None,
-        Meta(description="Band names; all bands of the item by default."),
+        Meta(description="Band names; all bands of each item by default."),
     ] = None
     statistics: Annotated[
         tuple[Statistic, ...],
         Meta(
             max_length=20,
-            description="What to compute; `area` is the covered valid area in m², `count` the covered valid cells.",
+            description="What to compute; `area` is the covered valid area in m², `count` the covered valid cells, "
+            "`class_fractions` the share of each class. Those that begin with `weighted_` need `weights`.",
         ),
     ] = ("count", "mean", "min", "max", "stdev", "valid_fraction")
     quantiles: Annotated[
         tuple[Annotated[float, Meta(ge=0, le=1)], ...], Meta(max_length=20, description="Further quantiles, 0 to 1.")
     ] = ()
+    classes: Annotated[
+        Annotated[tuple[int, ...], Meta(min_length=1, max_length=256)] | None,
+        Meta(description="Stored values that `class_fractions` gives a column each; all that are found by default."),
+    ] = None
+    histogram: Annotated[
+        Histogram | None, Meta(description="Covered cells by bin: `edges`, or `bins` over a `range`.")
+    ] = None
+    weights: Annotated[Weights | None, Meta(description="A band that says how much each cell weighs, on any grid.")] = (
+        None
+    )
+    mask: Annotated[
+        MaskChoice | None, Meta(description="Pixels to leave out, by a quality band of each item or by a preset.")
+    ] = None
     zone_id: Annotated[str | None, Meta(description="Field that names the zones in the column `zone_id`.")] = None
     include: Annotated[tuple[str, ...], Meta(max_length=256, description="Fields of the zones to carry over.")] = ()
     use_scale: Annotated[bool, Meta(description="Give physical values: stored × scale + offset.")] = True
-
-
-class _Column(NamedTuple):
-    """A band to measure and the prefix of its columns, empty when it is the only one."""
-
-    prefix: str
-    asset: RasterAsset
-    band: Band
-
-
-class _Grid(NamedTuple):
-    """Bands that lie on one grid; bands of one asset follow each other."""
-
-    asset: RasterAsset
-    columns: tuple[_Column, ...]
-
-    @property
-    def reads(self) -> list[tuple[RasterAsset, list[int]]]:
-        """Each asset once, with the bands to read from it."""
-        return by_asset((column.asset, column.band.index) for column in self.columns)
+    allow_missing: Annotated[
+        bool, Meta(description="Count unreadable windows as missing, and list them, instead of failing.")
+    ] = False
 
 
 class _Piece(Struct, frozen=True, array_like=True):
-    """Body of a shard: which grid, and the window of blocks."""
+    """Body of a shard: which stratum, and the window of blocks."""
 
-    grid: int
+    stratum: int
     window: Window
 
 
 class _Partials(Struct, frozen=True, array_like=True):
-    """What a shard found: accumulators per zone and block, and values where quantiles are asked for."""
+    """What a shard found: accumulators per zone and block, and values where they are asked for."""
 
-    grid: int
+    stratum: int
     zone: bytes
     block: bytes
     state: bytes
-    ranks: ranks.Ranks | None
+    weighed: bytes
+    values: list[ranks.Values]
 
 
-def _raster_item(inputs: Sequence[InputItem]) -> InputItem:
-    for item in inputs:
-        if item.rasters:
-            return item
-    raise InvalidParameter("None of the inputs has a raster to measure.", pointer="/inputs")
+class _Task(Struct, frozen=True):
+    """Everything about the job but its pixels."""
+
+    request: Request
+    strata: tuple[Stratum, ...]
+    items: tuple[InputItem, ...]
+    layer: VectorAsset | None
 
 
-def _grids(params: ZonalStatisticsParams, item: InputItem) -> tuple[_Grid, ...]:
-    """The bands asked for, by grid, in the order of their first band."""
-    pairs = item.bands if params.bands is None else tuple(item.band(name) for name in params.bands)
-    names = [band.name for _, band in pairs]
-    columns: dict[str, tuple[RasterAsset, Band]] = {}
-    for asset, band in pairs:
-        prefix = band.name if names.count(band.name) == 1 else f"{asset.key}_{band.name}"
-        if prefix in columns:
-            raise InvalidParameter(f"Band {prefix} is asked for twice.", pointer="/bands")
-        columns[prefix] = (asset, band)
-    found: dict[Any, list[_Column]] = {}
-    for prefix, (asset, band) in columns.items():
-        key = (asset.crs, asset.transform, asset.shape)
-        found.setdefault(key, []).append(_Column(prefix if len(columns) > 1 else "", asset, band))
-    return tuple(
-        _Grid(group[0].asset, tuple(sorted(group, key=lambda column: _position(item, column.asset))))
-        for group in found.values()
+def _task(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) -> _Task:
+    statistics = tuple(dict.fromkeys(params.statistics))
+    levels = {"median": 0.5} if "median" in statistics else {}
+    request = Request(
+        statistics=statistics,
+        levels=levels | {f"q{100 * level:.10g}": level for level in params.quantiles},
+        classes=None if params.classes is None else tuple(sorted(set(params.classes))),
+        edges=None if params.histogram is None else params.histogram.resolved(),
+        use_scale=params.use_scale,
+        skips_unweighed=params.weights is not None and params.weights.missing == "skip",
     )
+    if not statistics and not params.quantiles and params.histogram is None:
+        raise InvalidParameter("Ask for one statistic or quantile at least.", pointer="/statistics")
+    if params.classes is not None and "class_fractions" not in statistics:
+        raise InvalidParameter("`classes` says of what `class_fractions` are given; ask for it.", pointer="/classes")
+    if request.is_weighted != (params.weights is not None):
+        name = next((name for name in statistics if name.startswith("weighted_")), None)
+        why = f"`{name}` needs `weights`." if name else "`weights` are for statistics that begin with `weighted_`."
+        raise InvalidParameter(why, pointer="/statistics" if name else "/weights")
+    items = strata.measured(inputs, params.weights)
+    if len(items) > ITEMS_MAX:
+        raise InvalidParameter(f"At most {ITEMS_MAX} items are measured, {len(items)} were given.", pointer="/inputs")
+    found = strata.strata(inputs, params.bands, params.mask, params.weights)
+    return _Task(request, found, tuple(items), zones.layer_of(params.zones, inputs))
 
 
-def _position(item: InputItem, asset: RasterAsset) -> int:
-    """Position of an asset in its item."""
-    return [other.key for other in item.rasters].index(asset.key)
-
-
-def _vector_asset(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) -> VectorAsset | None:
-    """The layer that `zones` refers to; None for inline zones."""
-    if "type" in params.zones:
-        return None
-    unknown = set(params.zones) - {"item_id", "asset"}
-    if "item_id" not in params.zones or unknown:
-        raise InvalidParameter(
-            'zones must be GeoJSON (with a `type`) or {"item_id": …, "asset": …};'
-            f" it has {', '.join(sorted(params.zones)) or 'nothing'}.",
-            pointer="/zones",
-        )
-    wanted, key = params.zones["item_id"], params.zones.get("asset")
-    for item in inputs:
-        if item.id == wanted:
-            found = [asset for asset in item.vectors if key in (None, asset.key)]
-            if len(found) == 1:
-                return found[0]
-            keys = ", ".join(asset.key for asset in item.vectors) or "none"
-            raise InvalidParameter(
-                f"Item {wanted} has {len(found)} vector assets that fit; name one in zones.asset. Its own: {keys}.",
-                pointer="/zones/asset",
-            )
-    given = ", ".join(item.id for item in inputs)
-    raise InvalidParameter(f"zones refers to item {wanted!r}, the inputs are: {given}.", pointer="/zones/item_id")
-
-
-def _check_names(params: ZonalStatisticsParams, grids: Sequence[_Grid]) -> None:
-    taken = {"zone_id", "status", "detail", "geometry", *_column_names(params, grids)}
+def _check(params: ZonalStatisticsParams, task: _Task) -> None:
+    """Refuse what can be seen to be wrong before anything is read."""
+    for stratum in task.strata:
+        for column in stratum.columns:
+            task.request.check(column.band)
+        _, b, _, d, _, _ = stratum.asset.transform
+        if "area" in params.statistics and (b or d) and as_crs(stratum.asset.crs).is_geographic:
+            raise InvalidParameter("`area` is not defined on a rotated grid of degrees.", pointer="/statistics")
+    taken = zone_table.names(task.request, task.strata)
     for name in params.include:
         if name in taken:
             raise InvalidParameter(f"The field {name!r} has the name of a column of the result.", pointer="/include")
-    if not params.statistics and not params.quantiles:
-        raise InvalidParameter("Ask for one statistic or quantile at least.", pointer="/statistics")
-    for grid in grids:
-        _, b, _, d, _, _ = grid.asset.transform
-        if "area" in params.statistics and (b or d) and as_crs(grid.asset.crs).is_geographic:
-            raise InvalidParameter("`area` is not defined on a rotated grid of degrees.", pointer="/statistics")
-
-
-def _levels(params: ZonalStatisticsParams) -> dict[str, float]:
-    """Quantiles to compute, by column suffix."""
-    levels = {"median": 0.5} if "median" in params.statistics else {}
-    return levels | {f"q{100 * level:.10g}": level for level in params.quantiles}
-
-
-def _suffixes(params: ZonalStatisticsParams) -> list[str]:
-    names = ["area_m2" if name == "area" else name for name in dict.fromkeys(params.statistics)]
-    return list(dict.fromkeys([*names, *_levels(params)]))
-
-
-def _column_names(params: ZonalStatisticsParams, grids: Sequence[_Grid]) -> list[str]:
-    return [_name(column, suffix) for grid in grids for column in grid.columns for suffix in _suffixes(params)]
-
-
-def _name(column: _Column, suffix: str) -> str:
-    return f"{column.prefix}_{suffix}" if column.prefix else suffix
+    if task.layer is not None:
+        fields, key = task.layer.fields, task.layer.key
+        vector.refuse_unknown([params.zone_id] if params.zone_id else [], fields, key, "/zone_id")
+        vector.refuse_unknown(params.include, fields, key, "/include")
 
 
 def _place(
-    params: ZonalStatisticsParams, layer: VectorAsset | None, grid: _Grid
+    params: ZonalStatisticsParams, layer: VectorAsset | None, stratum: Stratum
 ) -> tuple[zones.Zones, coverage.Outlines]:
     source = params.zones if layer is None else layer
-    return zones.place(source, grid.asset, crs=params.crs, id_field=params.zone_id, fields=params.include)
+    return zones.place(source, stratum.asset, crs=params.crs, id_field=params.zone_id, fields=params.include)
+
+
+# Planning -------------------------------------------------------------------------------------------------------------
 
 
 def _plan(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) -> Plan:
-    item = _raster_item(inputs)
-    grids = _grids(params, item)
-    _check_names(params, grids)
-    layer = _vector_asset(params, inputs)
-    if layer is not None:
-        vector.refuse_unknown([params.zone_id] if params.zone_id else [], layer.fields, layer.key, "/zone_id")
-        vector.refuse_unknown(params.include, layer.fields, layer.key, "/include")
-    else:
-        _check_size(params, grids, _count_inline(params.zones))
+    task = _task(params, inputs)
+    _check(params, task)
+    features = params.zones.get("features")
+    count = task.layer.feature_count if task.layer else len(features) if isinstance(features, list) else 1
+    columns = zone_table.width(task.request, task.strata)
+    if count * len(task.items) * columns > NUMBERS_MAX:
+        times = f" at {len(task.items)} items" if len(task.items) > 1 else ""
+        raise TooLarge(
+            f"{count:,} zones{times} with {columns} columns each are {count * len(task.items) * columns:,} numbers; "
+            f"one job gives at most {NUMBERS_MAX:,}. Ask for fewer zones, items, bands or statistics.",
+            pointer="/zones",
+        )
     shards: list[Shard] = []
     misses: list[str] = []
-    count = 0
-    for number, grid in enumerate(grids):
-        side = _shard_blocks(params, grid)
-        if layer is None:
-            placed, shapes = _place(params, None, grid)
+    for number, stratum in enumerate(task.strata):
+        side = _shard_blocks(task.request, stratum)
+        if task.layer is None:
+            placed, shapes = _place(params, None, stratum)
             count = len(placed)
             if not placed.usable.any():
                 raise InvalidGeometry(zones.why_unusable(placed), pointer="/zones")
-            work = coverage.pairs(shapes, (0, 0, *grid.asset.shape))
-            windows, box = zones.touched(work, grid.asset, side), zones.box_of(shapes)
+            work = coverage.pairs(shapes, (0, 0, *stratum.asset.shape))
+            windows, box = zones.touched(work, stratum.asset, side), zones.box_of(shapes)
         else:
-            count = layer.feature_count
-            _check_size(params, grids, count)
-            box = zones.box_of_layer(layer, grid.asset)
-            windows = zones.overlap(box, grid.asset, side)
+            box = zones.box_of_layer(task.layer, stratum.asset)
+            windows = zones.overlap(box, stratum.asset, side)
         before = len(shards)
         for window in windows:
             body = msgspec.msgpack.encode(_Piece(number, window))
-            shards.append(Shard(body=body, bound=_bound(params, grid, window, count)))
+            shards.append(Shard(body=body, bound=_bound(task.request, stratum, window, count)))
             if len(shards) > SHARDS_MAX:
                 raise TooLarge(
                     f"The zones cover more than {SHARDS_MAX:,} shards of {side * coverage.BLOCK} × "
@@ -286,121 +247,120 @@ def _plan(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) -> Plan:
                     pointer="/zones",
                 )
         if len(shards) == before:
-            misses.append(zones.how_far(box, grid.asset))
+            misses.append(zones.how_far(box, stratum.asset))
     if not shards:
         raise AoiOutside(misses[0], pointer="/zones")
-    return Plan(shards=tuple(shards), merge_bound=_merge_bound(params, grids, shards, count))
+    return Plan(shards=tuple(shards), merge_bound=_merge_bound(task, columns, shards, count))
 
 
-def _count_inline(document: dict[str, Any]) -> int:
-    features = document.get("features")
-    return len(features) if isinstance(features, list) else 1
-
-
-def _check_size(params: ZonalStatisticsParams, grids: Sequence[_Grid], count: int) -> None:
-    columns = len(_column_names(params, grids))
-    if count * columns > NUMBERS_MAX:
-        raise TooLarge(
-            f"{count:,} zones with {columns} columns each are {count * columns:,} numbers; one job gives at most "
-            f"{NUMBERS_MAX:,}. Ask for fewer zones, bands or statistics.",
-            pointer="/zones",
-        )
-
-
-def _merge_bound(params: ZonalStatisticsParams, grids: Sequence[_Grid], shards: Sequence[Shard], count: int) -> Bound:
-    columns = len(_column_names(params, grids))
-    written = count * (24 * columns + 2048) * 3
+def _merge_bound(task: _Task, columns: int, shards: Sequence[Shard], count: int) -> Bound:
+    rows = count * len(task.items)
+    written = rows * (24 * columns + 2048) * 3
     read = sum(shard.bound.bytes_written for shard in shards)
     held = min(read, ranks.RUNS_BYTES_MAX)
     return Bound(
         bytes_read=read,
         bytes_written=written,
         memory_bytes=(96 << 20) + 2 * written + count * 4096 + 4 * held,
-        seconds=0.2 + count * 1e-4 + read / 1e8,
+        seconds=0.2 + rows * 1e-4 + read / 1e8,
     )
 
 
-def _shard_blocks(params: ZonalStatisticsParams, grid: _Grid) -> int:
-    """Side of a shard in canonical blocks; wide values weigh on the memory of quantiles."""
-    wide = sum(np.dtype(column.band.dtype).itemsize > 2 for column in grid.columns) if _levels(params) else 0
-    return max(int(np.sqrt(SHARD_PIXELS / (len(grid.columns) + 3 * wide))) // coverage.BLOCK, 1)
+def _shard_blocks(request: Request, stratum: Stratum) -> int:
+    """Side of a shard in canonical blocks; wide values and weights weigh on the memory."""
+    wide = sum(plane.key_dtype.itemsize > 2 for column in stratum.columns for plane in request.planes(column.band))
+    load = len(stratum.columns) + 3 * wide + 4 * len(stratum.extras)
+    return max(int(np.sqrt(SHARD_PIXELS / load)) // coverage.BLOCK, 1)
 
 
-def _bound(params: ZonalStatisticsParams, grid: _Grid, window: Window, count: int) -> Bound:
-    """An upper bound for zones that do not overlap; what overlapping ones hold for quantiles is capped by the run."""
-    sizes = [np.dtype(column.band.dtype).itemsize for column in grid.columns]
-    strip = coverage.BLOCK * window.width * (sum(sizes) + len(sizes))
+def _bound(request: Request, stratum: Stratum, window: Window, count: int) -> Bound:
+    """An upper bound for zones that do not overlap; what overlapping ones hold of values is capped by the run."""
+    sizes = [np.dtype(column.band.dtype).itemsize for column in stratum.columns]
+    planes = [plane for column in stratum.columns for plane in request.planes(column.band)]
+    strip = coverage.BLOCK * window.width * (sum(sizes) + len(sizes) + 24 * len(stratum.extras))
     blocks = max(window.pixels // coverage.BLOCK**2, 1)
-    rows = min(count * blocks, count + window.pixels // 4) * len(sizes) * zonal.STATE * 8
-    values = scratch = 0
-    if _levels(params):
-        widths = [_key_bytes(size) for size in sizes]
-        values = window.pixels * sum(12 + width for width in widths)
-        # Keys of a strip, and the runs of a batch before they are cut to size.
-        scratch = coverage.BLOCK * window.width * (max(widths) * 3 + 2 * (16 + max(widths)))
+    numbers = zonal.STATE + weighted.STATE * request.is_weighted
+    rows = min(count * blocks, count + window.pixels // 4) * len(sizes) * numbers * 8
+    values = window.pixels * sum(12 + plane.key_dtype.itemsize for plane in planes) + count * 8 * sum(
+        plane.width for plane in planes
+    )
+    # Keys of a strip, and the runs of a batch before they are cut to size.
+    widest = max((plane.key_dtype.itemsize for plane in planes), default=0)
+    scratch = coverage.BLOCK * window.width * (widest * 3 + 2 * (16 + widest) + 10) if planes else 0
+    extra = 0
+    for placement, bands in stratum.extras.values():
+        band = placement.asset.bands[0]
+        source = warp.source_window(placement, window)
+        extra += source.pixels * bands * np.dtype(band.dtype).itemsize
+    warped = warp.READ_BYTES * bool(stratum.extras)
     return Bound(
         pixels=window.pixels * len(sizes),
-        bytes_read=window.pixels * sum(sizes),
+        bytes_read=window.pixels * sum(sizes) + extra,
         bytes_written=rows + values,
-        memory_bytes=(96 << 20) + 2 * strip + count * 8192 + 3 * rows + 3 * values + scratch,
-        seconds=0.05 + window.pixels * len(sizes) / 5e7 + count * 2e-5 + values / 2e8,
+        memory_bytes=(96 << 20) + 2 * strip + count * 8192 + 3 * rows + 3 * values + scratch + 2 * warped,
+        seconds=0.05 + window.pixels * (len(sizes) + 2 * len(stratum.extras)) / 5e7 + count * 2e-5 + values / 2e8,
     )
 
 
-def _key_bytes(size: int) -> int:
-    """Width of the keys of values of so many bytes, see `quantiles.keys`."""
-    return max(size, 2)
+# Running --------------------------------------------------------------------------------------------------------------
 
 
 def _run(params: ZonalStatisticsParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     piece = msgspec.msgpack.decode(body, type=_Piece)
-    grid = _grids(params, _raster_item(inputs))[piece.grid]
-    _, shapes = _place(params, _vector_asset(params, inputs), grid)
-    window = piece.window
+    task = _task(params, inputs)
+    request, stratum, window = task.request, task.strata[piece.stratum], piece.window
+    _, shapes = _place(params, task.layer, stratum)
     work = coverage.pairs(shapes, (window.row, window.col, window.row_stop, window.col_stop))
-    states = [zonal.empty((len(work.zone), len(indices))) for _, indices in grid.reads]
-    harvest = None
-    if _levels(params):
-        bands = [(column.band.dtype, _asked(params, column)) for column in grid.columns]
-        harvest = ranks.Harvest(bands, coverage.block_counts(shapes, (0, 0, *grid.asset.shape)), work)
+    state = [zonal.empty((len(work.zone), len(source.columns))) for source in stratum.sources]
+    weighed = [weighted.empty(each.shape[:2]) for each in state] if request.is_weighted else []
+    planes = [plane for column in stratum.columns for plane in request.planes(column.band)]
+    blocks = coverage.block_counts(shapes, (0, 0, *stratum.asset.shape)) if planes else np.empty(0, np.int64)
+    harvest = ranks.Harvest(planes, blocks, work) if planes else None
     report = ReadReport()
     for begin, end in _strips(work):
-        read = _strip_window(work, begin, end)
-        corner, areas = (read.row, read.col), zones.row_areas(grid.asset, read.row, read.height)
-        blocks, seen = _read(grid, read)
+        place = _strip_window(work, begin, end)
+        corner, areas = (place.row, place.col), zones.row_areas(stratum.asset, place.row, place.height)
+        readings, seen = strata.read(stratum, place, allow_missing=params.allow_missing)
         report += seen
         some = coverage.Pairs(work.zone[begin:end], work.block[begin:end], work.window[begin:end])
-        keys = [quantiles.keys(pixels) for pixels, _ in blocks] if harvest else []
+        keys = _keys(request, stratum, readings) if harvest else []
         for batch in coverage.spans(shapes, some):
-            for (pixels, valid), state in zip(blocks, states, strict=True):
-                zonal.update(batch, pixels, valid, corner, areas, state[begin:end])
+            for number, reading in enumerate(readings):
+                zonal.update(batch, reading.pixels, reading.valid, corner, areas, state[number][begin:end])
+                if reading.weights is not None:
+                    rows = weighed[number][begin:end]
+                    weighted.update(batch, reading.pixels, reading.valid, reading.weights, corner, rows)
             if harvest:
-                planes = [
-                    (key, None if valid is None else valid[band])
-                    for each, (_, valid) in zip(keys, blocks, strict=True)
-                    for band, key in enumerate(each)
-                ]
-                harvest.gather(batch, some.zone, planes, corner)
+                harvest.gather(batch, some.zone, keys, corner)
         attempt.advance(seen.pixels)
-    state = np.concatenate(states, axis=1)
-    touched = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
-    partials = _Partials(
-        piece.grid,
-        work.zone[touched].astype(np.int32).tobytes(),
-        work.block[touched].astype(np.int32).tobytes(),
-        state[touched].tobytes(),
-        harvest.finish() if harvest else None,
+    found = np.concatenate(state, axis=1)
+    touched = (found[..., zonal.WEIGHT] + found[..., zonal.MASKED] > 0.0).any(axis=1)
+    data = msgspec.msgpack.encode(
+        _Partials(
+            piece.stratum,
+            work.zone[touched].astype(np.int32).tobytes(),
+            work.block[touched].astype(np.int32).tobytes(),
+            found[touched].tobytes(),
+            np.concatenate(weighed, axis=1)[touched].tobytes() if weighed else b"",
+            harvest.finish() if harvest else [],
+        )
     )
-    data = msgspec.msgpack.encode(partials)
     if len(data) <= BODY_BYTES_MAX:
         return Part(body=data, report=report)
     return Part(objects={"partials": attempt.write("partials.msgpack", data)}, report=report)
 
 
-def _asked(params: ZonalStatisticsParams, column: _Column) -> list[float]:
-    """Levels of the stored values; a falling scale turns their order around."""
-    is_falling = params.use_scale and column.band.scale < 0
-    return [1.0 - level if is_falling else level for level in _levels(params).values()]
+def _keys(
+    request: Request, stratum: Stratum, readings: Sequence[Reading]
+) -> list[tuple[NDArray[Any], NDArray[np.bool_] | None]]:
+    """Keys and validity of every plane, in the order of columns."""
+    found = []
+    for reading in readings:
+        for at, column in enumerate(reading.source.columns):
+            valid = None if reading.valid is None else reading.valid[at]
+            keys = request.keys(stratum.columns[column].band, reading.pixels[at])
+            found.extend((key, valid) for key in keys)
+    return found
 
 
 def _strips(work: coverage.Pairs) -> Iterator[tuple[int, int]]:
@@ -419,48 +379,28 @@ def _strip_window(work: coverage.Pairs, begin: int, end: int) -> Window:
     return Window(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
 
 
-def _read(grid: _Grid, window: Window) -> tuple[list[tuple[NDArray[Any], NDArray[np.bool_] | None]], ReadReport]:
-    """The window of every asset of a grid; no mask where all is valid."""
-    blocks, report = [], ReadReport()
-    for asset, indices in grid.reads:
-        pixels, valid = raster.read_block(asset, indices, window)
-        seen = pixels.size if valid is None else int(np.count_nonzero(valid))
-        blocks.append((pixels, None if seen == pixels.size else valid))
-        report += ReadReport(reads=1, pixels=pixels.size, valid_pixels=seen)
-    return blocks, report
+# Merging --------------------------------------------------------------------------------------------------------------
 
 
 def _merge(
     params: ZonalStatisticsParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt
 ) -> Result:
-    item = _raster_item(inputs)
-    grids = _grids(params, item)
-    layer = _vector_asset(params, inputs)
+    task = _task(params, inputs)
     partials = [_partials(part) for part in parts]
-    placed, first_shapes = _place(params, layer, grids[0])
-    touched = np.zeros(len(placed), np.bool_)
-    valid = np.zeros(len(placed), np.bool_)
-    columns: dict[str, pa.Array] = {}
-    for number, grid in enumerate(grids):
-        _, shapes = _place(params, layer, grid)
-        mine = [partial for partial in partials if partial.grid == number]
-        state = _fold(mine, len(placed), len(grid.columns))
-        touched |= (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
-        valid |= (state[..., zonal.WEIGHT] > 0.0).any(axis=1)
-        columns |= _columns(params, grid, mine, shapes, state)
-    if placed.usable.any() and not touched.any():
-        raise AoiOutside(zones.how_far(zones.box_of(first_shapes), grids[0].asset), pointer="/zones")
-    status, detail = _statuses(placed, touched, valid)
-    table = pa.table({
-        "zone_id": placed.ids,
-        **{name: placed.attributes[name] for name in params.include},
-        "status": pa.array(status),
-        "detail": pa.array(detail, pa.string()),
-        **columns,
-    })  # fmt: skip
+    placed, first_shapes = _place(params, task.layer, task.strata[0])
+    found = zone_table.Found.empty(len(task.items), len(placed))
+    for number, stratum in enumerate(task.strata):
+        _, shapes = _place(params, task.layer, stratum)
+        mine = [partial for partial in partials if partial.stratum == number]
+        for column, seen in zip(stratum.columns, _seen(task.request, stratum, mine, shapes), strict=True):
+            found.add(task.request, column, seen)
+    if placed.usable.any() and not found.touched.any():
+        raise AoiOutside(zones.how_far(zones.box_of(first_shapes), task.strata[0].asset), pointer="/zones")
+    output, summary = zone_table.write(
+        found, task.request, placed, name=NAME, items=task.items, include=params.include, attempt=attempt
+    )
     report = sum((part.report for part in parts), ReadReport())
-    output = _output(placed, table, item, attempt)
-    return Result(items=(output,), summary=_summary(params, grids, table, status), report=report)
+    return Result(items=(output,), summary=summary, report=report)
 
 
 def _partials(part: Part) -> _Partials:
@@ -468,90 +408,34 @@ def _partials(part: Part) -> _Partials:
     return msgspec.msgpack.decode(data, type=_Partials)
 
 
-def _fold(partials: Sequence[_Partials], count: int, bands: int) -> NDArray[np.float64]:
-    """Accumulators of the zones, folded by block whatever order the shards came in."""
-    state = zonal.empty((count, bands))
-    if not partials:
-        return state
-    zone = np.concatenate([np.frombuffer(partial.zone, np.int32) for partial in partials])
-    block = np.concatenate([np.frombuffer(partial.block, np.int32).reshape(-1, 2) for partial in partials])
-    rows = np.concatenate([np.frombuffer(partial.state).reshape(-1, bands, zonal.STATE) for partial in partials])
-    order = np.lexsort((block[:, 1], block[:, 0], zone))
-    zonal.merge(zone[order].astype(np.int64), rows[order], state)
-    return state
-
-
-def _columns(
-    params: ZonalStatisticsParams,
-    grid: _Grid,
-    partials: Sequence[_Partials],
-    shapes: coverage.Outlines,
-    state: NDArray[np.float64],
-) -> dict[str, pa.Array]:
-    """The columns of the bands of a grid; null where a zone has no such number."""
-    height, width = grid.asset.shape
-    seen = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED])[:, 0]
-    boxes = shapes.boxes
-    reaches_out = (boxes[:, :2] < 0.0).any(axis=1) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
-    outside = np.where(reaches_out, np.maximum(shapes.areas - seen, 0.0), 0.0)
-    scale = np.array([column.band.scale if params.use_scale else 1.0 for column in grid.columns])
-    offset = np.array([column.band.offset if params.use_scale else 0.0 for column in grid.columns])
-    results = zonal.finish(state, outside, scale, offset)
-    levels = _levels(params)
-    columns: dict[str, pa.Array] = {}
-    for number, column in enumerate(grid.columns):
-        found = {("area_m2" if name == "area" else name): values[:, number] for name, values in results.items()}
-        if levels:
-            known = [partial.ranks for partial in partials if partial.ranks is not None]
-            stored = ranks.joined(known, number, column.band.dtype, _asked(params, column), len(state))
-            found |= {name: stored[:, at] * scale[number] + offset[number] for at, name in enumerate(levels)}
-        for suffix in _suffixes(params):
-            values = found[suffix]
-            columns[_name(column, suffix)] = pa.array(values, mask=np.isnan(values) | ~(shapes.areas > 0.0))
-    return columns
-
-
-def _statuses(
-    placed: zones.Zones, touched: NDArray[np.bool_], valid: NDArray[np.bool_]
-) -> tuple[list[str], list[str | None]]:
-    status: list[str] = [value.value for value in placed.status]
-    detail = list(placed.detail)
-    for i in np.flatnonzero(placed.usable & ~valid):
-        status[i] = "no_data" if touched[i] else "outside"
-        why = "No valid pixel lies in the zone." if touched[i] else "The zone lies outside the raster."
-        detail[i] = why if detail[i] is None else f"{detail[i]} {why}"
-    return status, detail
-
-
-def _summary(
-    params: ZonalStatisticsParams, grids: Sequence[_Grid], table: pa.Table, status: Sequence[str]
-) -> dict[str, Any]:
-    units = {"count": "cells", "valid_fraction": "1", "area_m2": "m²"}
-    listed = []
-    for grid in grids:
-        for column in grid.columns:
-            own = column.band.unit if params.use_scale or column.band.scale == 1.0 else None
-            for suffix in _suffixes(params):
-                unit = units.get(suffix, f"({own})²" if own and suffix == "variance" else own)
-                listed.append({"name": _name(column, suffix), "band": column.band.name, "unit": unit})
-    return {
-        "rows": table.num_rows,
-        "statuses": {value: list(status).count(value) for value in sorted(set(status))},
-        "columns": listed,
-        "preview": table.slice(0, PREVIEW_ROWS).to_pylist(),
-    }
-
-
-def _output(placed: zones.Zones, table: pa.Table, item: InputItem, attempt: Attempt) -> OutputItem:
-    assets, bbox = tables.write_all(attempt, NAME, table, placed.geometries, placed.crs)
-    return OutputItem(
-        name=NAME,
-        assets=assets,
-        footprint=msgspec.json.decode(shapely.to_geojson(polygons.box_of(bbox))),
-        bbox=bbox,
-        at=item.at,
-        title=f"Zonal statistics of {item.id}",
-    )
+def _seen(
+    request: Request, stratum: Stratum, partials: Sequence[_Partials], shapes: coverage.Outlines
+) -> Iterator[Seen]:
+    """What was found of each band of a stratum, folded by block whatever order the shards came in."""
+    count, bands = len(shapes.areas), len(stratum.columns)
+    state, weighed = zonal.empty((count, bands)), weighted.empty((count, bands))
+    if partials:
+        zone = np.concatenate([np.frombuffer(each.zone, np.int32) for each in partials])
+        block = np.concatenate([np.frombuffer(each.block, np.int32).reshape(-1, 2) for each in partials])
+        order = np.lexsort((block[:, 1], block[:, 0], zone))
+        owner = zone[order].astype(np.int64)
+        rows = np.concatenate([np.frombuffer(each.state).reshape(-1, bands, zonal.STATE) for each in partials])
+        zonal.merge(owner, rows[order], state)
+        if request.is_weighted:
+            rows = np.concatenate([np.frombuffer(each.weighed).reshape(-1, bands, weighted.STATE) for each in partials])
+            weighted.merge(owner, rows[order], weighed)
+    height, width = stratum.asset.shape
+    covered = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED])[:, 0]
+    reaches_out = (shapes.boxes[:, :2] < 0.0).any(axis=1) | (shapes.boxes[:, 2] > width) | (shapes.boxes[:, 3] > height)
+    outside = np.where(reaches_out, np.maximum(shapes.areas - covered, 0.0), 0.0)
+    first = 0
+    for number, column in enumerate(stratum.columns):
+        planes = request.planes(column.band)
+        values = [each.values for each in partials]
+        found = [ranks.joined(values, first + at, plane, count) for at, plane in enumerate(planes)]
+        first += len(planes)
+        mine = weighed[:, number] if request.is_weighted else None
+        yield Seen(state[:, number], mine, found, outside, shapes.areas > 0.0)
 
 
 METHOD = Method(
@@ -562,7 +446,7 @@ METHOD = Method(
     plan=_plan,
     run=_run,
     merge=_merge,
-    item_limit=2,
+    item_limit=ITEMS_MAX + 2,
     examples=(
         {
             "method": NAME,
@@ -580,6 +464,21 @@ METHOD = Method(
             "quantiles": [0.1, 0.9],
             "zone_id": "field_id",
             "include": ["crop"],
+        },
+        {
+            "method": NAME,
+            "zones": {"item_id": "item_districts"},
+            "bands": ["landcover"],
+            "statistics": ["mode", "variety", "class_fractions"],
+        },
+        {
+            "method": NAME,
+            "zones": {"item_id": "item_fields"},
+            "bands": ["nir"],
+            "statistics": ["mean", "weighted_mean"],
+            "histogram": {"bins": 20, "range": [0.0, 1.0]},
+            "weights": {"item_id": "item_soil", "band": "depth", "resampling": "bilinear", "missing": "skip"},
+            "mask": "sentinel-2-scl",
         },
     ),
 )

@@ -69,3 +69,13 @@ def zonal_quantile(weight: np.ndarray, values: np.ndarray, valid: np.ndarray, le
     n = len(x)
     stands = np.arange(n) * w + (n - 1) * (np.cumsum(w) - w)
     return float(np.interp(level * (n - 1) * w.sum(), stands, x))
+
+
+def zonal_frequent(weight: np.ndarray, values: np.ndarray, valid: np.ndarray) -> tuple[float, float, float]:
+    """Mode, minority and variety of one zone and band; of values held alike the greatest and the least."""
+    chosen = valid & (weight > 0)
+    x, cell = np.unique(values[chosen].astype(np.float64), return_inverse=True)
+    if not len(x):
+        return np.nan, np.nan, np.nan
+    w = np.bincount(cell, weight[chosen])
+    return float(x[np.flatnonzero(w == w.max())[-1]]), float(x[np.argmin(w)]), float(len(x))

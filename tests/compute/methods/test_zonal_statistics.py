@@ -1,7 +1,5 @@
 """The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut anew."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from eorouter_compute.errors import (
 from eorouter_compute.grid import Window
 from eorouter_compute.method import InputItem, Plan, RasterAsset, Result, VectorAsset
 from eorouter_compute.methods import zonal_statistics
+from eorouter_compute.testing import measured
 
 MOMENTS = ("count", "sum", "mean", "min", "max", "stdev", "variance")
 RELATIVE = 1e-6
@@ -432,7 +431,7 @@ FAR = inline(shapely.box(500_000, 0, 500_010, 10))
         ({"zones": {"id": "x"}}, InvalidParameter, "/zones", "it has id"),
         ({"zones": {"type": "Hexagon"}}, InvalidGeometry, "/zones/features/0/geometry", "cannot be read"),
         ({"zones": {"type": "FeatureCollection"}}, NotAVector, "/zones/features", "needs `features`"),
-        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "", "It has: band_1"),
+        ({"zones": FAR, "bands": ["red"]}, BandNotFound, "/bands/0", "It has: band_1"),
         ({"zones": FAR, "bands": ["band_1", "band_1"]}, InvalidParameter, "/bands", "twice"),
         ({"zones": FAR, "statistics": []}, InvalidParameter, "/statistics", "one statistic"),
         ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "is not known"),
@@ -516,40 +515,8 @@ def test_absurd_sizes_are_refused_in_the_plan(drawn: InputItem, tmp_path: Path, 
     monkeypatch.undo()
     monkeypatch.setattr(ranks, "RUNS_BYTES_MAX", 10)
     scene, zones_drawn = mosaic(tmp_path, bands=1)
-    with pytest.raises(TooLarge, match="Quantiles of these zones"):
+    with pytest.raises(TooLarge, match="Quantiles, classes and histograms of these zones"):
         execute({"zones": zones_drawn, "crs": "EPSG:32632", "statistics": ["median"]}, [scene], tmp_path)
-
-
-MEASURED = """
-import json, sys
-from pathlib import Path
-import msgspec
-from eorouter_compute import method, raster
-from eorouter_compute.attempt import Attempt
-from eorouter_compute.method import InputItem
-import eorouter_kernels, geopandas, pyogrio, pyarrow.parquet, pyarrow.csv
-eorouter_kernels.warm_up()
-folder, task = sys.argv[1], json.loads(sys.argv[2])
-found = method.get("zonal_statistics")
-inputs = [InputItem(id="scene", assets=(raster.describe(folder + "/m.tif", "m"),))]
-params = msgspec.convert(task, found.params)
-def peak():
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-idle = peak()
-plan = method.plan(params, inputs)
-parts = [found.run(params, inputs, s.body, Attempt(f"file://{folder}/{i}")) for i, s in enumerate(plan.shards)]
-shard = peak()
-result = found.merge(params, inputs, parts, Attempt(f"file://{folder}/merge"))
-print(json.dumps({
-    "shard": shard - idle, "shard_bound": max(s.bound.memory_bytes for s in plan.shards),
-    "job": peak() - idle, "job_bound": plan.bound.memory_bytes,
-    "pixels": result.report.pixels, "pixels_bound": plan.bound.pixels,
-    "written": sum(p.objects["partials"].size for p in parts if p.objects),
-    "written_bound": sum(s.bound.bytes_written for s in plan.shards),
-}))
-"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
@@ -564,15 +531,12 @@ def test_bounds_hold_against_a_measured_process(tmp_path: Path, dtype: str):
         for y in range(4_970_000, 5_000_000, step)
     ]
     task = {"method": "zonal_statistics", "zones": inline(*shapes), "crs": "EPSG:32632", "statistics": ["median"]}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path), msgspec.json.encode(task).decode()],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    seen = msgspec.json.decode(done.stdout)
-    assert 0 < seen["shard"] <= seen["shard_bound"]
-    assert seen["job"] <= seen["job_bound"]
-    assert seen["pixels"] <= seen["pixels_bound"] <= 1.2 * pixels.size
-    assert seen["written"] <= seen["written_bound"]
+    params = msgspec.convert(task, zonal_statistics.ZonalStatisticsParams)
+    seen = measured(params, [raster_item(tmp_path / "m.tif")], tmp_path)
+    assert 0 < seen.shard_bytes <= seen.shard_bytes_bound
+    assert seen.job_bytes <= seen.job_bytes_bound
+    assert seen.pixels <= seen.pixels_bound <= 1.2 * pixels.size
+    assert seen.written_bytes <= seen.written_bytes_bound
 
 
 @pytest.mark.parametrize(
