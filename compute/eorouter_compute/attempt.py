@@ -11,14 +11,14 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from eorouter_compute import faults
+from eorouter_compute import faults, witness
 from eorouter_compute.errors import AttemptExists, Cancelled
 
 _BESIDE_FROM_BYTES = 32 << 20
@@ -68,7 +68,8 @@ class HashingWriter(io.RawIOBase):
             self._waiting.append((self._beside.submit(self._digest.update, kept), size))
             self._waiting_bytes += size
             self._wait(_WAITING_BYTES)
-        self._target.write(data)
+        with witness.writing():
+            self._target.write(data)
         return size
 
     def _wait(self, most: int) -> None:
@@ -157,9 +158,10 @@ class Attempt:
             AttemptExists: the object is there already: two processes run the same attempt, and this one lost.
         """
         href = self.prefix + name
-        with _create_once(href) as target, closing(HashingWriter(target)) as writer:
+        with _Timed(_create_once(href)) as target, closing(HashingWriter(target)) as writer:
             yield cast("BinaryIO", writer)
             faults.reached("write")
+        witness.count_written(writer.size)
         self.refs[name] = ObjectRef(href=href, size=writer.size, sha256=writer.sha256)
 
     def write(self, name: str, data: bytes) -> ObjectRef:
@@ -167,6 +169,21 @@ class Attempt:
         with self.create(name) as target:
             target.write(data)
         return self.refs[name]
+
+
+class _Timed:
+    """A sink whose opening and closing count as writing, as its writes do: what was buffered moves when it closes."""
+
+    def __init__(self, sink: AbstractContextManager[IO[bytes]]) -> None:
+        self._sink = sink
+
+    def __enter__(self) -> IO[bytes]:
+        with witness.writing():
+            return self._sink.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> bool | None:
+        with witness.writing():
+            return self._sink.__exit__(kind, error, trace)
 
 
 @contextmanager
@@ -227,6 +244,13 @@ def remote_store(href: str) -> tuple[Any, str]:
 
 def read_object(href: str, start: int = 0, stop: int | None = None) -> bytes:
     """Bytes `start … stop - 1` of an object, all of it by default."""
+    with witness.reading():
+        data = _bytes_of(href, start, stop)
+    witness.count_read(len(data))
+    return data
+
+
+def _bytes_of(href: str, start: int, stop: int | None) -> bytes:
     path = local_path(href)
     if path is not None:
         with path.open("rb") as source:

@@ -13,6 +13,8 @@ import asyncio
 import logging
 import os
 import resource
+import socket
+import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping
@@ -29,11 +31,12 @@ from distributed.client import FutureCancelledError
 from msgspec import Struct
 
 import eorouter_kernels
-from eorouter_compute import faults, method, raster
+from eorouter_compute import faults, meters, method, raster, tracing
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.build import build
 from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
+from eorouter_compute.witness import Line, Overhearing, Witness, overhear
 
 MERGE = -1
 """Number of the order that merges the parts of the last round; the turn to round n is order MERGE - n."""
@@ -93,6 +96,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
             round before it.
         memory_bytes: peak memory by the plan's bound.
         halvings: how often to halve the side of the shard's pieces, see `Attempt`.
+        traceparent: of the span this try belongs to, where traces are on.
         build: of whoever sends it; a worker of another one refuses.
     """
 
@@ -108,6 +112,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
     parts: tuple[bytes, ...] = ()
     memory_bytes: int = 0
     halvings: int = 0
+    traceparent: str = ""
     build: str = msgspec.field(default_factory=build)
 
     @property
@@ -132,14 +137,28 @@ class Failure(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of an order: `part` (msgpack of Part, of Result for a merge, of shards for a turn) or `failure`."""
+    """What became of an order: `part` (msgpack of Part, of Result for a merge, of shards for a turn) or `failure`.
+
+    Attributes:
+        seconds: on the worker; of it, `read_s` and `write_s` were spent with reading and writing.
+        waited_s: with the cluster, but not on a worker: the way there and back, and the wait for a free thread.
+        read_bytes, written_bytes: as `witness` counts them.
+        lines, lines_lost: what was logged meanwhile.
+    """
 
     part: bytes | None = None
     failure: Failure | None = None
     seconds: float = 0.0
+    read_s: float = 0.0
+    write_s: float = 0.0
+    waited_s: float = 0.0
+    read_bytes: int = 0
+    written_bytes: int = 0
     peak_rss_bytes: int = 0
     worker: str = ""
     is_bystander: bool = False
+    lines: tuple[Line, ...] = ()
+    lines_lost: int = 0
 
 
 class Running(Struct, frozen=True, kw_only=True, array_like=True):
@@ -157,6 +176,8 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True):
 
 _cancelled: frozenset[str] = frozenset()
 _running: dict[tuple[str, int, int], int] = {}
+_worker = f"{socket.gethostname()}:{os.getpid()}"
+_LEAST_STRETCH_NS = 100_000  # shorter computing between two reads is not worth a span
 
 
 def run_order(data: bytes) -> bytes:
@@ -166,32 +187,73 @@ def run_order(data: bytes) -> bytes:
     _reset_peak()
     _running[order.run] = 0
     part, failure = None, None
-    try:
-        part = msgspec.msgpack.encode(_execute(order))
-        faults.reached("written")
-    except ComputeError as error:
-        failure = _failure(error)
-    except MemoryError:
-        failure = _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
-    except Exception as error:  # noqa: BLE001 - whatever a method does wrong is told as data
-        failure = Failure(
-            kind="defect",
-            code="internal_fault",
-            message=f"{order.label} failed unexpectedly ({type(error).__name__}); the logs tell more.",
-            traceback=traceback.format_exc(limit=-12),
-        )
-    finally:
-        del _running[order.run]
+    with Witness(keeps_spans=tracing.is_on()) as notes, _span(order) as span:
+        try:
+            part = msgspec.msgpack.encode(_execute(order))
+            faults.reached("written")
+        except ComputeError as error:
+            failure = _failure(error)
+        except MemoryError:
+            failure = _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
+        except Exception as error:  # noqa: BLE001 - whatever a method does wrong is told as data
+            failure = Failure(
+                kind="defect",
+                code="internal_fault",
+                message=f"{order.label} failed unexpectedly ({type(error).__name__}); the logs tell more.",
+                traceback=traceback.format_exc(limit=-12),
+            )
+        finally:
+            pixels = _running.pop(order.run)
+        seconds = time.perf_counter() - started
+        _note_end(order, span, failure, notes, seconds=seconds, pixels=pixels)
     return msgspec.msgpack.encode(
         Outcome(
             part=part,
             failure=failure,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            read_s=notes.read_s,
+            write_s=notes.write_s,
+            read_bytes=notes.read_bytes,
+            written_bytes=notes.written_bytes,
             peak_rss_bytes=_peak_rss_bytes(),
-            worker=str(os.getpid()),
+            worker=_worker,
+            lines=tuple(notes.lines),
+            lines_lost=notes.lines_lost,
         ),
         enc_hook=repr,
     )
+
+
+def _span(order: ShardOrder) -> tracing.Span:
+    name = "run" if order.number > MERGE else "merge" if order.number == MERGE else "turn"
+    about: dict[str, tracing.Value] = {"job": order.job_id, "shard": order.number, "token": order.token}
+    return tracing.span(f"{name} {order.label}", parent=order.traceparent, kind="CONSUMER", attributes=about)
+
+
+def _note_end(
+    order: ShardOrder, span: tracing.Span, failure: Failure | None, notes: Witness, *, seconds: float, pixels: int
+) -> None:
+    """Tell the job's log, the metrics and the trace how a try went."""
+    outcome = "completed" if failure is None else failure.kind
+    meters.count(order.label, outcome, seconds=seconds, pixels=pixels, notes=notes)
+    if failure is None:
+        stages = {"seconds": round(seconds, 4), "read_s": round(notes.read_s, 4), "write_s": round(notes.write_s, 4)}
+        notes.note({"event": "shard.completed", "logger": __name__, **stages, "pixels": pixels, "worker": _worker})
+        log.debug("shard.completed", job=order.job_id, shard=order.number, token=order.token, **stages)
+    if not tracing.is_on():
+        return
+    span.set("outcome", outcome)
+    span.set("pixels", pixels)
+    span.set("read_bytes", notes.read_bytes)
+    span.set("written_bytes", notes.written_bytes)
+    end = time.time_ns()
+    begin = end - int(seconds * 1e9)
+    for stage, since, until in [*notes.spans, ("", end, end)]:
+        if since - begin > _LEAST_STRETCH_NS:
+            span.stretch("compute", begin, since)
+        if stage:
+            span.stretch(stage, since, until)
+        begin = until
 
 
 def _execute(order: ShardOrder) -> Any:
@@ -293,10 +355,35 @@ def dask_setup(worker: Worker) -> None:
 
     Workers of a machine take turns: numba's cache does not bear two processes writing the same entry (numba#9348).
     """
+    _listen()
+    tracing.configure("eorouter-worker", os.environ.get(tracing.ENDPOINT, ""))
     with locket.lock_file(str(Path(worker.local_directory).parent / "warm-up.lock"), timeout=600):
         method.methods()
         raster.warm_up()
         eorouter_kernels.warm_up()
+
+
+def dask_teardown(worker: Worker) -> None:
+    """Send the spans that wait."""
+    tracing.shut_down()
+
+
+def _listen() -> None:
+    """Have what is logged while a shard runs go to its job as well as to standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            overhear,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.captureWarnings(capture=True)
+    logging.getLogger().addHandler(Overhearing())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,10 +487,11 @@ class Cluster:
         client = self._client
         if client is None:
             return _lost("The cluster is not running.")
+        submitted = time.perf_counter()
         future = client.submit(
             run_order,
             msgspec.msgpack.encode(order),
-            key=(f"{order.label}-{order.job_id}", order.number, order.token),
+            key=(f"{order.label} {order.job_id}", order.number, order.token),  # the pages show the first part whole
             pure=False,
             retries=0,
             priority=1 if is_urgent else 0,
@@ -420,7 +508,8 @@ class Cluster:
             future.release()
         for runs in self._executing.values():
             runs.discard(order.run)
-        return outcome
+        waited_s = max(time.perf_counter() - submitted - outcome.seconds, 0.0)
+        return msgspec.structs.replace(outcome, waited_s=waited_s)
 
     def _killed(self, order: ShardOrder, error: KilledWorker) -> Outcome:
         worker = error.last_worker.address

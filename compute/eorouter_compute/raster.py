@@ -26,7 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from eorouter_compute import blocks, sources
+from eorouter_compute import blocks, sources, witness
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -313,6 +313,13 @@ def _nothing(asset: RasterAsset, bands: Sequence[int], window: Window) -> Block:
 
 
 def _read_block(asset: RasterAsset, bands: Sequence[int], window: Window, *, is_patient: bool = True) -> Block:
+    with witness.reading():
+        block = _fetch_block(asset, bands, window, is_patient=is_patient)
+    witness.count_read(block.pixels.nbytes)
+    return block
+
+
+def _fetch_block(asset: RasterAsset, bands: Sequence[int], window: Window, *, is_patient: bool) -> Block:
     dtypes = {band.dtype for band in asset.bands if band.index in bands}
     if len(dtypes) == 1:
         found = blocks.read(asset.href, asset.shape, dtypes.pop(), bands, window, with_mask=asset.has_mask)
@@ -340,7 +347,10 @@ def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Blo
         mask = _mask(dataset, bands, lambda band: dataset.read_masks(band, out_shape=shape)) if asset.has_mask else None
         return Block(pixels, _valid(asset, bands, pixels, mask))
 
-    return _with_retries(asset.href, asset.window, read)
+    with witness.reading():
+        block = _with_retries(asset.href, asset.window, read)
+    witness.count_read(block.pixels.nbytes)
+    return block
 
 
 def _check(dataset: Any, asset: RasterAsset, bands: Sequence[int]) -> None:
