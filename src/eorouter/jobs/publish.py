@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ApiError
+from eorouter.jobs import charges
 from eorouter.jobs.attempts import forget
 from eorouter.jobs.leases import fail_job
 from eorouter.jobs.queue import move
@@ -126,6 +127,7 @@ async def _commit(
         },
     }
     pixels_total = int(job.bound.get("pixels", 0))
+    await charges.capture(tx, job, result, now=now)
     await move(
         tx,
         job.id,

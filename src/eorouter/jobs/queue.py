@@ -16,6 +16,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound
+from eorouter.jobs import charges
 from eorouter.jobs.attempts import forget
 from eorouter.jobs.states import TERMINAL, JobEvent, JobState, ShardState, advance
 from eorouter.jobs.wakeup import notify
@@ -257,6 +258,8 @@ async def move(
     row = moved.one_or_none()
     if row is None:
         raise Conflict(f"Job {job_id} is no longer {state.value}.")
+    if after in {JobState.FAILED, JobState.CANCELLED}:
+        await charges.release(tx, job_id, now=now)
     if after in TERMINAL:
         await tx.execute(
             sa.update(job_shards)
