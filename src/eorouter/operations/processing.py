@@ -6,6 +6,7 @@ how a job is doing and what it left.
 """
 
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
