@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyproj
 
-from eorouter_compute import raster
+from eorouter_compute import gdal, raster
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cogfile import CogSpec
 from eorouter_compute.errors import InvalidParameter
@@ -86,7 +86,7 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
     with tempfile.TemporaryDirectory(prefix="eorouter-nitf-") as folder:
         local = Path(folder) / "image.ntf"
         with (
-            rasterio.Env(**raster.GDAL_OPTIONS),
+            rasterio.Env(**gdal.OPTIONS),
             rasterio.open(
                 local,
                 "w",

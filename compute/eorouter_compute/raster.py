@@ -7,7 +7,6 @@ Datasets are not safe to share between threads (GDAL RFC 101 comes later than th
 keeps its own few. Remote reads are repeated with growing pauses and, when given up, name the source and the window.
 """
 
-import os
 import threading
 import time
 import warnings
@@ -26,7 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from eorouter_compute import blocks, sources, witness
+from eorouter_compute import blocks, gdal, sources, witness
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -41,21 +40,6 @@ from eorouter_compute.errors import (
 from eorouter_compute.grid import Window
 from eorouter_compute.method import Band, FailedRead, RasterAsset
 from eorouter_kernels import blocks as kernels
-
-# Drivers that are handed a name and fetch something else. GDAL reads the list when it registers its drivers, which
-# happens once, just below; the variable is put back because vectors are read with a GDAL of their own.
-_SKIPPED = (
-    "VRT,GTI,WMS,WCS,WMTS,HTTP,STACIT,STACTA,EEDA,EEDAI,DAAS,PLMOSAIC,MRF,DERIVED,KMLSUPEROVERLAY,"
-    "SAFE,SENTINEL2,DIMAP,TIL,TSX,RS2,ISCE,PDF,Zarr,Rasterlite,netCDF,HDF5,HDF5Image"
-)
-_skipped_before = os.environ.get("GDAL_SKIP")
-os.environ["GDAL_SKIP"] = _SKIPPED
-with rasterio.Env():
-    pass  # registers the drivers
-if _skipped_before is None:
-    del os.environ["GDAL_SKIP"]
-else:
-    os.environ["GDAL_SKIP"] = _skipped_before
 
 T = TypeVar("T")
 
@@ -76,25 +60,6 @@ TILE_BYTES_MAX = 1 << 28
 """Largest tile or strip, unpacked, that is read: a tile is always unpacked whole."""
 
 BANDS_MAX = 1024
-
-GDAL_OPTIONS: dict[str, Any] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "GDAL_CACHEMAX": 268_435_456,  # in bytes: rasterio hands small numbers on as bytes, GDAL takes them as megabytes
-    "GDAL_NUM_THREADS": 1,
-    "GDAL_INGESTED_BYTES_AT_OPEN": 32768,
-    "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
-    "GDAL_HTTP_MULTIPLEX": "YES",
-    "GDAL_HTTP_VERSION": "2",
-    "GDAL_HTTP_MAX_RETRY": 4,
-    "GDAL_HTTP_RETRY_DELAY": 0.5,
-    "GDAL_HTTP_TIMEOUT": 60,
-    "CPL_VSIL_CURL_CACHE_SIZE": 134_217_728,
-    "CPL_VSIL_CURL_USE_HEAD": "NO",
-    "VSI_CACHE": True,
-    "VSI_CACHE_SIZE": 5_000_000,
-    "GTIFF_REPORT_COMPD_CS": "YES",
-}
 
 _DATASETS_PER_THREAD = 32
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0)
@@ -141,7 +106,7 @@ def warm_up() -> None:
     import rasterio.warp
     from rasterio.io import MemoryFile
 
-    with rasterio.Env(**GDAL_OPTIONS), MemoryFile() as memory:
+    with rasterio.Env(**gdal.OPTIONS), MemoryFile() as memory:
         with memory.open(driver="GTiff", width=16, height=16, count=1, dtype="uint8", crs="EPSG:4326") as sample:
             sample.write(np.eye(16, dtype=np.uint8), 1)
         with memory.open() as sample:
@@ -594,7 +559,7 @@ def _with_retries(href: str, window: Window | None, work: Callable[[Any], T], *,
     pauses = (*_PAUSES_S, None) if is_remote else (None,)
     for pause in pauses:
         try:
-            with rasterio.Env(**GDAL_OPTIONS), _dataset(href) as dataset:
+            with rasterio.Env(**gdal.OPTIONS), _dataset(href) as dataset:
                 return work(dataset)
         except (RasterioError, OSError) as error:
             forget(href)

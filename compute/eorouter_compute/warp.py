@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from msgspec import Struct
 
-from eorouter_compute import raster
+from eorouter_compute import gdal, raster
 from eorouter_compute.errors import GridMismatch, TooLarge
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import FailedRead, RasterAsset
@@ -180,7 +180,7 @@ def memory_bytes(placement: Placement, band_count: int, pixels: int) -> int:
     single = int(16 * dense + 64) * band_count * (size + 1)
     held = min(max(READ_BYTES, single), wanted, asset.window.pixels * band_count * (size + 1) + (1 << 20))
     interleaved = asset.window.pixels * sum(np.dtype(band.dtype).itemsize for band in asset.bands)
-    return 3 * held + min(raster.GDAL_OPTIONS["GDAL_CACHEMAX"], 2 * interleaved) + (8 << 20)
+    return 3 * held + min(gdal.OPTIONS["GDAL_CACHEMAX"], 2 * interleaved) + (8 << 20)
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------
