@@ -392,7 +392,14 @@ def _parsed(source: _Bytes) -> File | None:
 
 
 def read(
-    href: str, shape: tuple[int, int], dtype: str, bands: Sequence[int], window: Window, *, with_mask: bool
+    href: str,
+    shape: tuple[int, int],
+    dtype: str,
+    bands: Sequence[int],
+    window: Window,
+    *,
+    with_mask: bool,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Pixels (band, y, x) of a window, and its mask (y, x) if asked for; None where GDAL must be asked.
 
@@ -403,6 +410,7 @@ def read(
         bands: counted from 1.
         window: inside the raster.
         with_mask: the file has a mask of its own, which is wanted; one that lies in an alpha band is GDAL's.
+        out: where the pixels go, contiguous; new memory by default. What it holds is anything where None is given back.
     """
     from obstore.exceptions import BaseError
 
@@ -416,7 +424,8 @@ def read(
             return None
         if with_mask and (file.mask is None or file.has_alpha):
             return None
-        pixels = _read_pixels(href, source, image, bands, window)
+        pixels = np.empty((len(bands), window.height, window.width), dtype) if out is None else out
+        _read_pixels(href, source, image, bands, window, out=pixels)
         return pixels, _read_bits(href, source, file.mask, window) if with_mask and file.mask is not None else None
     except (ValueError, RuntimeError, OSError, BaseError):
         # A block is not what it should be: GDAL tries, and says what is wrong.
@@ -452,10 +461,10 @@ def _places(layout: Layout, bands: int, numbers: Sequence[int], window: Window) 
                 yield _Place(sample * per_band + row * across + col, row * rows, col * cols, held, cut, where)
 
 
-def _read_pixels(href: str, source: _Bytes, layout: Layout, bands: Sequence[int], window: Window) -> np.ndarray:
-    assert layout.dtype is not None  # noqa: S101 - an image has pixels; a mask has bits
-    out = np.empty((len(bands), window.height, window.width), layout.dtype)
-    size = layout.dtype.itemsize
+def _read_pixels(
+    href: str, source: _Bytes, layout: Layout, bands: Sequence[int], window: Window, *, out: np.ndarray
+) -> None:
+    size = out.dtype.itemsize
     words = out.view(kernels.WORDS[size])
     numbers = [band - 1 for band in bands]
     samples = np.zeros(1, np.int64) if layout.is_separate else np.array(numbers, np.int64)
@@ -472,7 +481,6 @@ def _read_pixels(href: str, source: _Bytes, layout: Layout, bands: Sequence[int]
             shaped = block.view(words.dtype).reshape(place.rows, width, count)
         part = (cut.row - place.row, cut.col - place.col, cut.height, cut.width)
         take(shaped, samples, part, words[place.bands], (cut.row - window.row, cut.col - window.col))
-    return out
 
 
 def _read_bits(href: str, source: _Bytes, layout: Layout, window: Window) -> np.ndarray:

@@ -30,7 +30,8 @@ from msgspec import Struct
 import eorouter_kernels
 from eorouter_compute import method, raster
 from eorouter_compute.attempt import Attempt, read_object
-from eorouter_compute.errors import ComputeError, RequestFault, ShardOutOfMemory, SourceFault
+from eorouter_compute.build import build
+from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
 
 MERGE = -1
@@ -87,6 +88,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
         parts: for the merge, the parts of the last round's shards in order, each msgpack; for a turn, those of the
             round before it.
         memory_bytes: peak memory by the plan's bound.
+        build: of whoever sends it; a worker of another one refuses.
     """
 
     job_id: str
@@ -100,11 +102,16 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
     body: bytes = b""
     parts: tuple[bytes, ...] = ()
     memory_bytes: int = 0
+    build: str = msgspec.field(default_factory=build)
 
     @property
     def run(self) -> tuple[str, int, int]:
         """Identity of this try."""
         return self.job_id, self.number, self.token
+
+
+class OtherBuild(RuntimeError):
+    """Client, scheduler and workers are not of one build; the message says which is which."""
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -181,13 +188,16 @@ def run_order(data: bytes) -> bytes:
 
 
 def _execute(order: ShardOrder) -> Any:
+    if order.build != build():
+        raise ShardFault(f"The dispatcher sent build {order.build}; the worker runs {build()} and refuses it.")
     params, inputs = _decoded(order.task, order.inputs, order.shared)
     chosen = method.get(params.__struct_config__.tag)
 
     def advance(pixels: int) -> None:
         _running[order.run] += pixels
 
-    attempt = Attempt(order.prefix, is_cancelled=lambda: order.job_id in _cancelled, on_progress=advance)
+    names = {order.job_id, run_name(order.run)}
+    attempt = Attempt(order.prefix, is_cancelled=lambda: not names.isdisjoint(_cancelled), on_progress=advance)
     attempt.advance(0)
     if order.number > MERGE:
         return chosen.run(params, inputs, order.body, attempt)
@@ -250,8 +260,16 @@ def _peak_rss_bytes() -> int:
     return int(status.partition("VmHWM:")[2].split(maxsplit=1)[0]) * 1024
 
 
+def run_name(run: tuple[str, int, int]) -> str:
+    """One try, as a word."""
+    return "/".join(map(str, run))
+
+
 def pulse(cancelled: list[str]) -> list[tuple[str, int, int, int]]:
-    """Take the ids of jobs to give up, tell what runs here; on the worker's event loop, so while shards compute too."""
+    """Take the ids of jobs and names of tries to give up, tell what runs here.
+
+    It runs on the worker's event loop, so while shards compute too.
+    """
     global _cancelled  # noqa: PLW0603 - the one word every attempt of this process reads
     _cancelled = frozenset(cancelled)
     return [(*run, pixels) for run, pixels in list(_running.items())]
@@ -323,7 +341,7 @@ class Cluster:
         """Start scheduler and workers; returns when every worker is warm.
 
         Raises:
-            RuntimeError: client, scheduler and workers do not run the same versions.
+            OtherBuild: client, scheduler and workers do not run the same build or the same versions of libraries.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
         for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
@@ -349,7 +367,10 @@ class Cluster:
         try:
             await self._client.get_versions(check=True)
         except ValueError as error:
-            raise RuntimeError(f"Workers run other versions than the dispatcher: {error}") from error
+            raise OtherBuild(f"Workers run other versions of libraries than the dispatcher: {error}") from error
+        builds = {"the scheduler": await self._client.run_on_scheduler(build)}
+        builds |= {f"worker {address}": told for address, told in (await self._client.run(build)).items()}
+        check_builds(build(), builds)
 
     async def close(self) -> None:
         """Stop everything that was started."""
@@ -407,25 +428,31 @@ class Cluster:
         return bool(executing) and order.run not in executing
 
     async def pulse(self, cancelled: Collection[str]) -> list[Running]:
-        """Tell all workers which jobs are cancelled, hear what they execute and how far it is."""
+        """Tell workers which jobs and single tries (`run_name`) to give up; hear what they execute, and how far."""
         answers = await self._client.run(pulse, sorted(cancelled), on_error="ignore")
         self._executing = {worker: {(j, n, t) for j, n, t, _ in each} for worker, each in answers.items()}
         return [Running(job_id=j, number=n, token=t, pixels=p) for each in answers.values() for j, n, t, p in each]
 
-    async def restart_workers_of(self, job_ids: Collection[str]) -> None:
-        """End the worker processes that still execute shards of these jobs; nannies start new ones."""
-        scheduler = self._cluster.scheduler
-        addresses = [
-            address
-            for address, worker in scheduler.workers.items()
-            if any(str(task.key[0]).partition("-")[2] in job_ids for task in worker.processing)
-        ]
+    async def restart_workers_of(self, runs: Collection[tuple[str, int, int]]) -> None:
+        """End the worker processes that still execute these tries; nannies start new ones."""
+        addresses = [address for address, executing in self._executing.items() if not executing.isdisjoint(runs)]
         if addresses:
-            log.warning("cluster.workers.restarted", workers=addresses, jobs=sorted(job_ids))
+            log.warning("cluster.workers.restarted", workers=addresses, runs=sorted(runs))
             await self._client.restart_workers(addresses, timeout=30, raise_for_error=False)
 
     def _note_out_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
         self._out_of_memory.add(event[1]["worker"])
+
+
+def check_builds(mine: str, others: Mapping[str, str]) -> None:
+    """Refuse to work with parts of another build.
+
+    Raises:
+        OtherBuild: names each part that is of another build, and both builds.
+    """
+    strange = [f"{who} runs build {theirs}" for who, theirs in sorted(others.items()) if theirs != mine]
+    if strange:
+        raise OtherBuild(f"The dispatcher runs build {mine}, but {', '.join(strange)}. Start all of one release.")
 
 
 def _lost(message: str, *, is_bystander: bool = False) -> Outcome:

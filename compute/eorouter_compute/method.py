@@ -276,6 +276,23 @@ class Kind(StrEnum):
     TABLE = "table"
 
 
+class Retries(Struct, frozen=True, kw_only=True):
+    """What is done about a shard that did not make it.
+
+    Attributes:
+        attempts: tries in all of a shard that a machine or a defect broke; so many failures are the shard's own.
+        source_attempts: tries in all where a source could not be read; 1 where a source does not mend by itself.
+        backoff_s, backoff_max_s: pause before the second try, doubled before each further one up to the second number.
+        attempt_s: longest that one try may execute, seconds; then its worker is ended and the try has failed.
+    """
+
+    attempts: int = 4
+    source_attempts: int = 1
+    backoff_s: float = 0.5
+    backoff_max_s: float = 30.0
+    attempt_s: float = 6 * 3600.0
+
+
 class Method(Struct, frozen=True, kw_only=True):
     """One method, whole.
 
@@ -289,6 +306,9 @@ class Method(Struct, frozen=True, kw_only=True):
         merge: `(params, inputs, parts of the last round in shard order, attempt) -> Result`, on a worker.
         turn: `(params, inputs, number, parts in shard order, attempt) -> shards`, on a worker: the shards of round
             `number` (1, 2 …) from the parts of the round before; needed when plans have later rounds.
+        split: `(params, inputs, shard body) -> shards` that take its place in that order, or none where it cannot be
+            made smaller: what is tried when a shard needed more memory than there is. The job's bytes stay the same.
+        retries: what is done about shards that fail.
         item_limit: most input items.
         is_internal: not offered to callers; the service uses it itself (ingest).
         examples: JSON documents of `params`, shown in the docs and decoded by a test.
@@ -302,6 +322,8 @@ class Method(Struct, frozen=True, kw_only=True):
     run: Callable[[Any, Sequence[InputItem], bytes, Attempt], Part]
     merge: Callable[[Any, Sequence[InputItem], Sequence[Part], Attempt], Result]
     turn: Callable[[Any, Sequence[InputItem], int, Sequence[Part], Attempt], Sequence[Shard]] | None = None
+    split: Callable[[Any, Sequence[InputItem], bytes], Sequence[Shard]] | None = None
+    retries: Retries = Retries()
     item_limit: int = 1
     is_internal: bool = False
     examples: tuple[dict[str, Any], ...] = ()

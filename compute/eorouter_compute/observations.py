@@ -21,8 +21,9 @@ from eorouter_compute.catalogue import Scaling
 from eorouter_compute.errors import BandNotFound, ComputeError, InvalidExpression, InvalidParameter
 from eorouter_compute.expression import Operand, Program, compile_expression, evaluate
 from eorouter_compute.grid import Grid, Window, footprint
-from eorouter_compute.method import Band, FailedRead, InputItem, RasterAsset, ReadReport, by_asset
+from eorouter_compute.method import Band, InputItem, RasterAsset, ReadReport, by_asset
 from eorouter_compute.quality import MaskChoice, PlacedMask
+from eorouter_compute.stored import Reader, Stored
 from eorouter_compute.warp import Placement, Resampling
 from eorouter_kernels import temporal
 
@@ -193,16 +194,16 @@ def _ratio(
 
 
 class Seen:
-    """What reading found, in numbers; `failed` is None where a source that cannot be read is an error."""
+    """What one shard reads with, and what it found in numbers; a source that cannot be read is an error, or listed."""
 
     def __init__(self, *, allow_missing: bool) -> None:
-        self.failed: list[FailedRead] | None = [] if allow_missing else None
+        self.reader = Reader([] if allow_missing else None)
         self.reads, self.pixels, self.valid = 0, 0, 0
 
     def report(self) -> ReadReport:
         """As a read report."""
         return ReadReport(
-            reads=self.reads, pixels=self.pixels, valid_pixels=self.valid, failed=tuple(self.failed or ())
+            reads=self.reads, pixels=self.pixels, valid_pixels=self.valid, failed=tuple(self.reader.failed or ())
         )
 
 
@@ -211,74 +212,89 @@ def read(day: Day, window: Window, out: np.ndarray, seen: Seen) -> None:
 
     A pixel is that of the first scene which has every band of it.
     """
-    for number, scene in enumerate(day.scenes):
-        if number == 0:
-            _read(scene, window, out, seen)
-            continue
+    count = _read(day.scenes[0], window, out, seen)
+    for scene in day.scenes[1:]:
         missing = np.isnan(out).any(axis=0)
-        if missing.any():
-            spare = np.empty_like(out)
-            _read(scene, window, spare, seen)
-            better = missing & ~np.isnan(spare).any(axis=0)
-            out[:, better] = spare[:, better]
-    count = int(np.count_nonzero(~np.isnan(out).any(axis=0)))
+        if not missing.any():
+            break
+        spare = seen.reader.room("another scene", out.shape, out.dtype)
+        _read(scene, window, spare, seen)
+        better = missing & ~np.isnan(spare).any(axis=0)
+        out[:, better] = spare[:, better]
+        count += int(np.count_nonzero(better))
     seen.pixels += window.pixels
     seen.valid += count
 
 
 def stack(days: Sequence[Day], members: Sequence[int], window: Window, seen: Seen) -> np.ndarray:
-    """Values (time, band, pixel) of some of the days in a window of the grid."""
+    """Values (time, band, pixel) of some of the days in a window of the grid; good until the next stack."""
     count = len(days[0].scenes[0].order) if days[0].scenes[0].program is None else 1
-    out = np.empty((len(members), count, window.height, window.width), np.float32)
+    out = seen.reader.room("stack", (len(members), count, window.height, window.width), np.float32)
     for place, member in enumerate(members):
         read(days[member], window, out[place], seen)
     return out.reshape(len(members), count, window.pixels)
 
 
 def by_period(days: Sequence[Day], periods: Sequence[Period], window: Window, seen: Seen) -> np.ndarray:
-    """Values (period, pixel) of one-band days: each period the median of its days, NaN where it has none."""
-    out = np.empty((len(periods), window.pixels), np.float32)
+    """Values (period, pixel) of one-band days: each period the median of its days, NaN where it has none.
+
+    Good until the next call.
+    """
+    out = seen.reader.room("periods", (len(periods), window.pixels), np.float32)
     for place, period in enumerate(periods):
         if not period.members:
             out[place] = np.nan
-            continue
-        values = stack(days, period.members, window, seen)
-        if len(values) == 1:
-            out[place] = values[0, 0]
+        elif len(period.members) == 1:
+            read(days[period.members[0]], window, out[place].reshape(1, window.height, window.width), seen)
         else:
+            values = stack(days, period.members, window, seen)
             temporal.ranks(values[:, 0], np.array([0.5]), out[place : place + 1])
     return out
 
 
-def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen) -> None:
-    clear = np.ones((window.height, window.width), np.bool_)
+def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen) -> int:
+    """The value of a scene; how many pixels have it whole."""
+    reader = seen.reader
+    clear = reader.room("clear", (window.height, window.width), np.bool_)
+    clear[...] = True
     for mask in scene.masks:
-        clear &= quality.read(mask, window, failed=seen.failed)
+        quality.clear_in(mask, window, reader, clear)
         seen.reads += len(mask.sources)
-    if not clear.any():
+    if scene.masks and not clear.any():
         out[...] = np.nan
-        return
-    operands: dict[str, Operand] = {}
-    for placement, bands in scene.sources:
-        block = warp.read(placement, [band.index for _, band, _ in bands], window, failed=seen.failed)
+        return 0
+    found: dict[str, tuple[Stored, Scaling]] = {}
+    for number, (placement, bands) in enumerate(scene.sources):
+        stored = reader.read(placement, [band for _, band, _ in bands], window, f"source {number}")
         seen.reads += 1
-        for place, (name, _, scaling) in enumerate(bands):
-            valid = clear if block.valid is None else clear & block.valid[place]
-            operands[name] = Operand(block.pixels[place], scaling.scale, scaling.offset, valid)
+        found.update({name: (each, scaling) for each, (name, _, scaling) in zip(stored, bands, strict=True)})
     if scene.ratio is not None:
-        a, b = operands[scene.ratio[0]], operands[scene.ratio[1]]
-        valid = a.valid if a.valid is b.valid else np.asarray(a.valid) & np.asarray(b.valid)
-        shift = 2.0 * a.offset / a.scale
-        temporal.normalized_difference(_flat(a.pixels), _flat(b.pixels), shift, _flat(valid), out.reshape(-1))
-    elif scene.program is not None:
+        (a, scaling), (b, _) = found[scene.ratio[0]], found[scene.ratio[1]]
+        for each in (a, b):
+            if each.valid is not None:
+                clear &= each.valid
+        shift, missing = 2.0 * scaling.offset / scaling.scale, np.array([a.nodata, b.nodata])
+        return temporal.normalized_difference(
+            _flat(a.pixels), _flat(b.pixels), missing, shift, clear.reshape(-1), out.reshape(-1)
+        )
+    if scene.program is not None:
+        operands: dict[str, Operand] = {}
+        for name, (each, scaling) in found.items():
+            known = each.known
+            valid = clear if known is None else clear & known
+            operands[name] = Operand(each.pixels, scaling.scale, scaling.offset, valid)
         out[...] = evaluate(scene.program, operands)
     else:
         for place, name in enumerate(scene.order):
-            pixels, scale, offset, valid = operands[name]
-            temporal.to_values(_flat(pixels), scale, offset, _flat(valid), out[place].reshape(-1))
+            each, scaling = found[name]
+            valid = clear if each.valid is None else clear & each.valid
+            temporal.to_values(
+                _flat(each.pixels), each.nodata, scaling.scale, scaling.offset, _flat(valid), out[place].reshape(-1)
+            )
+    return temporal.count_whole(out.reshape(len(out), -1))
 
 
-def _flat(array: np.ndarray | None) -> np.ndarray:
+def _flat(array: np.ndarray) -> np.ndarray:
     """One row that may be written to: numba has another type, and so another compilation, for those that may not."""
     array = np.ascontiguousarray(array).reshape(-1)
     return array if array.flags.writeable else array.copy()

@@ -8,6 +8,7 @@ value is not clear and does not grow.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from eorouter_compute.errors import BandNotFound, InvalidExpression, InvalidPara
 from eorouter_compute.expression import Operand, Program, compile_expression, evaluate
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import Band, FailedRead, InputItem, RasterAsset, by_asset
+from eorouter_compute.stored import Reader
+from eorouter_kernels import temporal
 
 DILATE_MAX = 64
 """Widest growth of a mask, in pixels."""
@@ -202,6 +205,28 @@ def read(placed: PlacedMask, window: Window, *, failed: list[FailedRead] | None 
         dropped = dilated(dropped, rim)[rim:-rim, rim:-rim]
         known = known if known is None else known[rim:-rim, rim:-rim]
     return ~dropped if known is None else known & ~dropped
+
+
+def clear_in(placed: PlacedMask, window: Window, reader: Reader, clear: np.ndarray) -> None:
+    """Leave True in `clear` (y, x) what is clear in a window of the grid, as `read` says; with memory used again."""
+    placement, bands = placed.sources[0]
+    band = bands[0][1]
+    if placed.mask.dilate_px or placed.program is not None or np.dtype(band.dtype).itemsize > 2:
+        clear &= read(placed, window, failed=reader.failed)
+        return
+    stored = reader.read(placement, [band], window, "quality")[0]
+    if stored.valid is not None:
+        clear &= stored.valid
+    words = np.ascontiguousarray(stored.pixels).reshape(-1)
+    unsigned = words.view(f"uint{8 * words.dtype.itemsize}")
+    temporal.look_up(unsigned, _clear_table(placed.mask, words.dtype.name, stored.nodata), clear.reshape(-1))
+
+
+@lru_cache(maxsize=64)
+def _clear_table(mask: QualityMask, dtype: str, nodata: float) -> np.ndarray:
+    """Whether a stored number is clear, for every number of the type, by its bits."""
+    every = np.arange(1 << 8 * np.dtype(dtype).itemsize, dtype=f"uint{8 * np.dtype(dtype).itemsize}").view(dtype)
+    return ~_dropped(mask, every) & (every != nodata)
 
 
 def clear(

@@ -189,6 +189,22 @@ def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Bloc
     return _read_block(asset, bands, window)
 
 
+def read_stored(asset: RasterAsset, bands: Sequence[int], window: Window, out: np.ndarray) -> np.ndarray | None:
+    """Read bands (counted from 1) of a window into `out` (band, y, x); what the file's own mask says, None for all.
+
+    The quick way for who tests for nodata himself: nodata and NaN are left to the caller (`missing_number`).
+
+    Raises:
+        SourceUnreadable, SourceTruncated: as `read_block`.
+    """
+    found = blocks.read(asset.href, asset.shape, out.dtype.name, bands, window, with_mask=asset.has_mask, out=out)
+    if found is not None:
+        return found[1]
+    block = read_block(asset, bands, window)
+    out[...] = block.pixels
+    return block.valid
+
+
 def read_tolerant(asset: RasterAsset, bands: Sequence[int], window: Window, failed: list[FailedRead]) -> Block:
     """Like `read_block`, but what cannot be read is missing, and is named in `failed`.
 

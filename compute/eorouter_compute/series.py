@@ -287,53 +287,60 @@ def moments_of(periods: Sequence[Period]) -> np.ndarray:
 # Pixels: everything below is (time or band, pixel)
 
 
-def composite(analysis: Composite, stack: np.ndarray, days: Sequence[date], names: Sequence[str]) -> np.ndarray:
-    """Bands of a composite (band, pixel) of a stack (time, band, pixel); see `bands` for their order."""
-    times, count, pixels = stack.shape
-    rows: list[np.ndarray] = []
-    levels = np.array([0.5 if name == "median" else 0.0 for name in analysis.statistics], np.float64)
+def composite(
+    analysis: Composite, stack: np.ndarray, days: Sequence[date], names: Sequence[str], out: np.ndarray
+) -> None:
+    """Bands of a composite, into out (band, pixel), of a stack (time, band, pixel); see `bands` for their order."""
+    count = stack.shape[1]
+    width = len(analysis.statistics) + len(analysis.percentiles)
     for band in range(count):
-        one = np.ascontiguousarray(stack[:, band])
-        plain = np.empty((len(temporal.MOMENTS), pixels), np.float32)
-        if set(analysis.statistics) - {"median"}:
-            temporal.moments(one, plain)
-        quantiles = np.array([*levels[levels > 0], *(level / 100.0 for level in analysis.percentiles)])
-        ranked = np.empty((len(quantiles), pixels), np.float32)
-        if len(quantiles):
-            temporal.ranks(one, quantiles, ranked)
-        for name in analysis.statistics:
-            if name == "median":
-                rows.append(ranked[0])
-            elif name == "valid_fraction":
-                rows.append(plain[0] / np.float32(times))
-            else:
-                rows.append(plain[temporal.MOMENTS.index(name)])
-        rows += list(ranked[len(quantiles) - len(analysis.percentiles) :])
-    out = np.empty((count, pixels), np.float32)
+        _reduced(analysis, np.ascontiguousarray(stack[:, band]), out[band * width : (band + 1) * width])
+    rest = out[count * width :]
     if analysis.medoid:
-        temporal.medoid(stack, out)
-        rows += list(out.copy())
+        temporal.medoid(stack, rest[:count])
+        rest = rest[count:]
     if analysis.geometric_median:
-        temporal.geometric_median(stack, out)
-        rows += list(out.copy())
+        temporal.geometric_median(stack, rest[:count])
+        rest = rest[count:]
     if analysis.best is not None:
-        rows += _best(analysis.best, stack, days, names)
-    return np.stack(rows)
+        _best(analysis.best, stack, days, names, rest)
 
 
-def _best(best: BestPixel, stack: np.ndarray, days: Sequence[date], names: Sequence[str]) -> list[np.ndarray]:
-    _, count, pixels = stack.shape
-    out, place = np.empty((count, pixels), np.float32), np.empty(pixels, np.float32)
+def _reduced(analysis: Composite, one: np.ndarray, out: np.ndarray) -> None:
+    """Statistics and percentiles of one band (time, pixel)."""
+    statistics = analysis.statistics
+    if set(statistics) - {"median"}:
+        plain = np.empty((len(temporal.MOMENTS), one.shape[1]), np.float32)
+        temporal.moments(one, plain)
+        for row, name in zip(out, statistics, strict=False):
+            if name == "valid_fraction":
+                np.divide(plain[0], np.float32(len(one)), out=row)
+            elif name != "median":
+                row[:] = plain[temporal.MOMENTS.index(name)]
+    # The median, if there is one, and the percentiles after the statistics are ranked in one go, then put in place.
+    places = [place for place, name in enumerate(statistics) if name == "median"]
+    levels = np.array([*(0.5 for _ in places), *(level / 100.0 for level in analysis.percentiles)], np.float64)
+    places += range(len(statistics), len(out))
+    if places == list(range(len(out))):
+        temporal.ranks(one, levels, out)
+    elif places:
+        ranked = np.empty((len(levels), one.shape[1]), np.float32)
+        temporal.ranks(one, levels, ranked)
+        out[places] = ranked
+
+
+def _best(best: BestPixel, stack: np.ndarray, days: Sequence[date], names: Sequence[str], out: np.ndarray) -> None:
+    """Bands of the best date, and its day of year behind them."""
     if best.day is not None:
         score = np.array([[-abs((day - best.day).days)] for day in days], np.float32)
     else:
         score = stack[:, names.index(best.band) if best.band else 0]
         score = score if best.by == "highest" else -score
-    temporal.pick(stack, np.ascontiguousarray(score), out, place)
+    place = np.empty(stack.shape[2], np.float32)
+    temporal.pick(stack, np.ascontiguousarray(score), out[:-1], place)
     day_of_year = np.array([day.timetuple().tm_yday for day in days], np.float32)
     is_known = ~np.isnan(place)
-    shown = np.where(is_known, day_of_year[np.where(is_known, place, 0).astype(np.int64)], np.float32(np.nan))
-    return [*out, shown]
+    out[-1] = np.where(is_known, day_of_year[np.where(is_known, place, 0).astype(np.int64)], np.float32(np.nan))
 
 
 def prepare(series: np.ndarray, times: np.ndarray, fill: Fill | None, smooth: Smooth | None) -> None:

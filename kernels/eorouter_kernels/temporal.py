@@ -15,6 +15,7 @@ from eorouter_kernels._jit import kernel
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 MOMENTS = ("count", "mean", "stdev", "min", "max")
 """What `moments` gives, in this order."""
@@ -365,38 +366,96 @@ def pick(stack: Floats, score: Floats, out: Floats, date: Floats) -> None:
 
 
 @kernel
-def normalized_difference(
-    a: npt.NDArray[np.generic], b: npt.NDArray[np.generic], shift: float, clear: npt.NDArray[np.bool_], out: Floats
-) -> None:
-    """(a − b) / (a + b) of stored numbers that share scale and offset.
+def _ratio_of_words(
+    a: npt.NDArray[np.generic], b: npt.NDArray[np.generic], missing: Floats, shift: Floats, clear: Flags, out: Floats
+) -> int:
+    none, zero, away = np.float32(np.nan), np.float32(0.0), shift[0]
+    count = np.int32(0)
+    for k in range(out.size):
+        p, q = np.float32(a[k]), np.float32(b[k])
+        below = p + q + away
+        is_data = clear[k] & (below != zero) & (p != missing[0]) & (q != missing[1])
+        out[k] = (p - q) / below if is_data else none
+        count += np.int32(is_data)
+    return int(count)
 
-    Shapes: a, b, clear (pixel), out (pixel).
-    Units: stored numbers; `shift` is 2 × offset ÷ scale, which is all that is left of them in the ratio.
-    Nodata: NaN where `clear` is False or a + b is 0.
-    Reference: Rouse and others 1974, "Monitoring vegetation systems in the Great Plains with ERTS", for NDVI. A
-        quotient of two exact numbers rounded to float64 and again to float32 is the one rounded once (Figueroa 1995).
-    """
+
+@kernel
+def _ratio_of_numbers(
+    a: npt.NDArray[np.generic], b: npt.NDArray[np.generic], missing: Doubles, shift: float, clear: Flags, out: Floats
+) -> int:
+    none, count = np.float32(np.nan), 0
     for k in range(out.size):
         p, q = np.float64(a[k]), np.float64(b[k])
         below = p + q + shift
-        is_data = clear[k] and below != 0.0
-        out[k] = np.float32((p - q) / below) if is_data else np.float32(np.nan)
+        # |NaN| > 0 is False, too.
+        is_data = clear[k] & (abs(below) > 0.0) & (p != missing[0]) & (q != missing[1])
+        out[k] = np.float32((p - q) / below) if is_data else none
+        count += is_data
+    return count
+
+
+def normalized_difference(
+    a: npt.NDArray[np.generic], b: npt.NDArray[np.generic], missing: Doubles, shift: float, clear: Flags, out: Floats
+) -> int:
+    """(a − b) / (a + b) of stored numbers that share scale and offset; how many pixels have one.
+
+    Shapes: a, b, clear (pixel), out (pixel); missing (2), the nodata of a and of b, NaN where there is none.
+    Units: stored numbers; `shift` is 2 × offset ÷ scale, which is all that is left of them in the ratio.
+    Nodata: NaN where `clear` is False, a number is its nodata or NaN, or a + b is 0.
+    Reference: Rouse and others 1974, "Monitoring vegetation systems in the Great Plains with ERTS", for NDVI. A
+        quotient of two exact numbers rounded to float64 and again to float32 is the one rounded once (Figueroa 1995),
+        so numbers of 16 bits, whose sums float32 holds exactly, are divided in float32 with the same result.
+    """
+    if a.dtype.kind in "iu" and a.dtype.itemsize <= 2 and float(shift).is_integer() and abs(shift) < 1 << 22:
+        return _ratio_of_words(a, b, missing.astype(np.float32), np.array([shift], np.float32), clear, out)
+    return _ratio_of_numbers(a, b, missing, float(shift), clear, out)
 
 
 @kernel
 def to_values(
-    stored: npt.NDArray[np.generic], scale: float, offset: float, clear: npt.NDArray[np.bool_], out: Floats
+    stored: npt.NDArray[np.generic], missing: float, scale: float, offset: float, clear: Flags, out: Floats
 ) -> None:
     """Physical value of stored pixels, stored × scale + offset, NaN where not clear.
 
     Shapes: stored, clear, out (pixel).
     Units: any in; physical units out, computed in float64.
-    Nodata: NaN where `clear` is False; NaN stays NaN.
+    Nodata: NaN where `clear` is False or the number is `missing`; NaN stays NaN.
     Reference: GDAL raster data model, "Raster Band", scale and offset.
     """
     for k in range(out.size):
-        value = np.float64(stored[k]) * scale + offset
-        out[k] = np.float32(value) if clear[k] else np.float32(np.nan)
+        number = np.float64(stored[k])
+        value = number * scale + offset
+        out[k] = np.float32(value) if clear[k] & (number != missing) else np.float32(np.nan)
+
+
+@kernel
+def look_up(stored: npt.NDArray[np.generic], table: Flags, clear: Flags) -> None:
+    """Leave clear what the table has as clear.
+
+    Shapes: stored (pixel), unsigned; table (number), one entry for every number of the type; clear (pixel).
+    """
+    for k in range(clear.size):
+        clear[k] = clear[k] & table[stored[k]]
+
+
+@kernel
+def count_whole(values: Floats) -> int:
+    """How many pixels of values (band, pixel) have every band."""
+    bands, pixels = values.shape
+    count = 0
+    width = 1024
+    whole = np.empty(width, np.bool_)
+    for start in range(0, pixels, width):
+        w = min(width, pixels - start)
+        whole[:w] = True
+        for b in range(bands):
+            row = values[b, start : start + w]
+            for k in range(w):
+                whole[k] = whole[k] & (row[k] - row[k] == np.float32(0.0))
+        for k in range(w):
+            count += whole[k]
+    return count
 
 
 def warm_up() -> None:
@@ -409,7 +468,12 @@ def warm_up() -> None:
     geometric_median(stack, out)
     pick(stack, stack[:, 0], out, out[0])
     clear = np.ones(2, np.bool_)
+    missing = np.zeros(2)
     for dtype in ("uint16", "int16"):
         stored = np.ones(2, dtype)
-        normalized_difference(stored, stored, 0.0, clear, out[0])
-        to_values(stored, 1.0, 0.0, clear, out[0])
+        normalized_difference(stored, stored, missing, 0.0, clear, out[0])
+        normalized_difference(stored, stored, missing, 0.5, clear, out[0])
+        to_values(stored, 0.0, 1.0, 0.0, clear, out[0])
+    for dtype in ("uint8", "uint16"):
+        look_up(np.ones(2, dtype), clear, clear)
+    count_whole(out)

@@ -80,6 +80,27 @@ def migrate(*, data_dir: Path | None = None) -> None:
     _say(f"The schema is version {reached}.")
 
 
+def allot(
+    organisation_id: str, *, weight: float | None = None, shards_max: int | None = None, data_dir: Path | None = None
+) -> None:
+    """Say what part of the workers an organisation may take. Holds at once, for jobs under way too.
+
+    Args:
+        organisation_id: Whose, such as org_….
+        weight: Its share beside others' who wait: one of weight 2 gets twice the time of one of weight 1. Left as it is
+            when absent.
+        shards_max: Most shards it may have under way at a time; without it there is no limit.
+        data_dir: Folder of an embedded database.
+    """
+    from eorouter import app
+
+    if (weight is not None and not 0.01 <= weight <= 100) or (shards_max is not None and shards_max < 1):
+        raise Refused("A weight lies between 0.01 and 100, and a limit of shards is 1 or more.")
+    app.run(app.allot(app.prepared(data_dir=data_dir), organisation_id, weight=weight, shards_max=shards_max))
+    limit = "no limit" if shards_max is None else f"at most {shards_max}"
+    _say(f"{organisation_id}: weight {'as it was' if weight is None else weight}, shards under way: {limit}.")
+
+
 def op(
     operation_id: str | None = None,
     /,
@@ -225,6 +246,7 @@ COMMANDS = (
     (list_methods, "methods"),
     (list_settings, "settings"),
     (migrate, "migrate"),
+    (allot, "allot"),
     (dispatcher, "dispatcher"),
     (derive, "derive"),
 )
@@ -259,7 +281,7 @@ def _run(arguments: list[str]) -> int:
 
 def _start_faults(arguments: list[str]) -> tuple[type[Exception], ...]:
     """What may go wrong when a service starts; loaded only for the commands that start one."""
-    if not arguments or arguments[0] not in {"serve", "migrate", "dispatcher", "demo"}:
+    if not arguments or arguments[0] not in {"serve", "migrate", "allot", "dispatcher", "demo"}:
         return ()
     from eorouter import app
 

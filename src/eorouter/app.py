@@ -103,6 +103,22 @@ async def migrate(settings: Settings) -> str:
     return migration.head()
 
 
+async def allot(settings: Settings, org_id: str, *, weight: float | None, shards_max: int | None) -> None:
+    """Set what an organisation may take of the workers."""
+    from eorouter.errors import NotFound
+    from eorouter.storage import allotments
+
+    await _check_schema(settings)
+    stores = open_stores(settings)
+    try:
+        async with stores.db.write() as tx:
+            await allotments.allot(tx, org_id, weight=weight, shards_max=shards_max)
+    except NotFound as error:
+        raise BadStart(error.message) from error
+    finally:
+        await stores.db.close()
+
+
 async def _check_schema(settings: Settings) -> None:
     from eorouter.storage import migrate as migration
 

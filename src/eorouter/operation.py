@@ -43,7 +43,7 @@ _PATH_FIELD = re.compile(r"{([a-z_]+)}")
 _VERBS = frozenset((
     "search", "get", "list", "estimate", "place", "cancel", "create", "update", "delete", "execute", "dispatch",
     "download", "initiate", "receive", "complete", "fail", "revoke", "signup", "login", "logout", "refresh", "change",
-    "me", "progress", "signed_url",
+    "me", "progress", "signed_url", "pause", "resume",
 ))
 # fmt: on
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
+from eorouter_compute.build import build
 from eorouter_compute.cluster import MERGE, Cluster, Outcome, ShardOrder
 from eorouter_compute.method import Part, Result
 
@@ -126,8 +127,8 @@ async def test_run_on_a_worker_that_dies_is_lost_and_the_next_try_succeeds(clust
 
 async def test_restart_workers_of_ends_a_shard_that_does_not_listen(cluster, order):
     flight = asyncio.create_task(cluster.run(order(job_id="job_deaf", ills={"0": "deaf"})))
-    await until_pulse(cluster, lambda running: any(each.job_id == "job_deaf" for each in running))
-    await cluster.restart_workers_of({"job_deaf"})
+    running = await until_pulse(cluster, lambda running: any(each.job_id == "job_deaf" for each in running))
+    await cluster.restart_workers_of({(each.job_id, each.number, each.token) for each in running})
     outcome = await asyncio.wait_for(flight, 60)
     assert outcome.failure.code in {"worker_lost", "cancelled"}
     await until_alive(cluster)
@@ -153,6 +154,20 @@ async def test_run_without_a_cluster_is_a_lost_try(order):
     bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
     assert (await bare.run(order())).failure.kind == "machine"
     assert not bare.is_healthy
+
+
+async def test_a_worker_of_another_build_refuses_by_name(cluster, order):
+    strange = msgspec.structs.replace(order(), build="0.0+other")
+    failure = (await cluster.run(strange)).failure
+    assert failure.kind == "machine"
+    assert "0.0+other" in failure.message
+    assert build() in failure.message
+
+
+async def test_check_builds_says_which_part_is_of_another():
+    cluster_module.check_builds("1+a", {"the scheduler": "1+a", "worker tls://h:1": "1+a"})
+    with pytest.raises(cluster_module.OtherBuild, match=r"runs build 1\+a, but worker tls://h:1 runs build 1\+b\."):
+        cluster_module.check_builds("1+a", {"the scheduler": "1+a", "worker tls://h:1": "1+b"})
 
 
 async def test_run_order_with_shared_parameters_reads_them_from_their_object(cluster, order, tmp_path):

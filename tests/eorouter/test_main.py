@@ -1,10 +1,12 @@
 """The command line as a person meets it."""
 
+import contextlib
 import inspect
 import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import pytest
 from eorouter import __main__ as command
 from eorouter.app import registry
 
-COMMANDS = ("serve", "demo", "op", "operations", "methods", "settings", "migrate", "dispatcher", "derive")
+COMMANDS = ("serve", "demo", "op", "operations", "methods", "settings", "migrate", "allot", "dispatcher", "derive")
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
 
 
@@ -236,3 +238,14 @@ def test_service_answers_and_a_signal_stops_it_cleanly(tmp_path: Path):
     assert process.returncode == 0
     assert "Traceback" not in err
     assert "path=/healthz" in err
+
+
+def test_allot_tells_what_it_set_and_refuses_what_makes_no_sense(tmp_path, capfd):
+    assert run(capfd, "allot", "org_x", "--weight", "0")[0] == 2
+    assert run(capfd, "migrate", "--data-dir", str(tmp_path))[0] == 0
+    code, _, err = run(capfd, "allot", "org_x", "--weight", "2", "--data-dir", str(tmp_path))
+    assert (code, "no organisation 'org_x'" in err) == (2, True)
+    with contextlib.closing(sqlite3.connect(tmp_path / "eorouter.sqlite")) as db, db:
+        db.execute("INSERT INTO organisations VALUES ('org_x', 'X', 1, 0, '2026-01-01', NULL, 1.0, NULL)")
+    code, out, _ = run(capfd, "allot", "org_x", "--weight", "2", "--shards-max", "8", "--data-dir", str(tmp_path))
+    assert (code, out.strip()) == (0, "org_x: weight 2.0, shards under way: at most 8.")

@@ -121,13 +121,40 @@ def test_pick_takes_the_highest_score_that_has_every_band():
         assert np.array_equal(date, place, equal_nan=True)
 
 
+@pytest.mark.parametrize("shift", [-2.0, -2.5, 0.0])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
-def test_values_of_stored_numbers(dtype):
+def test_values_of_stored_numbers(dtype, shift):
     rng = np.random.default_rng(4)
-    a, b = (rng.integers(0, 120, 300).astype(dtype) for _ in range(2))
-    clear = rng.random(300) < 0.8
-    out = np.empty(300, "float32")
-    temporal.normalized_difference(a, b, -2000 * 1e-3, clear, out)
-    assert np.array_equal(out, twin.normalized_difference(a, b, -2.0, clear), equal_nan=True)
-    temporal.to_values(a, 1e-4, -0.1, clear, out)
-    assert np.array_equal(out, twin.to_values(a, 1e-4, -0.1, clear), equal_nan=True)
+    top = 60_000 if dtype == "uint16" else 120
+    a, b = (np.concatenate([rng.integers(0, top, 300), [5, 1, 0]]).astype(dtype) for _ in range(2))
+    if dtype == "float32":
+        a[7] = np.nan
+    clear, missing = np.append(rng.random(300) < 0.8, [True] * 3), np.array([a[3], np.nan], "float64")
+    out = np.empty(303, "float32")
+    count = temporal.normalized_difference(a, b, missing, shift, clear, out)
+    assert np.array_equal(out, twin.normalized_difference(a, b, missing, shift, clear), equal_nan=True)
+    assert count == np.count_nonzero(~np.isnan(out)) == twin.count_whole(out[None])
+    temporal.to_values(a, float(a[3]), 1e-4, -0.1, clear, out)
+    assert np.array_equal(out, twin.to_values(a, float(a[3]), 1e-4, -0.1, clear), equal_nan=True)
+
+
+def test_single_precision_divides_16_bit_numbers_as_double_precision_does():
+    # Every quotient of a sweep over the corners of the type, where float32 has the fewest bits to spare.
+    a, b = (
+        each.ravel().astype("uint16") for each in np.meshgrid(np.r_[0:300, 65_000:65_536], np.r_[1:300, 65_300:65_536])
+    )
+    clear, missing, out = np.ones(a.size, bool), np.full(2, np.nan), np.empty(a.size, "float32")
+    temporal.normalized_difference(a, b, missing, -2000.0, clear, out)
+    assert np.array_equal(out, twin.normalized_difference(a, b, missing, -2000.0, clear), equal_nan=True)
+
+
+@given(st.integers(1, 5), st.integers(1, 3000), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_whole_pixels_are_counted_and_looked_up(bands, pixels, seed):
+    values = gappy((bands, pixels), seed)
+    assert temporal.count_whole(values) == twin.count_whole(values)
+    rng = np.random.default_rng(seed)
+    stored, table, clear = rng.integers(0, 256, pixels, "uint8"), rng.random(256) < 0.5, rng.random(pixels) < 0.7
+    expected = twin.look_up(stored, table, clear)
+    temporal.look_up(stored, table, clear)
+    assert np.array_equal(clear, expected)

@@ -15,7 +15,19 @@ from msgspec import Meta
 
 from eorouter_compute.attempt import read_object
 from eorouter_compute.errors import InvalidParameter, ShardFault, SourceTruncated
-from eorouter_compute.method import Bound, Kind, Method, OutputAsset, OutputItem, Params, Part, Plan, Result, Shard
+from eorouter_compute.method import (
+    Bound,
+    Kind,
+    Method,
+    OutputAsset,
+    OutputItem,
+    Params,
+    Part,
+    Plan,
+    Result,
+    Retries,
+    Shard,
+)
 
 PIXELS = 1000
 Ill = Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]
@@ -113,6 +125,6 @@ def merge(params, inputs, parts, attempt):
 
 METHOD = Method(
     id="toy", title="Toy sum", makes=Kind.TABLE, params=ToyParams, plan=plan, run=run, merge=merge, turn=turn,
-    item_limit=3,
+    item_limit=3, retries=Retries(backoff_s=0.05),
     examples=({"method": "toy", "shards": 2},),
 )  # fmt: skip

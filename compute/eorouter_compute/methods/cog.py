@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import nitf, product, raster, selection
+from eorouter_compute import markings, nitf, product, raster, selection
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cog import CogSpec, Pixels
 from eorouter_compute.errors import GridMismatch, InvalidParameter
@@ -31,9 +31,7 @@ from eorouter_compute.method import (
 )
 from eorouter_compute.product import NumberedShard
 
-_CLASS_NAMES = re.compile(r"^(scl|fmask|qa|qa_.*|.*_qa|.*class(es|ification)?|land_?cover)$", re.IGNORECASE)
 _LEVELS = {"deflate": (0, 12), "zstd": (1, 22)}
-_DERIVED = ("STATISTICS_", "OVR_RESAMPLING_ALG")
 
 
 class CogParams(Params, frozen=True, kw_only=True, tag="cog"):
@@ -255,42 +253,14 @@ def plan(params: CogParams, inputs: Sequence[InputItem]) -> Plan:
 
 def _dressed(params: CogParams, target: Target) -> CogSpec:
     """The specification with what only the sources' headers tell: colours, tags, and whether the pixels are classes."""
-    heads = {asset.key: raster.inspect(asset.href) for asset, _ in target.bands}
-    first = heads[target.bands[0][0].key]
-    table = first.color_table if len(target.bands) == 1 else {}
-    band_tags = [_kept(heads[asset.key].band_tags[band.index - 1]) for asset, band in target.bands]
-    colors = [heads[asset.key].color_interpretation[band.index - 1].lower() for asset, band in target.bands]
-    colors = ["undefined" if color in {"palette", "alpha"} else color for color in colors]
-    if len(heads) > 1 or len(set(colors) - {"undefined"}) < len([c for c in colors if c != "undefined"]):
-        colors = []
-    is_classes = (
-        bool(table)
-        or "classification:classes" in target.item.properties
-        or all(
-            _CLASS_NAMES.match(band.common_name or band.name) or tags.get("LAYER_TYPE") == "thematic"
-            for (_, band), tags in zip(target.bands, band_tags, strict=True)
-        )
-    )
+    spec = markings.carried(target.spec, target.bands)
+    is_classes = markings.are_classes(spec, target.item.properties)
     resampling, predictor = params.overview_resampling, params.predictor
     if resampling == "auto":
         resampling = "mode" if is_classes else "average"
     if predictor == "auto" and is_classes:
         predictor = "none"
-    shared = [_kept(head.tags) for head in heads.values()]
-    return msgspec.structs.replace(
-        target.spec,
-        overview_resampling=resampling,
-        predictor=predictor,
-        color_table=table,
-        color_interpretation=tuple(colors),
-        tags={key: text for key, text in shared[0].items() if all(each.get(key) == text for each in shared)},
-        band_tags=tuple(band_tags),
-    )
-
-
-def _kept(tags: dict[str, str]) -> dict[str, str]:
-    """Tags without those that are computed anew."""
-    return {key: tags[key] for key in sorted(tags) if not key.startswith(_DERIVED)}
+    return msgspec.structs.replace(spec, overview_resampling=resampling, predictor=predictor)
 
 
 def run(params: CogParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:

@@ -346,7 +346,9 @@ def _bands(params: TimeSeriesParams, task: _Task, target: _Target, part: Window,
         members = target.periods[0].members
         stack = observations.stack(task.days, members, part, seen)
         days = [task.days[member].day for member in members]
-        return series.composite(task.analysis, stack, days, task.names).reshape(shape)
+        out = seen.reader.room("composite", (shape[0], part.pixels), np.float32)
+        series.composite(task.analysis, stack, days, task.names, out)
+        return out.reshape(shape)
     curve = observations.by_period(task.days, target.periods, part, seen)
     series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
     return series.analyse(task.analysis, curve, target.periods).reshape(shape)
@@ -364,7 +366,10 @@ def _depth(task: _Task, target: _Target) -> int:
 
 
 def _side(task: _Task, target: _Target) -> int:
-    """Side of the parts in which all dates are held together."""
+    """Side of the parts in which all dates are held together.
+
+    Smaller parts, whose stack stays in the processor's cache, were tried: what they save on memory they spend on calls.
+    """
     side = _SIDE_MAX
     while side > _SIDE_MIN and 4 * _depth(task, target) * side * side > STACK_BYTES:
         side //= 2

@@ -85,14 +85,25 @@ def pick(stack: Array, score: Array) -> tuple[Array, Array]:
     return out.astype(np.float32), np.where(some, best, np.nan).astype(np.float32)
 
 
-def normalized_difference(a: Array, b: Array, shift: float, clear: NDArray[np.bool_]) -> Array:
+def normalized_difference(a: Array, b: Array, missing: Array, shift: float, clear: NDArray[np.bool_]) -> Array:
     """Twin of `normalized_difference`: (pixel)."""
     p, q = a.astype(np.float64), b.astype(np.float64)
     below = p + q + shift
-    is_data = clear & (below != 0)
+    is_data = clear & (below != 0) & ~np.isnan(below) & (p != missing[0]) & (q != missing[1])
     return np.where(is_data, (p - q) / np.where(is_data, below, 1.0), np.nan).astype(np.float32)
 
 
-def to_values(stored: Array, scale: float, offset: float, clear: NDArray[np.bool_]) -> Array:
+def to_values(stored: Array, missing: float, scale: float, offset: float, clear: NDArray[np.bool_]) -> Array:
     """Twin of `to_values`: (pixel)."""
-    return np.where(clear, stored.astype(np.float64) * scale + offset, np.nan).astype(np.float32)
+    physical = stored.astype(np.float64) * scale + offset
+    return np.where(clear & (stored != missing), physical, np.nan).astype(np.float32)
+
+
+def look_up(stored: Array, table: NDArray[np.bool_], clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Twin of `look_up`: (pixel)."""
+    return clear & table[stored]
+
+
+def count_whole(values: Array) -> int:
+    """Twin of `count_whole`."""
+    return int(np.count_nonzero(np.isfinite(values).all(axis=0)))

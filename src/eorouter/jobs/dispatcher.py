@@ -27,9 +27,13 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from eorouter import logs
+from eorouter.jobs import attempts as kept
+from eorouter.jobs import claims as claiming
 from eorouter.jobs import leases
+from eorouter.jobs.attempts import attempts_key
+from eorouter.jobs.claims import Claim, OpenJob
 from eorouter.jobs.fairness import FairShare
-from eorouter.jobs.leases import Claim, Landed, OpenJob
+from eorouter.jobs.leases import Landed
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
@@ -40,13 +44,13 @@ from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
-from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder
+from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder, run_name
 from eorouter_compute.method import InputItem
 
 Run = tuple[str, int, int]
 
 _PULSE_S = 0.25
-_RENEW_S = leases.LEASE_S / 5
+_RENEW_S = claiming.LEASE_S / 5
 _TEND_S = 1.0
 _OUTBOX_S = 1.0
 _EXPIRE_S = 60.0
@@ -79,7 +83,7 @@ class _Pace:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
-        self.start = leases.FROM_THE_FIRST
+        self.start = claiming.FROM_THE_FIRST
 
     @property
     def load(self) -> float:
@@ -102,6 +106,13 @@ class _Flight:
         self.pixels_counted = 0
         self.outcome: Outcome | None = None
         self.grounded_at: float | None = None
+        self.begun_at: float | None = None  # when a pulse first saw it execute
+        self.limit_s = leases.retries_of(claim.method).attempt_s
+
+    @property
+    def is_overtime(self) -> bool:
+        """It executes for longer than its method lets one try take."""
+        return self.begun_at is not None and time.monotonic() - self.begun_at > self.limit_s
 
 
 class Dispatcher:
@@ -125,6 +136,7 @@ class Dispatcher:
         self._cards: dict[str, _Card] = {}
         self._card_locks: dict[str, asyncio.Lock] = {}
         self._dry: dict[str, float] = {}
+        self._full: frozenset[str] = frozenset()
         self._paces: dict[str, _Pace] = {}
         self._open: list[OpenJob] = []
         self._open_until = 0.0
@@ -158,7 +170,7 @@ class Dispatcher:
             asyncio.create_task(_every(_RENEW_S, self._renew_all)),
             asyncio.create_task(_every(_TEND_S, self._tend)),
             asyncio.create_task(_every(_OUTBOX_S, self._sweep_deletions)),
-            asyncio.create_task(_every(_EXPIRE_S, self._expire_uploads)),
+            asyncio.create_task(_every(_EXPIRE_S, self._expire)),
             asyncio.create_task(_every(_TEND_S, self._tend_cluster)),
         ]
         try:
@@ -204,28 +216,29 @@ class Dispatcher:
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
                 waiting += self._woken_by(landed, waiting)
-                claims, dry = await leases.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
+                taken = await claiming.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
         for each in landed:
             del self._flights[each.claim.run]
             self._dry.pop(each.claim.job_id, None)
             if each.outcome.part is not None:
                 self._pace(each.claim.job_id).learn(each.outcome.seconds)
-        self._dry |= dict.fromkeys(dry, time.monotonic() + _IDLE_POLL_S)
-        for claim in claims:
+        self._dry |= dict.fromkeys(taken.dry, time.monotonic() + _IDLE_POLL_S)
+        self._full = taken.full
+        for claim in taken.claims:
             pace = self._pace(claim.job_id)
             pace.start = max(pace.start, claim.number + 1)
             flight = self._flights[claim.run] = _Flight(claim, pace.load)
             self._spawn(self._fly(flight))
         for job_id in publishing:
             self._publish_soon(job_id)
-        return bool(landed or claims)
+        return bool(landed or taken.claims)
 
     async def _waiting(self) -> list[OpenJob]:
         """Jobs that may have ready shards. Under load the list is read for a tenth of the time at most."""
         started = time.monotonic()
         if started >= self._open_until or not self._flights:
             async with self._stores.db.read() as tx:
-                self._open = await leases.open_jobs(tx)
+                self._open = await claiming.open_jobs(tx)
             ended = time.monotonic()
             self._open_until = ended + 10 * (ended - started)
             self._share.settle({job.lane[0] for job in self._open})
@@ -235,9 +248,12 @@ class Dispatcher:
         return [self._paced(job) for job in self._open if self._dry.get(job.id, 0.0) <= started]
 
     def _woken_by(self, landed: list[Landed], waiting: list[OpenJob]) -> list[OpenJob]:
-        """Jobs taken for dry that what just landed may have given a merge or another try."""
-        again = {each.claim.job_id for each in landed} - {job.id for job in waiting}
-        return [self._paced(job) for job in self._open if job.id in again]
+        """Jobs taken for dry that what just landed may have given a merge or another try, or a place to their owner."""
+        again, orgs = {each.claim.job_id for each in landed}, {each.claim.org_id for each in landed} & self._full
+        known = {job.id for job in waiting}
+        return [
+            self._paced(job) for job in self._open if job.id not in known and (job.id in again or job.lane[0] in orgs)
+        ]
 
     def _pace(self, job_id: str) -> _Pace:
         return self._paces.setdefault(job_id, _Pace())
@@ -252,7 +268,7 @@ class Dispatcher:
         try:
             order = await self._order(flight.claim)
             outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
-            flight.outcome = self._without_addresses(outcome)
+            flight.outcome = _in_time(flight, self._without_addresses(outcome))
         except Exception as error:
             claim = flight.claim
             log.warning(
@@ -277,7 +293,7 @@ class Dispatcher:
             query = sa.select(job_shards.c.part).where(job_shards.c.job_id == claim.job_id)
             before = (job_shards.c.number > MERGE) & (job_shards.c.round == claim.round - 1)
             async with self._stores.db.read() as tx:
-                rows = await tx.execute(query.where(before).order_by(job_shards.c.number))
+                rows = await tx.execute(query.where(before).order_by(job_shards.c.place))
                 parts = tuple(rows.scalars())
         return ShardOrder(
             job_id=claim.job_id,
@@ -311,7 +327,7 @@ class Dispatcher:
         task = msgspec.json.encode(job.task)
         # strict=False: nodata values that JSON cannot hold were written as strings
         inputs = msgspec.msgpack.encode(msgspec.convert(job.inputs, tuple[InputItem, ...], strict=False))
-        attempts = leases.attempts_key(job.org_id, job.project_id, job.id)
+        attempts = attempts_key(job.org_id, job.project_id, job.id)
         if len(task) + len(inputs) <= _SHARED_BYTES:
             return _Card(method=job.method, attempts=attempts, task=task, inputs=inputs)
         key = f"{attempts}shared.msgpack"
@@ -325,9 +341,11 @@ class Dispatcher:
         self._was_woken = False
         grounded = await self._grounded()
         if self._flights and self._cluster.is_healthy:
-            for running in await self._cluster.pulse(grounded):
+            late = {run_name(run) for run, flight in self._flights.items() if flight.is_overtime}
+            for running in await self._cluster.pulse(grounded | late):
                 flight = self._flights.get((running.job_id, running.number, running.token))
                 if flight is not None:
+                    flight.begun_at = flight.begun_at or time.monotonic()
                     flight.pixels = min(running.pixels, flight.claim.bound.pixels)
             settled = time.monotonic() - _PULSE_S  # what ends before the next pulse needs no progress
             moved = [each for each in self._flights.values() if each.pixels != each.pixels_counted]
@@ -351,15 +369,15 @@ class Dispatcher:
         return (stopping | ended_ids) & aloft
 
     async def _ground(self, job_ids: set[str]) -> None:
-        """End the workers of shards that do not notice that they are cancelled."""
+        """End the workers of shards that do not notice that they are to stop."""
         now = time.monotonic()
         deaf = set()
         for run, flight in self._flights.items():
-            if run[0] in job_ids and flight.outcome is None:
+            if flight.outcome is None and (run[0] in job_ids or flight.is_overtime):
                 flight.grounded_at = flight.grounded_at or now
                 if now - flight.grounded_at > _CANCEL_GRACE_S:
                     flight.grounded_at = now
-                    deaf.add(run[0])
+                    deaf.add(run)
         if deaf:
             await self._cluster.restart_workers_of(deaf)
 
@@ -442,6 +460,11 @@ class Dispatcher:
                 .where(jobs.c.state == JobState.PUBLISHING.value)
             )
             orphans = [row.id for row in await tx.execute(publishing) if row.owner not in alive - {self.id}]
+            overdue = jobs.c.state == JobState.RUNNING.value, jobs.c.deadline_at < now
+            is_overdue = (await tx.execute(sa.select(sa.exists().where(*overdue)))).scalar_one()
+        if is_overdue:
+            async with self._stores.db.write() as tx:
+                await leases.fail_overdue(tx, now=now)
         if is_late or owners - alive:
             async with self._stores.db.write() as tx:
                 count = await leases.reap(tx, now=now, dead_owners=owners - alive)
@@ -468,10 +491,11 @@ class Dispatcher:
     async def _sweep_deletions(self) -> None:
         await deletions.sweep(self._stores, now=utc_now())
 
-    async def _expire_uploads(self) -> None:
-        """End uploads that nobody completed."""
+    async def _expire(self) -> None:
+        """End uploads that nobody completed, and forget what failed jobs left that nobody resumed."""
         async with self._stores.db.write() as tx:
             await uploads.expire(tx, utc_now())
+            await kept.expire(tx, utc_now())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -495,6 +519,14 @@ class Dispatcher:
             await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
             await dispatchers.forget(tx, self.id)
         await self._cluster.close()
+
+
+def _in_time(flight: _Flight, outcome: Outcome) -> Outcome:
+    """What became of a try; one that was stopped because it took too long says so."""
+    if outcome.failure is None or not flight.is_overtime:
+        return outcome
+    message = f"Shard {flight.claim.number} ran for longer than {flight.limit_s:g} s, which is the limit of one try."
+    return Outcome(failure=Failure(kind="machine", code="shard_time_limit", message=message))
 
 
 async def _every(period_s: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -1,4 +1,4 @@
-"""What a dispatcher writes: shards claimed under a lease and a fencing token, and what became of them.
+"""What became of claimed shards: recorded, tried again, given back, taken back.
 
 A shard's output counts only if, in the transaction that records it, the shard is still leased under the same token.
 Claiming raises the token, so of two dispatchers, or of a dispatcher and its own ghost, only the later one's try counts.
@@ -6,8 +6,8 @@ Transactions lock job rows before shard rows and in order of id, so that two dis
 """
 
 import logging
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import random
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -18,46 +18,21 @@ import structlog
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.jobs.fairness import FairShare, Lane
+from eorouter.jobs.attempts import RESUMABLE, attempts_key, forget
+from eorouter.jobs.claims import LEASE_S, Claim
 from eorouter.jobs.queue import append, move, ready_next, shard_row
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage import uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
+from eorouter_compute import method
 from eorouter_compute.cluster import MERGE, Failure, Outcome
-from eorouter_compute.method import Bound, Shard, total
-
-LEASE_S = 30.0
-ATTEMPT_LIMIT = 4
-"""Tries of one shard before its job fails: what fails four times on good machines is the shard."""
-
-FROM_THE_FIRST = -(1 << 31)
-"""Below every number of a shard, a turn or a merge."""
+from eorouter_compute.method import Bound, Retries, Shard, total
 
 _MEMORY_ATTEMPT_LIMIT = 2  # a shard that shared its worker may have been the victim: it gets one more try
-_BACKOFF_FIRST_S, _BACKOFF_MAX_S = 0.5, 30.0
-_OPEN_PER_ORG = 64
+_JITTER = 0.25  # shards that failed together do not come back together
 
 log = structlog.get_logger(__name__)
-
-
-class Claim(Struct, frozen=True, kw_only=True):
-    """A shard this dispatcher answers for."""
-
-    job_id: str
-    number: int
-    token: int
-    attempt: int
-    round: int
-    body: bytes
-    bound: Bound
-    is_interactive: bool
-    request_id: str
-
-    @property
-    def run(self) -> tuple[str, int, int]:
-        """Identity of this try."""
-        return self.job_id, self.number, self.token
 
 
 class Landed(Struct, frozen=True, kw_only=True):
@@ -68,135 +43,16 @@ class Landed(Struct, frozen=True, kw_only=True):
     pixels: int = 0
 
 
-class OpenJob(Struct, frozen=True, kw_only=True):
-    """A job that may have shards to run.
-
-    Attributes:
-        id: the job.
-        lane: whose, and how urgent.
-        load: part of a place in the window that one of its shards takes; small where shards are known to be short.
-        start: number below which its shards were claimed before; they are looked at again when none is left above.
-    """
-
-    id: str
-    lane: Lane
-    load: float = 1.0
-    start: int = FROM_THE_FIRST
+def backoff(attempt: int, retries: Retries = Retries()) -> timedelta:  # noqa: B008 - frozen
+    """How long to wait after the given number of failed tries: doubled each time, give or take a quarter."""
+    seconds = min(retries.backoff_s * 2 ** (attempt - 1), retries.backoff_max_s)
+    return timedelta(seconds=seconds * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - nobody gains by a guess
 
 
-def attempts_key(org_id: str, project_id: str, job_id: str) -> str:
-    """Prefix of the keys of everything a job's attempts write."""
-    return f"{org_id}/{project_id}/jobs/{job_id}/attempts/"
-
-
-def backoff(attempt: int) -> timedelta:
-    """How long to wait after the given number of failed tries."""
-    return timedelta(seconds=min(_BACKOFF_FIRST_S * 2 ** (attempt - 1), _BACKOFF_MAX_S))
-
-
-async def open_jobs(tx: AsyncConnection) -> list[OpenJob]:
-    """Jobs that may have shards to run: per organisation and class the oldest, so that nobody's flood hides another."""
-    place = sa.func.row_number().over(partition_by=(jobs.c.org_id, jobs.c.is_interactive), order_by=jobs.c.id)
-    found = (
-        sa.select(jobs.c.id, jobs.c.org_id, jobs.c.is_interactive, place.label("place"))
-        .where(jobs.c.state.in_([JobState.QUEUED.value, JobState.RUNNING.value]), jobs.c.is_cancelling.is_(False))
-        .subquery()
-    )
-    rows = await tx.execute(sa.select(found).where(found.c.place <= _OPEN_PER_ORG).order_by(found.c.id))
-    return [OpenJob(id=row.id, lane=(row.org_id, bool(row.is_interactive))) for row in rows]
-
-
-async def claim(
-    tx: AsyncConnection, waiting: Sequence[OpenJob], *, share: FairShare, room: float, owner: str, now: datetime
-) -> tuple[list[Claim], set[str]]:
-    """Lease ready shards, fairly, until their loads fill `room`; also returns the jobs that have no more ready."""
-    lanes: dict[Lane, list[OpenJob]] = {}
-    for job in waiting:
-        lanes.setdefault(job.lane, []).append(job)
-    chosen: dict[str, list[int]] = {}
-    jobs_of = {job.id: job for job in waiting}
-    ready: dict[str, list[tuple[int, float]]] = {}
-    short: set[str] = set()
-    while lanes and room > 0:
-        lane = share.next_lane(lanes)
-        job = lanes[lane][0]
-        if job.id not in ready:
-            limit = math.ceil(room / job.load)
-            ready[job.id] = await _ready(tx, job, limit, now)
-            if len(ready[job.id]) < limit:
-                short.add(job.id)
-        if not ready[job.id]:
-            lanes[lane].pop(0)
-            if not lanes[lane]:
-                del lanes[lane]
-            continue
-        number, cost_s = ready[job.id].pop(0)
-        share.charge(lane, cost_s)
-        chosen.setdefault(job.id, []).append(number)
-        room -= job.load
-    claims = [
-        each
-        for job_id in sorted(chosen)
-        for each in await _lease(tx, jobs_of[job_id], chosen[job_id], owner=owner, now=now)
-    ]
-    return claims, {job_id for job_id in short if not ready[job_id]}
-
-
-async def _ready(tx: AsyncConnection, job: OpenJob, limit: int, now: datetime) -> list[tuple[int, float]]:
-    """Numbers and estimated seconds of a job's first ready shards."""
-    query = (
-        sa.select(job_shards.c.number, job_shards.c.bound)
-        .where(job_shards.c.job_id == job.id, job_shards.c.state == ShardState.READY.value)
-        .where(job_shards.c.ready_at <= now)
-        .order_by(job_shards.c.number)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    # Those claimed already lie in front; reading over thousands of them in every turn would cost more than the work.
-    rows = (await tx.execute(query.where(job_shards.c.number >= job.start))).all()
-    if len(rows) < limit and job.start > FROM_THE_FIRST:
-        rows = (await tx.execute(query)).all()
-    return [(row.number, float(row.bound.get("seconds", 0.0))) for row in rows]
-
-
-async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner: str, now: datetime) -> list[Claim]:
-    rows = await tx.execute(
-        sa.update(job_shards)
-        .where(job_shards.c.job_id == job.id, job_shards.c.number.in_(numbers))
-        .where(job_shards.c.state == ShardState.READY.value)
-        .values(
-            state=ShardState.LEASED.value,
-            owner=owner,
-            token=job_shards.c.token + 1,
-            attempt=job_shards.c.attempt + 1,
-            lease_until=now + timedelta(seconds=LEASE_S),
-            timing=None,
-        )
-        .returning(*(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound")))
-    )
-    held = await _locked(tx, job.id)
-    claims = [
-        Claim(
-            job_id=job.id,
-            number=row.number,
-            token=row.token,
-            attempt=row.attempt,
-            round=row.round,
-            body=row.body,
-            bound=msgspec.convert(row.bound, Bound),
-            is_interactive=job.lane[1],
-            request_id=held.request_id,
-        )
-        for row in rows
-    ]
-    if held.state == JobState.QUEUED and claims:
-        await move(tx, job.id, JobState.QUEUED, JobEvent.START, now=now, started_at=now)
-    return claims
-
-
-async def _locked(tx: AsyncConnection, job_id: str) -> sa.Row[Any, Any]:
-    query = sa.select(jobs.c.state, jobs.c.request_id).where(jobs.c.id == job_id).with_for_update()
-    return (await tx.execute(query)).one()
+def retries_of(method_id: str) -> Retries:
+    """What the method says about tries; the usual where its module is no longer installed."""
+    found = method.methods().get(method_id)
+    return Retries() if found is None else found.retries
 
 
 async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime) -> list[str]:
@@ -334,7 +190,9 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
     if failure is None:
         raise ValueError("Only a failed order can be a failed shard.")
     tries = claim.attempt - outcome.is_bystander
-    limit = {"request": 0, "source": 0, "memory": _MEMORY_ATTEMPT_LIMIT}.get(failure.kind, ATTEMPT_LIMIT)
+    retries = retries_of(job.method)
+    limits = {"request": 0, "source": retries.source_attempts, "memory": _MEMORY_ATTEMPT_LIMIT}
+    limit = limits.get(failure.kind, retries.attempts)
     gives_up = tries >= limit and failure.kind != "cancelled"
     changed = await tx.execute(
         sa.update(job_shards)
@@ -345,7 +203,7 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
             owner=None,
             lease_until=None,
             timing=None,
-            ready_at=now + backoff(max(claim.attempt, 1)),
+            ready_at=now + backoff(max(claim.attempt, 1), retries),
         )
     )
     if changed.rowcount == 0:
@@ -385,10 +243,30 @@ def problem(failure: Failure, *, shard: int) -> dict[str, Any]:
 async def fail_job(
     tx: AsyncConnection, job: sa.Row[Any], state: JobState, found: Mapping[str, Any], now: datetime
 ) -> None:
-    """End a job with a problem, and all that hangs on it."""
-    await move(tx, job.id, state, JobEvent.FAIL, now=now, data=found, problem=dict(found), finished_at=now)
+    """End a job with a problem, and all that hangs on it; what shards finished is kept for a job that resumes it."""
+    done = sa.exists().where(job_shards.c.job_id == job.id, job_shards.c.state == ShardState.DONE.value)
+    known = method.methods().get(job.method)
+    keeps = known is not None and not known.is_internal and (await tx.execute(sa.select(done))).scalar_one()
+    await move(
+        tx, job.id, state, JobEvent.FAIL, now=now, data=found, problem=dict(found), finished_at=now,
+        resumable_until=now + RESUMABLE if keeps else None,
+    )  # fmt: skip
     await uploads.settle(tx, job.id, item_id=None, problem=dict(found), now=now)
-    await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
+    if not keeps:
+        await forget(tx, job, now)
+
+
+async def fail_overdue(tx: AsyncConnection, *, now: datetime) -> list[str]:
+    """Fail running jobs that are past their time limit; returns their ids."""
+    overdue = sa.select(jobs).where(jobs.c.state == JobState.RUNNING.value, jobs.c.deadline_at < now)
+    rows = (await tx.execute(overdue.order_by(jobs.c.id).with_for_update())).all()
+    for job in rows:
+        message = (
+            f"The job ran for longer than its time limit of {job.time_limit_s} s; {job.shards_done} of "
+            f"{job.shards_total} shards were done."
+        )
+        await fail_job(tx, job, JobState.RUNNING, {"code": "job_time_limit", "message": message}, now)
+    return [job.id for job in rows]
 
 
 async def _count(tx: AsyncConnection, job_id: str, pixels: int) -> None:
@@ -442,8 +320,9 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
     for row in rows:
         job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
         ghost = Claim(
-            job_id=row.job_id, number=row.number, token=row.token, attempt=row.attempt, round=0,
-            body=b"", bound=Bound(), is_interactive=job.is_interactive, request_id=job.request_id,
+            job_id=row.job_id, org_id=job.org_id, method=job.method, number=row.number, token=row.token,
+            attempt=row.attempt, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
+            request_id=job.request_id,
         )  # fmt: skip
         pixels = int((row.timing or {}).get("pixels", 0))
         if JobState(job.state) is JobState.RUNNING:
@@ -479,5 +358,5 @@ async def end_cancelled(tx: AsyncConnection, *, now: datetime) -> list[str]:
         await move(tx, job.id, JobState.RUNNING, JobEvent.CANCEL, now=now, finished_at=now)
         told = {"code": "cancelled", "message": "The job was cancelled."}
         await uploads.settle(tx, job.id, item_id=None, problem=told, now=now)
-        await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
+        await forget(tx, job, now)
     return [job.id for job in rows]

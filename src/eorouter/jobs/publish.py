@@ -17,7 +17,8 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ApiError
-from eorouter.jobs.leases import attempts_key, fail_job
+from eorouter.jobs.attempts import forget
+from eorouter.jobs.leases import fail_job
 from eorouter.jobs.queue import move
 from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
@@ -136,7 +137,7 @@ async def _commit(
     )
     if ids:  # an upload's job has exactly one item; tables have none, and no upload either
         await uploads.settle(tx, job.id, item_id=next(iter(ids.values())), problem=None, now=now)
-    await delete_later(tx, job.org_id, now=now, prefixes=[attempts_key(job.org_id, job.project_id, job.id)])
+    await forget(tx, job, now)
     return True
 
 

@@ -16,12 +16,14 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound
+from eorouter.jobs.attempts import forget
 from eorouter.jobs.states import TERMINAL, JobEvent, JobState, ShardState, advance
 from eorouter.jobs.wakeup import notify
 from eorouter.storage.database import Database, spelled
 from eorouter.storage.tables import job_events, job_shards, jobs, owned
 from eorouter.types import Principal, new_id
 from eorouter_compute import method
+from eorouter_compute.build import build
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import InputItem, Params, Plan, Shard
 
@@ -30,6 +32,9 @@ __all__ = [
 ]  # fmt: skip
 
 log = structlog.get_logger(__name__)
+
+PLACES = 1 << 20
+"""Distance of the places of two planned shards; what a split makes stands between."""
 
 _WAIT_FIRST_S, _WAIT_MAX_S = 0.005, 0.25
 
@@ -56,6 +61,7 @@ async def create(
     now: datetime,
     dispatches: bool,
     plan: Plan | None = None,
+    time_limit_s: int | None = None,
 ) -> str:
     """Write a job with all its shards; returns its id.
 
@@ -71,6 +77,7 @@ async def create(
         now: the time.
         dispatches: queue it at once.
         plan: from `prepare`; planned here when absent.
+        time_limit_s: longest that it may run before it fails; None for as long as it takes.
 
     Raises:
         RequestFault: the request cannot be done as asked.
@@ -98,6 +105,8 @@ async def create(
             created_by=principal.id,
             request_id=request_id,
             created_at=now,
+            build=build(),
+            time_limit_s=time_limit_s,
         )
     )
     await tx.execute(sa.insert(job_shards), _shard_rows(job_id, plan, now))
@@ -120,9 +129,17 @@ def _shard_rows(job_id: str, plan: Plan, now: datetime) -> list[dict[str, Any]]:
 
 
 def shard_row(
-    job_id: str, number: int, round_number: int, shard: Shard, now: datetime, *, state: ShardState = ShardState.WAITING
+    job_id: str,
+    number: int,
+    round_number: int,
+    shard: Shard,
+    now: datetime,
+    *,
+    state: ShardState = ShardState.WAITING,
+    place: int | None = None,
+    depth: int = 0,
 ) -> dict[str, Any]:
-    """The row of a shard that nobody has tried yet."""
+    """The row of a shard that nobody has tried yet; `place` is where its part stands, by its number where not given."""
     return {
         "job_id": job_id,
         "number": number,
@@ -133,6 +150,8 @@ def shard_row(
         "attempt": 0,
         "token": 0,
         "ready_at": now,
+        "place": number * PLACES if place is None else place,
+        "depth": depth,
     }
 
 
@@ -198,6 +217,8 @@ async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: da
         await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(is_cancelling=True))
     else:
         await move(tx, job_id, state, JobEvent.CANCEL, now=now, finished_at=now)
+        if row.resumed_from is not None:
+            await forget(tx, row, now)
     await notify(tx)
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ComputeRefused, Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
+from eorouter.jobs import resume as resuming
 from eorouter.jobs.feed import feed_of
 from eorouter.operation import Context, Example, Followed, Route, Tier, operation
 from eorouter.storage import band_formulas, items, projects
@@ -35,10 +36,15 @@ DOMAINS = ("processing", "clip", "analytics")
 
 _EVENTS_SHOWN = 200
 _WAIT_MAX_S = 60
+_TIME_LIMIT_MAX_S = 30 * 86_400
 _PROJECT_ID, _ITEM_ID = "prj_01hv8e7m3k9q2w4r6t8y0a1b2c", "itm_01hv8e7m3k9q2w4r6t8y0a1b2c"
 _JOB_ID = "job_01hv8e7m3k9q2w4r6t8y0a1b2c"
 
 State = Literal["created", "queued", "running", "publishing", "completed", "failed", "cancelled"]
+Priority = Literal["interactive", "batch"]
+TimeLimit = Annotated[
+    int, Meta(ge=1, le=_TIME_LIMIT_MAX_S, description="Longest the job may run before it fails, seconds.")
+]
 JobName = Annotated[str, Meta(max_length=200, description="What people call the job; the method's id when empty.")]
 WaitSeconds = Annotated[
     float, Meta(ge=0, le=_WAIT_MAX_S, description="Longest to wait for the job's end before answering, seconds.")
@@ -113,13 +119,14 @@ class JobProblem(Output):
 
 
 class Job(Output):
-    """A job."""
+    """A job. One that failed can be resumed until `resumable_until`, by another whose `resumed_from` names it."""
 
     job_id: str
     project_id: str
     name: str
     method: str
     state: State
+    priority: Priority
     is_cancelling: bool
     input_item_ids: tuple[str, ...]
     bound: JobBound
@@ -130,6 +137,9 @@ class Job(Output):
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    time_limit_s: int | None
+    resumed_from: str | None
+    resumable_until: datetime | None
 
 
 class JobEvent(Output):
@@ -169,6 +179,10 @@ class ProcessingCreateInput(Input):
     task: Task
     inputs: Inputs = ()
     name: JobName = ""
+    priority: Annotated[
+        Priority, Meta(description="Somebody waits for it (interactive), or it may take its time (batch).")
+    ] = "batch"
+    time_limit_s: TimeLimit | None = None
 
 
 def _task_examples() -> tuple[Example, ...]:
@@ -413,6 +427,31 @@ async def cancel_job(ctx: Context, request: ProcessingJobsCancelInput) -> Job:
         return _job(await queue.find(tx, ctx.principal, request.job_id))
 
 
+class ProcessingResumeInput(Input):
+    """Which job."""
+
+    job_id: Id
+
+
+@operation(
+    "processing.resume",
+    tier=Tier.COMPUTE,
+    scope="processing:write",
+    status=201,
+    errors=(NotFound, Conflict),
+    routes=(Route("POST", "/v1/jobs/{job_id}/resume"),),
+    examples=(Example(summary="Go on where a job failed", request={"job_id": _JOB_ID}),),
+)
+async def resume(ctx: Context, request: ProcessingResumeInput) -> Job:
+    """Go on where a job failed: a new job takes over its finished shards and runs the rest.
+
+    Possible for a day after the failure, once, on the build that planned the job. The failed job stays as it is.
+    """
+    async with ctx.stores.db.write() as tx:
+        job_id = await resuming.resume(tx, request.job_id, ctx.principal, request_id=ctx.request_id, now=ctx.clock())
+        return _job(await queue.find(tx, ctx.principal, job_id))
+
+
 class ProcessingEventsListInput(Input):
     """Which job's events, and after which one."""
 
@@ -477,11 +516,12 @@ async def _create(
             task=task,
             inputs=inputs,
             name=request.name,
-            is_interactive=is_interactive,
+            is_interactive=is_interactive or request.priority == "interactive",
             request_id=ctx.request_id,
             now=ctx.clock(),
             dispatches=dispatches,
             plan=plan,
+            time_limit_s=request.time_limit_s,
         )
         return _job(await queue.find(tx, ctx.principal, job_id))
 
@@ -516,6 +556,7 @@ def _job(row: sa.Row[Any]) -> Job:
         name=row.name,
         method=row.method,
         state=row.state,
+        priority="interactive" if row.is_interactive else "batch",
         is_cancelling=row.is_cancelling and row.state not in queue.TERMINAL,
         input_item_ids=tuple(each["id"] for each in row.inputs),
         bound=msgspec.convert(row.bound, JobBound),
@@ -539,6 +580,9 @@ def _job(row: sa.Row[Any]) -> Job:
         queued_at=row.queued_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        time_limit_s=row.time_limit_s,
+        resumed_from=row.resumed_from,
+        resumable_until=row.resumable_until,
     )
 
 

@@ -18,7 +18,9 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, InvalidCursor, MissingScope, NotFound, Unavailable
+from eorouter.jobs.wakeup import notify
 from eorouter.operation import Context, Example, Route, Tier, operation
+from eorouter.storage import allotments
 from eorouter.storage import projects as stored
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.pages import page
@@ -33,7 +35,7 @@ from eorouter.storage.tables import (
     uploads,
     users,
 )
-from eorouter.types import Id, Input, Output, PageInput, Role, new_id
+from eorouter.types import Id, Input, Output, PageInput, Principal, Role, new_id
 
 DOMAINS = ("projects", "organisations")
 
@@ -271,6 +273,7 @@ class Organisation(Output):
     used_bytes: int
     members: tuple[Member, ...]
     created_at: datetime
+    paused_at: datetime | None
 
 
 class OrganisationsGetInput(Input):
@@ -295,27 +298,90 @@ async def organisations_get(ctx: Context, request: OrganisationsGetInput) -> Org
     principal = ctx.principal
     if principal.project_id is not None:
         raise MissingScope(f"This key is restricted to project {principal.project_id}.")
+    async with ctx.stores.db.read() as tx:
+        return await _organisation(tx, principal.org_id)
+
+
+class OrganisationsPauseInput(Input):
+    """Nothing to say: it is the caller's organisation."""
+
+
+@operation(
+    "organisations.pause",
+    tier=Tier.WRITE,
+    scope="organisations:write",
+    errors=(NotFound, MissingScope),
+    routes=(Route("POST", "/v1/organisation/pause"),),
+    examples=(Example(summary="Begin nothing more for now", request={}),),
+)
+async def organisations_pause(ctx: Context, request: OrganisationsPauseInput) -> Organisation:
+    """Pause your organisation's jobs: shards under way finish, nothing more is begun until `organisations.resume`.
+
+    Jobs can still be created and cancelled. Only an owner, or a key that an owner made, may do this.
+    """
+    del request
+    async with ctx.stores.db.write() as tx:
+        await _check_owner(tx, ctx.principal)
+        await allotments.pause(tx, ctx.principal.org_id, at=ctx.clock())
+        return await _organisation(tx, ctx.principal.org_id)
+
+
+class OrganisationsResumeInput(Input):
+    """Nothing to say: it is the caller's organisation."""
+
+
+@operation(
+    "organisations.resume",
+    tier=Tier.WRITE,
+    scope="organisations:write",
+    errors=(NotFound, MissingScope),
+    routes=(Route("POST", "/v1/organisation/resume"),),
+    examples=(Example(summary="Go on with everything that waits", request={}),),
+)
+async def organisations_resume(ctx: Context, request: OrganisationsResumeInput) -> Organisation:
+    """Let your organisation's jobs go on after a pause. Only an owner, or a key that an owner made, may do this."""
+    del request
+    async with ctx.stores.db.write() as tx:
+        await _check_owner(tx, ctx.principal)
+        await allotments.pause(tx, ctx.principal.org_id, at=None)
+        await notify(tx)
+        return await _organisation(tx, ctx.principal.org_id)
+
+
+async def _check_owner(tx: AsyncConnection, principal: Principal) -> None:
+    """A key may do what whoever made it may do."""
+    if principal.project_id is not None:
+        raise MissingScope(f"This key is restricted to project {principal.project_id}.")
+    person = principal.user_id
+    if principal.kind == "key":
+        person = (await tx.execute(sa.select(api_keys.c.created_by).where(api_keys.c.id == principal.id))).scalar()
+    mine = memberships.c.org_id == principal.org_id, memberships.c.user_id == person
+    role = (await tx.execute(sa.select(memberships.c.role).where(*mine))).scalar_one_or_none()
+    if role != Role.OWNER:
+        raise MissingScope("Only an owner of the organisation may pause its jobs and let them go on.")
+
+
+async def _organisation(tx: AsyncConnection, org_id: str) -> Organisation:
     members = (
         sa.select(users.c.id, users.c.name, users.c.email, memberships.c.role)
         .join(memberships, memberships.c.user_id == users.c.id)
-        .where(memberships.c.org_id == principal.org_id)
+        .where(memberships.c.org_id == org_id)
         .order_by(users.c.id)
     )
-    async with ctx.stores.db.read() as tx:
-        query = sa.select(organisations).where(organisations.c.id == principal.org_id)
-        row = (await tx.execute(query)).one_or_none()
-        if row is None:
-            raise NotFound("There is no such organisation.")
-        people = (await tx.execute(members)).all()
+    row = (await tx.execute(sa.select(organisations).where(organisations.c.id == org_id))).one_or_none()
+    if row is None:
+        raise NotFound("There is no such organisation.")
     return Organisation(
         organisation_id=row.id,
         name=row.name,
         quota_bytes=row.quota_bytes,
         used_bytes=row.used_bytes,
         members=tuple(
-            Member(user_id=user.id, name=user.name, email=user.email, role=Role(user.role)) for user in people
+            Member(user_id=user.id, name=user.name, email=user.email, role=Role(user.role))
+            for user in (await tx.execute(members)).all()
         ),
         created_at=row.created_at,
+        paused_at=row.paused_at,
     )
 
 

@@ -25,7 +25,7 @@ _KEPT = timedelta(days=1)  # how long what was carried out can still be looked u
 async def delete_later(
     tx: AsyncConnection, org_id: str, *, now: datetime, keys: Collection[str] = (), prefixes: Collection[str] = ()
 ) -> None:
-    """Have objects deleted after this transaction commits: those under `keys`, and all below `prefixes`."""
+    """Have objects deleted after this transaction commits, not before `now`: `keys`, and all below `prefixes`."""
     await delete_all_later(tx, [(org_id, {"keys": list(keys), "prefixes": list(prefixes)})], now=now)
 
 
@@ -41,7 +41,7 @@ async def delete_all_later(
 async def sweep(stores: Stores, *, now: datetime) -> int:
     """Delete what was left for deletion, oldest first; returns how many orders were carried out."""
     open_orders = sa.select(outbox.c.id, outbox.c.payload).where(
-        outbox.c.topic == _TOPIC, outbox.c.handled_at.is_(None)
+        outbox.c.topic == _TOPIC, outbox.c.handled_at.is_(None), outbox.c.created_at <= now
     )
     async with stores.db.read() as tx:
         rows = (await tx.execute(open_orders.order_by(outbox.c.id).limit(_ROWS_AT_ONCE))).all()

@@ -56,6 +56,9 @@ organisations = sa.Table(
     sa.Column("quota_bytes", sa.BigInteger, nullable=False),
     sa.Column("used_bytes", sa.BigInteger, nullable=False),  # items, and uploads at their declared size
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("paused_at", UtcDateTime),  # while it is set, nothing of its jobs is begun
+    sa.Column("weight", sa.Double, nullable=False, default=1.0),  # its share of the workers beside others'
+    sa.Column("shards_max", sa.Integer),  # most shards under way at a time
     sa.CheckConstraint("used_bytes >= 0", name="used_bytes"),
 )
 
@@ -208,8 +211,14 @@ jobs = sa.Table(
     sa.Column("queued_at", UtcDateTime),
     sa.Column("started_at", UtcDateTime),
     sa.Column("finished_at", UtcDateTime),
+    sa.Column("build", sa.String(64), nullable=False, default=""),  # of whoever planned it
+    sa.Column("time_limit_s", sa.Integer),
+    sa.Column("deadline_at", UtcDateTime),  # set when it starts
+    sa.Column("resumed_from", Key),  # the failed job whose finished shards it took over
+    sa.Column("resumable_until", UtcDateTime),  # a failed job's finished shards are kept until then
     *_listed(),
     sa.Index("ix_jobs_open", "state", "id"),
+    sa.Index(None, "resumable_until"),
 )
 
 job_shards = sa.Table(
@@ -229,6 +238,9 @@ job_shards = sa.Table(
     sa.Column("timing", Json),
     # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
     sa.Column("round", sa.Integer, nullable=False),
+    # The order of parts. Numbers are planned ones 2^20 apart, so that the pieces of a split shard fit in between.
+    sa.Column("place", sa.BigInteger, nullable=False),
+    sa.Column("depth", sa.Integer, nullable=False),  # how often it was split
     sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )

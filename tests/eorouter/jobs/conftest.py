@@ -50,7 +50,12 @@ async def create(stores: Stores) -> Create:
             await tx.execute(sa.insert(projects).values(row))
 
     async def make(
-        *, principal: Principal = ALICE, dispatches: bool = True, is_interactive: bool = False, **fields: object
+        *,
+        principal: Principal = ALICE,
+        dispatches: bool = True,
+        is_interactive: bool = False,
+        time_limit_s: int | None = None,
+        **fields: object,
     ) -> str:
         task = method.get("toy").params(**fields)
         async with stores.db.write() as tx:
@@ -65,6 +70,7 @@ async def create(stores: Stores) -> Create:
                 request_id="req_test",
                 now=utc_now(),
                 dispatches=dispatches,
+                time_limit_s=time_limit_s,
             )
 
     return make
@@ -100,7 +106,7 @@ class ThreadCluster:
             for job, number, token, pixels in cluster_module.pulse(sorted(cancelled))
         ]
 
-    async def restart_workers_of(self, job_ids: set[str]) -> None:
+    async def restart_workers_of(self, runs: set[tuple[str, int, int]]) -> None:
         raise AssertionError("no toy of these tests is deaf")
 
 

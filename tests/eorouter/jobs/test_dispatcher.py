@@ -11,9 +11,11 @@ from structlog.testing import capture_logs
 
 from eorouter.errors import Conflict, NotFound
 from eorouter.jobs import queue
+from eorouter.storage import allotments
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox, processes
 from eorouter.types import Principal, utc_now
 from eorouter_compute.errors import InvalidParameter
+from eorouter_compute.method import Retries
 
 ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
 BOB = Principal(kind="user", id="usr_bob", org_id="org_b", scopes=frozenset(), user_id="usr_bob")
@@ -87,7 +89,8 @@ async def test_job_after_its_end_leaves_no_attempt_objects(stores, create, dispa
 
     async def is_handled():
         async with stores.db.read() as tx:
-            return not (await tx.execute(sa.select(outbox.c.id).where(outbox.c.handled_at.is_(None)))).all()
+            due = outbox.c.handled_at.is_(None), outbox.c.created_at <= utc_now()
+            return not (await tx.execute(sa.select(outbox.c.id).where(*due))).all()
 
     await until(is_swept)
     await until(is_handled)
@@ -119,13 +122,8 @@ async def test_shard_that_nobody_can_mend_fails_its_job_by_name_at_once(stores, 
     assert all(shard.state in {"done", "failed"} for shard in shards)
 
 
-@pytest.fixture
-def short_backoff(monkeypatch):
-    monkeypatch.setattr("eorouter.jobs.leases._BACKOFF_FIRST_S", 0.01)
-
-
 @pytest.mark.parametrize(("ill", "code"), [("fault", "compute_error"), ("defect", "internal_fault")])
-@pytest.mark.usefixtures("dispatcher", "short_backoff")
+@pytest.mark.usefixtures("dispatcher")
 async def test_shard_that_always_breaks_fails_its_job_after_four_tries(stores, create, ill, code):
     job_id = await create(shards=2, ills={"0": ill})
     row = await queue.wait(stores.db, job_id, 20)
@@ -232,6 +230,46 @@ async def test_stop_gives_leases_back_and_another_dispatcher_finishes(stores, se
     second.stop()
     await running
     assert (row.state, row.result["summary"]["sum"]) == ("completed", 3)
+
+
+async def test_job_past_its_time_limit_fails_by_name(stores, create, dispatcher):
+    job_id = await create(shards=4, blocks=500, block_s=0.02, time_limit_s=1)
+    row = await queue.wait(stores.db, job_id, 10)
+    assert (row.state, row.problem["code"]) == ("failed", "job_time_limit")
+    assert "1 s; 0 of 4 shards" in row.problem["message"]
+
+
+async def test_try_that_takes_too_long_is_stopped_and_counts(stores, create, dispatcher, monkeypatch):
+    retries = Retries(attempts=2, backoff_s=0.01, attempt_s=0.6)
+    monkeypatch.setattr("eorouter.jobs.leases.retries_of", lambda _: retries)
+    job_id = await create(shards=1, blocks=500, block_s=0.02)
+    row = await queue.wait(stores.db, job_id, 15)
+    assert (row.state, row.problem["code"], row.problem["shard"]) == ("failed", "shard_time_limit", 0)
+    assert [data["code"] for kind, data in await events_of(stores, job_id) if kind == "shard.retried"] == [
+        "shard_time_limit"
+    ]
+
+
+async def test_pause_lets_running_shards_finish_and_begins_no_other(stores, create, dispatcher, cluster):
+    job_id = await create(shards=30, blocks=5, block_s=0.03)
+
+    async def is_running():
+        return len(cluster.begun) >= 3
+
+    await until(is_running)
+    async with stores.db.write() as tx:
+        await allotments.pause(tx, "org_a", at=utc_now())
+    await asyncio.sleep(1.5)
+    async with stores.db.read() as tx:
+        counts = dict(
+            (await tx.execute(sa.select(job_shards.c.state, sa.func.count()).group_by(job_shards.c.state))).all()
+        )
+    assert "leased" not in counts
+    assert (counts["ready"] > 0, counts["done"] > 0) == (True, True)
+    assert counts["done"] == len(cluster.begun)
+    async with stores.db.write() as tx:
+        await allotments.pause(tx, "org_a", at=None)
+    assert (await queue.wait(stores.db, job_id, 20)).state == "completed"
 
 
 def test_toy_method_is_found_by_its_entry_point():

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from eorouter.jobs import leases, publish, queue
+from eorouter.jobs import claims, leases, publish, queue
 from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Landed
 from eorouter.storage.database import spelled
@@ -22,10 +22,9 @@ LOST = Outcome(failure=Failure(kind="machine", code="worker_lost", message="gone
 
 async def claim(stores, *, room=100.0, owner="dsp_1", now=None):
     async with stores.db.write() as tx:
-        waiting = await leases.open_jobs(tx)
-        share = FairShare()
-        claims, dry = await leases.claim(tx, waiting, share=share, room=room, owner=owner, now=now or utc_now())
-    return claims, dry
+        waiting = await claims.open_jobs(tx)
+        taken = await claims.claim(tx, waiting, share=FairShare(), room=room, owner=owner, now=now or utc_now())
+    return taken.claims, taken.dry
 
 
 async def record(stores, *landed, now=None):
@@ -57,27 +56,27 @@ async def test_claim_leases_each_shard_once_and_raises_its_token(stores, create)
 async def test_claim_fills_the_room_by_load(stores, create):
     await create(shards=40)
     async with stores.db.write() as tx:
-        waiting = [msgspec.structs.replace(each, load=1 / 16) for each in await leases.open_jobs(tx)]
-        claims, _ = await leases.claim(tx, waiting, share=FairShare(), room=2, owner="dsp_1", now=utc_now())
-    assert len(claims) == 32
+        waiting = [msgspec.structs.replace(each, load=1 / 16) for each in await claims.open_jobs(tx)]
+        taken = await claims.claim(tx, waiting, share=FairShare(), room=2, owner="dsp_1", now=utc_now())
+    assert len(taken.claims) == 32
 
 
 async def test_claim_looks_back_for_a_retried_shard_when_none_is_left_ahead(stores, create):
     job_id = await create(shards=3)
-    claims, _ = await claim(stores)
-    await record(stores, Landed(claim=claims[0], outcome=LOST))
+    first, _ = await claim(stores)
+    await record(stores, Landed(claim=first[0], outcome=LOST))
     later = utc_now() + timedelta(seconds=5)
     async with stores.db.write() as tx:
-        waiting = [msgspec.structs.replace(each, start=3) for each in await leases.open_jobs(tx)]
-        again, _ = await leases.claim(tx, waiting, share=FairShare(), room=9, owner="dsp_1", now=later)
-    assert [(each.job_id, each.number, each.token, each.attempt) for each in again] == [(job_id, 0, 2, 2)]
+        waiting = [msgspec.structs.replace(each, start=3) for each in await claims.open_jobs(tx)]
+        again = await claims.claim(tx, waiting, share=FairShare(), room=9, owner="dsp_1", now=later)
+    assert [(each.job_id, each.number, each.token, each.attempt) for each in again.claims] == [(job_id, 0, 2, 2)]
 
 
 async def test_record_of_a_stale_token_changes_nothing_and_deletes_its_objects(stores, create):
     job_id = await create(shards=1)
     (ghost,), _ = await claim(stores)
     async with stores.db.write() as tx:
-        assert await leases.reap(tx, now=utc_now() + timedelta(seconds=leases.LEASE_S + 1)) == 1
+        assert await leases.reap(tx, now=utc_now() + timedelta(seconds=claims.LEASE_S + 1)) == 1
     (current,), _ = await claim(stores, owner="dsp_2", now=utc_now() + timedelta(minutes=2))
     assert (ghost.token, current.token) == (1, 2)
     await record(stores, Landed(claim=ghost, outcome=DONE))

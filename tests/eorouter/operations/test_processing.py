@@ -1,6 +1,6 @@
 """Jobs as callers see them, on both engines."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -20,6 +20,7 @@ from eorouter.operations.processing import (
     ProcessingJobsCancelInput,
     ProcessingJobsGetInput,
     ProcessingJobsListInput,
+    ProcessingResumeInput,
 )
 from eorouter.storage import items
 from eorouter.storage.tables import job_shards, jobs
@@ -75,6 +76,7 @@ def test_registry_takes_the_module_whole():
         "processing.jobs.cancel",
         "processing.jobs.get",
         "processing.jobs.list",
+        "processing.resume",
     ]
     assert registry.scopes == ("processing:read", "processing:write")
 
@@ -236,3 +238,17 @@ async def test_events_follow_a_job_without_gap_or_repeat(context, item):
     assert (idle.events, idle.next_after) == ((), rest.next_after)
     with pytest.raises(NotFound):
         await processing.list_events(context(OTHER), ProcessingEventsListInput(job_id=job.job_id))
+
+
+async def test_resume_a_failed_job_gives_another_that_names_it(peopled, context, item, worker):
+    job = await processing.create(context(principal=ME), asked(item, priority="interactive", time_limit_s=90))
+    assert (job.priority, job.time_limit_s, job.resumed_from) == ("interactive", 90, None)
+    with pytest.raises(Conflict, match="only a job that failed"):
+        await processing.resume(context(principal=ME), ProcessingResumeInput(job_id=job.job_id))
+    async with peopled.db.write() as tx:
+        failed = {"state": "failed", "problem": {"code": "x", "message": "y"}}
+        until = utc_now() + timedelta(hours=1)
+        await tx.execute(sa.update(jobs).where(jobs.c.id == job.job_id).values(resumable_until=until, **failed))
+    heir = await processing.resume(context(principal=ME), ProcessingResumeInput(job_id=job.job_id))
+    assert (heir.resumed_from, heir.priority, heir.time_limit_s) == (job.job_id, "interactive", 90)
+    assert heir.state == "queued"

@@ -15,6 +15,8 @@ from eorouter.operation import Context, Registry
 from eorouter.operations import access, auth, projects
 from eorouter.operations.projects import (
     OrganisationsGetInput,
+    OrganisationsPauseInput,
+    OrganisationsResumeInput,
     ProjectsCreateInput,
     ProjectsDeleteInput,
     ProjectsGetInput,
@@ -335,3 +337,29 @@ async def test_organisation_is_not_shown_to_a_key_of_one_project(make, owner):
 async def test_organisation_that_is_gone_is_not_found(make, owner):
     with pytest.raises(NotFound):
         await projects.organisations_get(make(msgspec.structs.replace(owner, org_id="o")), OrganisationsGetInput())
+
+
+async def test_owner_pauses_the_organisation_and_lets_it_go_on(make, owner):
+    paused = await projects.organisations_pause(make(owner), OrganisationsPauseInput())
+    assert paused.paused_at is not None
+    again = await projects.organisations_pause(make(owner), OrganisationsPauseInput())
+    assert again.paused_at == paused.paused_at
+    resumed = await projects.organisations_resume(make(owner), OrganisationsResumeInput())
+    assert resumed.paused_at is None
+
+
+async def test_pause_by_a_key_counts_as_its_makers(make, stores, owner):
+    scopes = frozenset({"organisations:write"})
+    creator = msgspec.structs.replace(owner, scopes=scopes)
+    wish = access.ApiKeysCreateInput(name="k", scopes=("organisations:write",))
+    key = await access.create(make(creator), wish)
+    principal = Principal(kind="key", id=key.key_id, org_id=owner.org_id, scopes=scopes)
+    assert (await projects.organisations_pause(make(principal), OrganisationsPauseInput())).paused_at is not None
+    async with stores.db.write() as tx:
+        await tx.execute(memberships.update().values(role=Role.MEMBER.value))
+    for who in (principal, owner):
+        with pytest.raises(MissingScope, match="Only an owner"):
+            await projects.organisations_resume(make(who), OrganisationsResumeInput())
+    bound = msgspec.structs.replace(principal, project_id="prj_x")
+    with pytest.raises(MissingScope, match="restricted to project"):
+        await projects.organisations_pause(make(bound), OrganisationsPauseInput())
