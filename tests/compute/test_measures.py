@@ -178,7 +178,10 @@ SQUARE = inline(shapely.box(0.5, 0.5, 2.5, 2.5))
 def test_the_drawn_classes_give_the_numbers_done_by_hand(drawn: InputItem):
     task = {
         "zones": SQUARE, "crs": UTM, "bands": ["cover"],
-        "statistics": ["mode", "minority", "variety", "class_fractions", "weighted_mean", "weighted_count"],
+        "statistics": [
+            "mode", "minority", "variety", "class_fractions", "weighted_mean", "weighted_count", "weighted_sum",
+            "weighted_variance", "weighted_stdev",
+        ],
         "histogram": {"edges": [1, 2, 3]}, "weights": {"band": "people"},
     }  # fmt: skip
     result = execute(task, drawn)
@@ -190,6 +193,9 @@ def test_the_drawn_classes_give_the_numbers_done_by_hand(drawn: InputItem):
     assert row["weighted_count"] == 20.0
     class_1, class_3 = 0.25 * 1 + 0.5 * 2 + 0.5 * 4, 0.25 * 7
     assert row["weighted_mean"] == pytest.approx((class_1 + 2 * (20 - class_1 - class_3) + 3 * class_3) / 20)
+    assert row["weighted_sum"] == 38.5
+    assert row["weighted_variance"] == pytest.approx(0.244375)
+    assert row["weighted_stdev"] == pytest.approx(0.494343, abs=1e-6)
     assert result.summary["histogram_edges"] == [1.0, 2.0, 3.0]
     assert {"name": "frac_1", "band": "cover", "unit": "1"} in result.summary["columns"]
 

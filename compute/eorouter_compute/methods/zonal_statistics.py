@@ -277,7 +277,9 @@ def _bound(request: Request, stratum: Stratum, window: Window, count: int) -> Bo
     """An upper bound for zones that do not overlap; what overlapping ones hold of values is capped by the run."""
     sizes = [np.dtype(column.band.dtype).itemsize for column in stratum.columns]
     planes = [plane for column in stratum.columns for plane in request.planes(column.band)]
-    strip = coverage.BLOCK * window.width * (sum(sizes) + len(sizes) + 24 * len(stratum.extras))
+    # Pixels and their validity, as doubles too where they are weighed; masks and weights on their way to this grid.
+    cell = sum(sizes) + len(sizes) + 8 * len(sizes) * request.is_weighted + 24 * len(stratum.extras)
+    strip = coverage.BLOCK * window.width * cell
     blocks = max(window.pixels // coverage.BLOCK**2, 1)
     numbers = zonal.STATE + weighted.STATE * request.is_weighted
     rows = min(count * blocks, count + window.pixels // 4) * len(sizes) * numbers * 8
@@ -324,12 +326,13 @@ def _run(params: ZonalStatisticsParams, inputs: Sequence[InputItem], body: bytes
         report += seen
         some = coverage.Pairs(work.zone[begin:end], work.block[begin:end], work.window[begin:end])
         keys = _keys(request, stratum, readings) if harvest else []
+        wide = {at: each.pixels.astype(np.float64) for at, each in enumerate(readings) if each.weights is not None}
         for batch in coverage.spans(shapes, some):
             for number, reading in enumerate(readings):
                 zonal.update(batch, reading.pixels, reading.valid, corner, areas, state[number][begin:end])
                 if reading.weights is not None:
                     rows = weighed[number][begin:end]
-                    weighted.update(batch, reading.pixels, reading.valid, reading.weights, corner, rows)
+                    weighted.update(batch, wide[number], reading.valid, reading.weights, corner, rows)
             if harvest:
                 harvest.gather(batch, some.zone, keys, corner)
         attempt.advance(seen.pixels)

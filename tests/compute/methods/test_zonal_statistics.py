@@ -220,12 +220,14 @@ def test_the_drawn_square_gives_the_numbers_done_by_hand_in_every_view(drawn: In
         "zones": inline(shapely.box(0.5, 0.5, 2.5, 2.5), name=["square"]),
         "crs": "EPSG:32632",
         "zone_id": "name",
-        "statistics": ["count", "sum", "mean", "min", "max", "variance", "median", "area", "valid_fraction"],
-    }
+        "statistics": ["count", "sum", "mean", "min", "max", "variance", "median", "area", "valid_fraction",
+            "coefficient_of_variation"],
+    }  # fmt: skip
     result, _ = execute(task, [drawn], tmp_path)
     expected = {
         "zone_id": "square", "status": "ok", "detail": None, "count": 4.0, "sum": 20.0, "mean": 5.0, "min": 1.0,
         "max": 9.0, "variance": 5.0, "median": 5.0, "area_m2": 4.0, "valid_fraction": 1.0,
+        "coefficient_of_variation": np.sqrt(5.0) / 5.0,
     }  # fmt: skip
     (row,) = rows_of(result)
     assert shapely.from_wkb(row.pop("geometry")).area == pytest.approx(4.0)
