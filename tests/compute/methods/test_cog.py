@@ -261,7 +261,9 @@ def test_what_is_not_there_or_does_not_fit_is_named(tmp_path):
         assert isinstance(msgspec.convert(example, CogParams), CogParams)
 
 
-@pytest.mark.parametrize(("resampling", "value"), [("average", 3), ("mode", 1)])
+@pytest.mark.parametrize(
+    ("resampling", "value"), [("average", 3), ("mode", 1), ("nearest", 1), ("min", 1), ("median", 1), ("max", 8)]
+)
 def test_the_worked_number_of_overviews(tmp_path, resampling, value):
     asset = write_raster(tmp_path / "a.tif", np.tile(np.array([[[1, 1], [2, 8]]], "uint8"), (1, 150, 150)))
     params = CogParams(block_size=256, overview_resampling=resampling)
