@@ -234,6 +234,7 @@ def plan(params: CogParams, inputs: Sequence[InputItem]) -> Plan:
         raise InvalidParameter("cog needs at least one input item.", pointer="/inputs")
     shards = []
     merges = []
+    notes = []
     for number, target in enumerate(targets(params, inputs)):
         size, count = np.dtype(target.spec.dtype).itemsize, len(target.bands)
         assets = [asset for asset, _ in by_asset(target.bands)]
@@ -249,7 +250,11 @@ def plan(params: CogParams, inputs: Sequence[InputItem]) -> Plan:
         merges.append(product.merge_bound(target.spec))
         if params.format == "nitf":
             merges.append(nitf.bound(target.spec))
-    return Plan(shards=tuple(shards), merge_bound=total(merges))
+            if (off := nitf.place_error_px(target.spec)) > 0.5:
+                notes.append(
+                    f"Item {target.item.id}, {target.key}: NITF rounds corners; the file may lie {off:.1f} pixels off."
+                )
+    return Plan(shards=tuple(shards), merge_bound=total(merges), notes=tuple(notes))
 
 
 def _dressed(params: CogParams, target: Target) -> CogSpec:
