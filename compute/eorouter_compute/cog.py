@@ -31,6 +31,7 @@ PIECE_SIDE = 2048
 
 _SPOOL_BYTES = 64 << 20
 _NO_TILES: Mapping[tuple[int, int], bytes] = {}
+_RANKS = {"min": pyramid.LEAST, "median": pyramid.MEDIAN, "max": pyramid.GREATEST}
 
 
 class Piece(Struct, frozen=True, array_like=True):
@@ -251,6 +252,9 @@ def _halve(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple
     out_valid = np.empty((0, 0, 0) if valid is None else shape, np.bool_)
     if spec.overview_resampling == "mode":
         pyramid.halve_mode(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
+    elif spec.overview_resampling in _RANKS:
+        rank = _RANKS[spec.overview_resampling]
+        pyramid.halve_ranked(pixels, _or_every(valid), rank, float(_fill(spec)), out, out_valid)
     elif pixels.dtype.kind == "f":
         pyramid.halve_mean_floats(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
     else:

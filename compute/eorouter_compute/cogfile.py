@@ -19,6 +19,9 @@ from eorouter_kernels import pyramid
 DTYPES = frozenset(pyramid.DTYPES)
 """Pixel types that can be written."""
 
+OverviewResampling = Literal["average", "nearest", "mode", "min", "max", "median"]
+"""How a pixel of an overview is made of the four below it."""
+
 LEAD = 4
 """Bytes before a tile (its size) and after it (its last four bytes again)."""
 
@@ -40,7 +43,8 @@ class CogSpec(Struct, frozen=True, kw_only=True):
         max_z_error: how far lerc may move a value, in units of the stored one; 0 is lossless.
         overview_count: None halves until a level fits one tile.
         overview_resampling: "average" is the mean of the valid pixels, integers rounded half to even, each level from
-            the one below; "nearest" takes the upper left pixel; "mode" the most frequent value.
+            the one below; "nearest" takes the upper left pixel; "mode" the most frequent value; "min", "max" and
+            "median" the least, the greatest and the lower middle one.
         tags: GDAL metadata items of the file; `TIFFTAG_…` become TIFF tags, `AREA_OR_POINT` a GeoTIFF key.
         band_tags: GDAL metadata items of each band; empty, or one per band.
         color_interpretation: rasterio's name per band, "red" say; when empty the bands' common names decide.
@@ -60,7 +64,7 @@ class CogSpec(Struct, frozen=True, kw_only=True):
     predictor: Literal["auto", "none", "horizontal", "floating_point"] = "auto"
     max_z_error: float = 0.0
     overview_count: int | None = None
-    overview_resampling: Literal["average", "nearest", "mode"] = "average"
+    overview_resampling: OverviewResampling = "average"
     tags: dict[str, str] = {}
     band_tags: tuple[dict[str, str], ...] = ()
     color_interpretation: tuple[str, ...] = ()

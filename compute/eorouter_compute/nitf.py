@@ -57,8 +57,23 @@ def check(spec: CogSpec, *, where: str) -> None:
         reason = f"it is placed in UTM or longitude and latitude of WGS 84, not in {crs.name}"
     elif spec.transform[1] or spec.transform[3]:
         reason = "its grid is not turned or sheared"
+    elif not is_utm and not _is_on_the_map(spec):
+        reason = "its corners lie within ±180° of longitude and ±90° of latitude; clip it on either side"
     if reason:
         raise InvalidParameter(f'{where} does not fit into NITF: {reason}. Use "format": "cog".', pointer="/format")
+
+
+def _is_on_the_map(spec: CogSpec) -> bool:
+    (height, width), (a, _, c, _, e, f) = spec.shape, spec.transform
+    return all(abs(x) <= 180.0 + 1e-9 for x in (c, c + width * a)) and all(
+        abs(y) <= 90.0 + 1e-9 for y in (f, f + height * e)
+    )
+
+
+def place_error_px(spec: CogSpec) -> float:
+    """How many pixels the file's place may be off, at most, because its corners are rounded."""
+    is_utm = pyproj.CRS.from_user_input(spec.crs).utm_zone is not None
+    return (0.5 if is_utm else 0.0005) / min(abs(spec.transform[0]), abs(spec.transform[4]))
 
 
 def bound(spec: CogSpec) -> Bound:

@@ -12,6 +12,8 @@ from eorouter_kernels._jit import WARM_DTYPES, kernel
 MOMENTS = 5
 """Numbers per tile and band: count, mean, sum of squared deviations, minimum, maximum."""
 
+LEAST, MEDIAN, GREATEST = range(3)
+
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 """Pixel types the kernels are compiled for ahead of use."""
 
@@ -142,6 +144,41 @@ def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.nda
                         best, most = i, votes
                 if n:
                     out[b, r, c] = values[best]
+                else:
+                    out[b, r, c] = nodata
+                if has_valid:
+                    out_valid[b, r, c] = n > 0
+
+
+@kernel
+def halve_ranked(  # noqa: PLR0917 - kernels take no keywords
+    pixels: np.ndarray, valid: np.ndarray, rank: int, nodata: float, out: np.ndarray, out_valid: np.ndarray
+) -> None:
+    """Least, lower median or greatest valid value of each 2 × 2 cell, for `rank` LEAST, MEDIAN and GREATEST.
+
+    Shapes: pixels, valid (band, y, x) and bool (or valid of size 0); out, out_valid (band, ⌈y/2⌉, ⌈x/2⌉).
+    Units: those of the pixels; a value of the cell, never one between two.
+    Nodata: a cell without valid pixels is `nodata` and not valid. out_valid is not written when valid has size 0.
+    Reference: order statistics; of two or four values the lower of the middle ones, as in `reductions`.
+    """
+    bands, height, width = pixels.shape
+    has_valid = valid.size > 0
+    values = np.empty(4, pixels.dtype)
+    for b in range(bands):
+        for r in range(out.shape[1]):
+            for c in range(out.shape[2]):
+                n = 0
+                for y in range(2 * r, min(2 * r + 2, height)):
+                    for x in range(2 * c, min(2 * c + 2, width)):
+                        if not has_valid or valid[b, y, x]:
+                            value, i = pixels[b, y, x], n
+                            while i > 0 and values[i - 1] > value:
+                                values[i] = values[i - 1]
+                                i -= 1
+                            values[i] = value
+                            n += 1
+                if n:
+                    out[b, r, c] = values[(n - 1) * rank // 2]
                 else:
                     out[b, r, c] = nodata
                 if has_valid:

@@ -78,7 +78,7 @@ def pyramid_of(spec, pixels, valid):
     dtype=st.sampled_from(["uint8", "int16", "uint16", "int32", "float32", "float64"]),
     missing=st.sampled_from(["none", "nodata", "mask", "nan"]),
     compression=st.sampled_from(["deflate", "zstd", "lzw", "none"]),
-    resampling=st.sampled_from(["average", "nearest", "mode"]),
+    resampling=st.sampled_from(["average", "nearest", "mode", "min", "max", "median"]),
     seed=st.integers(0, 9),
 )
 def test_bytes_do_not_depend_on_the_plan(tmp_path_factory, *, shape, dtype, missing, compression, resampling, seed):

@@ -4,19 +4,21 @@ The worker's limit counts all it holds, its libraries included. It is never exce
 one and the same process does all of them, for Dask would end a worker above its limit and begin another.
 """
 
+import io
 import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from eorouter.client import EoRouterClient
 from eorouter_compute import cog
 from eorouter_compute.cogfile import CogSpec
-from eorouter_compute.grid import Window
+from eorouter_compute.grid import tiles
 from eorouter_compute.method import Band, methods
 
 LIMIT_MB = 1024
@@ -114,12 +116,23 @@ def scene(path: Path, gain: float) -> Path:
         wave = 2000 + 900 * np.sin((x + 2 * y) / (40 + number)) + rng.normal(0, 4, x.shape)
         pieces.append(np.stack([wave * gain, 3 * wave - 1500]).astype(np.uint16))
 
-    def compute(window: Window) -> cog.Pixels:
-        piece = pieces[(window.row // cog.PIECE_SIDE + 2 * (window.col // cog.PIECE_SIDE)) % 4]
-        return np.ascontiguousarray(piece[:, : window.height, : window.width]), None
-
+    # Each piece is encoded once and copied to its places; the bytes are those of encoding them all.
+    encoded: dict[tuple[int, int, int], tuple[cog.Piece, bytes]] = {}
+    placed = []
+    href = path.with_suffix(".segment").as_uri()
     with path.with_suffix(".segment").open("wb") as target:
-        segment = cog.encode(spec, spec.window, compute, target, href=path.with_suffix(".segment").as_uri())
+        for place in tiles(spec.window, cog.PIECE_SIDE):
+            number = (place.row // cog.PIECE_SIDE + 2 * (place.col // cog.PIECE_SIDE)) % 4
+            key = (number, place.height, place.width)
+            if key not in encoded:
+                part = np.ascontiguousarray(pieces[number][:, : place.height, : place.width]), None
+                buffer = io.BytesIO()
+                made = cog.encode(spec, place, lambda _, part=part: part, buffer, href=href)
+                encoded[key] = (made.pieces[0], buffer.getvalue())
+            piece, data = encoded[key]
+            placed.append(msgspec.structs.replace(piece, window=place, start=target.tell()))
+            target.write(data)
+    segment = cog.Segment(href=href, piece_side=cog.PIECE_SIDE, pieces=tuple(placed))
     with path.open("wb") as out:
         cog.assemble(spec, [segment], out)
     return path

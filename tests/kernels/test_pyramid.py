@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.io import MemoryFile
+from scipy.ndimage import rank_filter
 
 from eorouter_kernels import pyramid
 from eorouter_kernels.reference import pyramid as reference
@@ -81,6 +82,34 @@ def test_tile_moments_equal_twin(shape, dtype, seed, with_valid, tile):
     pyramid.tile_moments(pixels, valid, tile, ours)
     reference.tile_moments(pixels, valid, tile, twin)
     np.testing.assert_allclose(ours, twin, rtol=1e-9, atol=1e-9)
+
+
+def ranked(module, pixels, valid, rank, nodata):
+    shape = (pixels.shape[0], -(-pixels.shape[1] // 2), -(-pixels.shape[2] // 2))
+    out, out_valid = np.empty(shape, pixels.dtype), np.zeros(shape if valid.size else (0, 0, 0), np.bool_)
+    module.halve_ranked(pixels, valid, rank, nodata, out, out_valid)
+    return out, out_valid
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    SHAPES,
+    st.sampled_from(["uint8", "int16", "float32"]),
+    st.integers(0, 99),
+    st.booleans(),
+    st.sampled_from([pyramid.LEAST, pyramid.MEDIAN, pyramid.GREATEST]),
+)
+def test_halve_ranked_equals_twin(shape, dtype, seed, with_valid, rank):
+    pixels, valid = drawn(shape, dtype, seed, with_valid=with_valid, few=True)
+    for ours, twin in zip(*(ranked(module, pixels, valid, rank, 7) for module in (pyramid, reference)), strict=True):
+        np.testing.assert_array_equal(ours, twin)
+
+
+@pytest.mark.parametrize(("rank", "place"), [(pyramid.LEAST, 0), (pyramid.MEDIAN, 1), (pyramid.GREATEST, 3)])
+def test_halve_ranked_is_scipys_rank_filter(rank, place):
+    pixels = np.random.default_rng(1).integers(0, 99, (1, 40, 60), dtype=np.uint16)
+    wanted = rank_filter(pixels[0], place, size=2, origin=-1)[::2, ::2]
+    np.testing.assert_array_equal(ranked(pyramid, pixels, np.empty((0, 0, 0), np.bool_), rank, 0)[0][0], wanted)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,6 +12,7 @@ from eorouter_compute import markings, product, raster, selection, verbatim
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cog import CogSpec, Stored
+from eorouter_compute.cogfile import OverviewResampling
 from eorouter_compute.errors import AoiOutside, ComputeError, InvalidParameter
 from eorouter_compute.grid import Window, shifted
 from eorouter_compute.method import (
@@ -66,7 +67,7 @@ class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
     allow_missing: bool = False
     crop: bool = True
     mask: Literal["auto", "nodata", "band"] = "auto"
-    overview_resampling: Literal["auto", "average", "nearest", "mode"] = "auto"
+    overview_resampling: Literal["auto"] | OverviewResampling = "auto"
 
 
 class Target(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 from eorouter_compute import markings, nitf, product, raster, selection, verbatim
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cog import CogSpec, Stored
+from eorouter_compute.cogfile import OverviewResampling
 from eorouter_compute.errors import GridMismatch, InvalidParameter
 from eorouter_compute.grid import Window
 from eorouter_compute.method import (
@@ -53,8 +54,8 @@ class CogParams(Params, frozen=True, kw_only=True, tag="cog"):
             "floating_point" for floats.
         max_z_error: how far lerc may move a value, in units of the stored value; 0 is lossless.
         overview_levels: how many, each half the one below; by default until one fits a tile. 0 is for GeoTIFF only.
-        overview_resampling: "average" of the valid pixels, "nearest", or "mode", the most frequent value; "auto" is
-            mode for classes and average otherwise.
+        overview_resampling: "average" of the valid pixels, "nearest", "mode", the most frequent value, or "min", "max"
+            or "median" of them; "auto" is mode for classes and average otherwise.
         mask: how missing pixels are stored: as a nodata value, or in a mask band inside the file. "auto" keeps what the
             source does.
         nodata: value that missing pixels get, declared in the file; refused where a valid pixel has it.
@@ -72,7 +73,7 @@ class CogParams(Params, frozen=True, kw_only=True, tag="cog"):
     predictor: Literal["auto", "none", "horizontal", "floating_point"] = "auto"
     max_z_error: Annotated[float, Meta(ge=0)] = 0.0
     overview_levels: Annotated[int, Meta(ge=0, le=16)] | None = None
-    overview_resampling: Literal["auto", "average", "nearest", "mode"] = "auto"
+    overview_resampling: Literal["auto"] | OverviewResampling = "auto"
     mask: Literal["auto", "nodata", "band"] = "auto"
     nodata: float | None = None
     allow_missing: bool = False
@@ -233,6 +234,7 @@ def plan(params: CogParams, inputs: Sequence[InputItem]) -> Plan:
         raise InvalidParameter("cog needs at least one input item.", pointer="/inputs")
     shards = []
     merges = []
+    notes = []
     for number, target in enumerate(targets(params, inputs)):
         size, count = np.dtype(target.spec.dtype).itemsize, len(target.bands)
         assets = [asset for asset, _ in by_asset(target.bands)]
@@ -248,7 +250,11 @@ def plan(params: CogParams, inputs: Sequence[InputItem]) -> Plan:
         merges.append(product.merge_bound(target.spec))
         if params.format == "nitf":
             merges.append(nitf.bound(target.spec))
-    return Plan(shards=tuple(shards), merge_bound=total(merges))
+            if (off := nitf.place_error_px(target.spec)) > 0.5:
+                notes.append(
+                    f"Item {target.item.id}, {target.key}: NITF rounds corners; the file may lie {off:.1f} pixels off."
+                )
+    return Plan(shards=tuple(shards), merge_bound=total(merges), notes=tuple(notes))
 
 
 def _dressed(params: CogParams, target: Target) -> CogSpec:

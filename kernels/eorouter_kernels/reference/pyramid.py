@@ -54,6 +54,19 @@ def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.nda
         out_valid[:] = known.any(axis=0)
 
 
+def halve_ranked(  # noqa: PLR0917 - as the kernel
+    pixels: np.ndarray, valid: np.ndarray, rank: int, nodata: float, out: np.ndarray, out_valid: np.ndarray
+) -> None:
+    """Least, lower median or greatest valid value of each 2 × 2 cell."""
+    values, known = _cells(pixels, valid)
+    order = np.argsort(np.where(known, values.astype(np.float64), np.inf), axis=0, kind="stable")  # valid ones first
+    place = np.maximum(known.sum(axis=0) - 1, 0) * rank // 2
+    found = np.take_along_axis(np.take_along_axis(values, order, axis=0), place[None], axis=0)[0]
+    out[:] = np.where(known.any(axis=0), found, np.asarray(nodata).astype(out.dtype))
+    if valid.size:
+        out_valid[:] = known.any(axis=0)
+
+
 def tile_moments(pixels: np.ndarray, valid: np.ndarray, tile: int, out: np.ndarray) -> None:
     """Count, mean, sum of squared deviations, minimum and maximum of every tile and band."""
     for row, col, band in np.ndindex(*out.shape[:3]):

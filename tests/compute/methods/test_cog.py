@@ -9,7 +9,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 from rio_cogeo import cog_validate
 
-from eorouter_compute import method, raster
+from eorouter_compute import grid, method, raster
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import BandNotFound, GridMismatch, InvalidParameter, SourceFault
 from eorouter_compute.methods.cog import METHOD, CogParams
@@ -199,6 +199,39 @@ def test_geotiff_may_go_without_overviews_and_nitf_is_read_by_gdal(tmp_path):
         assert ours.transform.almost_equals(rasterio.open(tmp_path / "a.tif").transform, 0.01)
 
 
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:4326", (0.01, 0.0, 11.0, 0.0, -0.01, 47.0)),
+        ("EPSG:4326", (0.0001, 0.0, 11.00003, 0.0, -0.0001, 47.00004)),
+        ("EPSG:4326", (0.01, 0.0, -180.0, 0.0, -0.01, -87.0)),
+        ("EPSG:32733", (10.0, 0.0, 500_003.0, 0.0, -10.0, 8_000_007.0)),
+    ],
+)
+def test_nitf_lies_where_its_corners_allow(tmp_path, crs, transform):
+    pixels = asymmetric((300, 410))
+    asset = write_raster(tmp_path / "a.tif", pixels, crs=crs, transform=transform)
+    item = input_item(asset)
+    plan = method.plan(CogParams(format="nitf"), [item])
+    made = run_local(CogParams(format="nitf"), [item], tmp_path / "out").items[0].assets[-1]
+    step = 1.0 if crs.startswith("EPSG:327") else 0.001
+    with rasterio.open(local_path(made.object.href)) as ours:
+        np.testing.assert_array_equal(ours.read(), pixels)
+        assert ours.crs == rasterio.crs.CRS.from_user_input(crs)
+        got, wanted = (grid.outline(asset.shape, tuple(t)[:6]) for t in (ours.transform, transform))
+    off = np.abs(got - wanted).max()
+    assert off <= step / 2 + 1e-9
+    assert bool(plan.notes) == (step / 2 / transform[0] > 0.5)
+
+
+def test_nitf_across_the_antimeridian_is_refused_in_degrees(tmp_path):
+    pixels = asymmetric((30, 40))
+    asset = write_raster(tmp_path / "a.tif", pixels, crs="EPSG:4326", transform=(0.01, 0.0, 179.9, 0.0, -0.01, 47.0))
+    with pytest.raises(InvalidParameter, match="within ±180°") as caught:
+        method.plan(CogParams(format="nitf"), [input_item(asset)])
+    assert caught.value.pointer == "/format"
+
+
 def test_a_broken_source_fails_by_name_or_is_missing(tmp_path):
     asset = write_raster(tmp_path / "a.tif", asymmetric((600, 600), noise=0.5))
     with rasterio.open(tmp_path / "a.tif") as source:
@@ -261,7 +294,9 @@ def test_what_is_not_there_or_does_not_fit_is_named(tmp_path):
         assert isinstance(msgspec.convert(example, CogParams), CogParams)
 
 
-@pytest.mark.parametrize(("resampling", "value"), [("average", 3), ("mode", 1)])
+@pytest.mark.parametrize(
+    ("resampling", "value"), [("average", 3), ("mode", 1), ("nearest", 1), ("min", 1), ("median", 1), ("max", 8)]
+)
 def test_the_worked_number_of_overviews(tmp_path, resampling, value):
     asset = write_raster(tmp_path / "a.tif", np.tile(np.array([[[1, 1], [2, 8]]], "uint8"), (1, 150, 150)))
     params = CogParams(block_size=256, overview_resampling=resampling)
