@@ -134,14 +134,16 @@ def ours_array(resampling: str) -> Callable[[Scene, Path], np.ndarray]:
     def ours(scene: Scene, _: Path) -> np.ndarray:
         from eorouter_compute import warp
         from eorouter_compute.grid import Grid
+        from eorouter_kernels import blocks
 
         with rasterio.open(scene.place) as source:
             here = Grid(crs=data.CRS, transform=tuple(source.transform)[:6], shape=source.shape)
         there = Grid(crs=scene.crs, transform=tuple(scene.transform)[:6], shape=scene.shape)
         pixels = scene.loaded[None]
-        known = pixels != 0
+        # As `raster` does it: most scenes are whole, and to see that is cheaper than to write it down.
+        is_whole = blocks.first_missing(pixels, pixels.dtype.type(0)) < 0
         block = warp.in_memory(
-            pixels, None if known.all() else known, here, there, resampling=resampling, tolerance_px=TOLERANCE_PX,
+            pixels, None if is_whole else pixels != 0, here, there, resampling=resampling, tolerance_px=TOLERANCE_PX,
             threads=THREADS,
         )  # fmt: skip
         return block.pixels[0]

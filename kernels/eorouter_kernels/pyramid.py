@@ -207,7 +207,6 @@ def tile_moments(pixels: np.ndarray, valid: np.ndarray, tile: int, out: np.ndarr
             for tc in range(out.shape[1]):
                 y0, x0 = tr * tile, tc * tile
                 rows, cols = min(tile, height - y0), min(tile, width - x0)
-                total[:], squares[:], counts[:] = 0.0, 0.0, 0
                 shift, found = pixels[b, y0, x0], not has_valid
                 for y in range(y0, y0 + rows):
                     if found:
@@ -216,10 +215,12 @@ def tile_moments(pixels: np.ndarray, valid: np.ndarray, tile: int, out: np.ndarr
                         if valid[b, y, x]:
                             shift, found = pixels[b, y, x], True
                             break
-                low[:], high[:] = shift, shift
+                # Loops for what slices, `min` and `max` would say: those take two seconds more to compile, per type.
+                for x in range(cols):
+                    total[x], squares[x], low[x], high[x] = 0.0, 0.0, shift, shift
+                    counts[x] = 0 if has_valid else rows
                 origin = np.float64(shift)
                 if found and not has_valid:
-                    counts[:cols] = rows
                     for y in range(y0, y0 + rows):
                         line = pixels[b, y, x0 : x0 + cols]
                         for x in range(cols):
@@ -240,19 +241,21 @@ def tile_moments(pixels: np.ndarray, valid: np.ndarray, tile: int, out: np.ndarr
                             low[x] = min(low[x], v)
                             high[x] = max(high[x], v)
                             counts[x] += is_data[x]
-                n, s, q = 0, 0.0, 0.0
+                n, s, q, least, most = 0, 0.0, 0.0, low[0], high[0]
                 for x in range(cols):
                     n += counts[x]
                     s += total[x]
                     q += squares[x]
+                    least, most = min(least, low[x]), max(most, high[x])
                 out[tr, tc, b, 0] = n
                 if n == 0:
-                    out[tr, tc, b, 1:] = np.nan
+                    for k in range(1, 5):
+                        out[tr, tc, b, k] = np.nan
                 else:
                     out[tr, tc, b, 1] = origin + s / n
                     out[tr, tc, b, 2] = max(q - s * s / n, 0.0)
-                    out[tr, tc, b, 3] = low[:cols].min()
-                    out[tr, tc, b, 4] = high[:cols].max()
+                    out[tr, tc, b, 3] = least
+                    out[tr, tc, b, 4] = most
 
 
 def merge_moments(parts: np.ndarray) -> np.ndarray:
