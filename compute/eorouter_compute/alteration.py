@@ -214,7 +214,8 @@ def measure(
             _projected(statistic, before, after, projection, out)
         else:
             out[0] = _single(statistic, before[0].astype(np.float64), after[0].astype(np.float64))
-    out[~np.isfinite(out)] = np.nan
+    if not isinstance(statistic, IrMad):  # whose numbers are finite or NaN already
+        out[~np.isfinite(out)] = np.nan
     return out
 
 
@@ -247,14 +248,11 @@ def _change_vector(before: np.ndarray, after: np.ndarray, out: np.ndarray) -> No
 def _projected(
     statistic: Statistic, before: np.ndarray, after: np.ndarray, projection: Projection, out: np.ndarray
 ) -> None:
-    values = np.ascontiguousarray(np.concatenate([before, after]))
+    matrix, shift = np.array(projection.matrix), np.array(projection.shift)
     if isinstance(statistic, IrMad):
-        z = np.empty(values.shape[1])
-        change.squared_length(values, np.array(projection.matrix), np.array(projection.shift), z)
-        out[0] = z
-        change.chi_square_tail(z, len(before), z)
-        out[1] = 1.0 - z
+        change.chi_squares(before, after, change.padded(matrix, shift), out)
         return
+    values = np.concatenate([before, after])
     score = np.full(values.shape[1], -projection.shift[0])
     for weight, row in zip(projection.matrix[0], values, strict=True):
         score += weight * row
@@ -298,6 +296,10 @@ def classified(statistic: Statistic, bands: np.ndarray, verdict: Verdict) -> tup
     Confidence of a test is the probability of change; else 1 − limit / distance, 0 at the threshold and near 1 far
     beyond it, the limit of severity classes being the nearest edge of the class without change.
     """
+    if verdict.level is not None and verdict.severity is None:
+        classes = (bands[1] >= np.float32(1.0 - verdict.level)).view(np.uint8)
+        classes[np.isnan(bands[0])] = UNKNOWN
+        return classes, _in_units(bands[1])
     first = score(statistic, bands[0])
     missing = np.isnan(first)
     if verdict.severity is not None:
@@ -311,9 +313,6 @@ def classified(statistic: Statistic, bands: np.ndarray, verdict: Verdict) -> tup
         if is_unwanted is not None:
             # A loss of the index is the positive side.
             classes[~is_unwanted] = unchanged
-    elif verdict.level is not None:
-        classes = (bands[1] >= np.float32(1.0 - verdict.level)).astype(np.uint8)
-        confidence = bands[1].astype(np.float64)
     else:
         away = first - verdict.centre
         size = away if verdict.direction == "increase" else -away if verdict.direction == "decrease" else np.abs(away)
@@ -322,7 +321,11 @@ def classified(statistic: Statistic, bands: np.ndarray, verdict: Verdict) -> tup
         classes = np.where(is_changed, np.where(away > 0, up, 1), 0).astype(np.uint8)
         confidence = _margin(np.abs(size), np.abs(verdict.limit))
     classes[missing] = UNKNOWN
-    return classes, np.rint(np.nan_to_num(confidence) * 10_000).astype(np.int64)
+    return classes, _in_units(confidence)
+
+
+def _in_units(confidence: np.ndarray) -> np.ndarray:
+    return np.rint(np.nan_to_num(confidence.astype(np.float64)) * 10_000).astype(np.int64)
 
 
 def _margin(size: np.ndarray, limit: np.ndarray | float) -> np.ndarray:

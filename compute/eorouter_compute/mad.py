@@ -1,10 +1,11 @@
 """Multivariate alteration detection and principal components: what a sample says about two many-band pictures.
 
-    sample (both dates, pixel) ──irmad / components──► Projection ──squared_length / dot──► any pixel
+    sample (both dates, pixel) ──irmad / components──► Projection ──chi_squares / dot──► any pixel
 
 A projection is a matrix and a shift, found once and applied to every pixel on its own.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 import numpy as np
@@ -12,6 +13,10 @@ from msgspec import Meta, Struct
 
 from eorouter_compute.errors import InvalidParameter
 from eorouter_kernels import change
+
+_RUN = 1 << 16
+# The sample is looked at between rounds, when a worker's threads have no shards of the job.
+_THREADS = 2
 
 
 class Projection(Struct, frozen=True, kw_only=True):
@@ -49,26 +54,55 @@ def irmad(sample: np.ndarray, *, tolerance: float, rounds: int) -> Projection:
             f"IR-MAD of {bands} bands needs {10 * both} valid pixels at least; the sample has {pixels}.",
             pointer="/statistic",
         )
-    weights = np.ones(pixels)
-    mean, covariance, z = np.empty(both), np.empty((both, both)), np.empty(pixels)
+    before, after = sample[:bands], sample[bands:]
+    centre = _near_mean(sample)
+    mean, covariance = _moments(before, after, centre, change.padded(np.empty((0, both)), np.empty(0)))
     known, number = np.zeros(bands), 0
     matrix, shift = np.empty((0, both)), np.empty(0)
-    for number in range(1, rounds + 1):  # noqa: B007 - how many it took is part of the answer
-        change.weighted_moments(sample, weights, mean, covariance)
+    for number in range(1, rounds + 1):
         matrix, correlations = _variates(covariance, bands)
         shift = matrix @ mean
         moved = float(np.abs(correlations - known).max())
         known = correlations
-        if moved < tolerance:
+        if moved < tolerance or number == rounds:
             break
-        change.squared_length(sample, matrix, shift, z)
-        change.chi_square_tail(z, bands, weights)
+        mean, covariance = _moments(before, after, centre, change.padded(matrix, shift - matrix @ centre))
     return Projection(
         matrix=tuple(tuple(map(float, row)) for row in matrix),
         shift=tuple(map(float, shift)),
         rounds=number,
         correlations=tuple(map(float, known)),
     )
+
+
+def _near_mean(sample: np.ndarray) -> np.ndarray:
+    """Near enough to the mean that sums of squares about it lose no digits; where exactly does not matter."""
+    return sample[:, :: max(sample.shape[1] // 1000, 1)].mean(axis=1, dtype=np.float64)
+
+
+def _moments(
+    before: np.ndarray, after: np.ndarray, centre: np.ndarray, matrix: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and covariance, in runs of pixels that any thread may take: their sums are added in order."""
+    both, pixels = 2 * len(before), before.shape[1]
+    spans = [(start, min(start + _RUN, pixels)) for start in range(0, pixels, _RUN)]
+
+    def sums(span: tuple[int, int]) -> np.ndarray:
+        out = np.zeros((both + 1, both + 1))
+        change.reweighted_sums(before, after, span, centre, matrix, out)
+        return out
+
+    if len(spans) == 1:
+        total = sums(spans[0])
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            total = np.zeros((both + 1, both + 1))
+            for each in pool.map(sums, spans):
+                total += each
+    weight = total[-1, -1]
+    away = total[:-1, -1] / weight
+    upper = total[:-1, :-1] / weight - np.outer(away, away)
+    return centre + away, np.triu(upper) + np.triu(upper, 1).T
 
 
 def _variates(covariance: np.ndarray, bands: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,17 +137,17 @@ def component(sample: np.ndarray, *, number: int, is_stacked: bool) -> Projectio
     """
     both, pixels = sample.shape
     bands = both // 2
-    data = sample if is_stacked else sample[bands:] - sample[:bands]
-    if number > data.shape[0] or pixels < 2:
+    size = both if is_stacked else bands
+    if number > size or pixels < 2:
         raise InvalidParameter(
-            f"There is no component {number}: {data.shape[0]} bands, {pixels} sampled pixels.",
-            pointer="/statistic/component",
+            f"There is no component {number}: {size} bands, {pixels} sampled pixels.", pointer="/statistic/component"
         )
-    mean, covariance = np.empty(data.shape[0]), np.empty((data.shape[0], data.shape[0]))
-    change.weighted_moments(np.ascontiguousarray(data), np.ones(pixels), mean, covariance)
-    _, vectors = np.linalg.eigh(covariance)
-    vector = vectors[:, ::-1][:, number - 1]
-    row = vector if is_stacked else np.concatenate([-vector, vector])
+    plain = change.padded(np.empty((0, both)), np.empty(0))
+    mean, covariance = _moments(sample[:bands], sample[bands:], _near_mean(sample), plain)
+    # A row per component looked for: the values themselves, or after − before.
+    rows = np.eye(both) if is_stacked else np.hstack([-np.eye(bands), np.eye(bands)])
+    _, vectors = np.linalg.eigh(rows @ covariance @ rows.T)
+    row = vectors[:, ::-1][:, number - 1] @ rows
     if row[bands:].sum() < 0:
-        vector, row = -vector, -row
-    return Projection(matrix=(tuple(map(float, row)),), shift=(float(vector @ mean),))
+        row = -row
+    return Projection(matrix=(tuple(map(float, row)),), shift=(float(row @ mean),))

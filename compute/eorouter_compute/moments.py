@@ -79,6 +79,25 @@ def reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.nd
             target[0] = np.where(known, stack[:, band], 0.0).sum(axis=0, dtype=np.float64) / known.sum(axis=0)
 
 
+def complete(stack: np.ndarray) -> np.ndarray:
+    """The pixels of a stack (time, band, pixel) that have every value."""
+    rows = stack.reshape(-1, stack.shape[2])
+    known = np.ones(stack.shape[2], np.bool_)
+    for row in rows:
+        known &= np.isfinite(row)
+    if known.all():
+        return stack
+    return np.stack([row[known] for row in rows]).reshape(*stack.shape[:2], -1)
+
+
+def step(grid: Grid, most: int) -> int:
+    """Every how many pixels, in both directions, one is sampled, for at most `most`."""
+    found = 1
+    while -(-grid.shape[0] // found) * -(-grid.shape[1] // found) > most:
+        found += 1
+    return found
+
+
 def side_of(moments: Moments, bands: int) -> int:
     """Side of the parts in which all dates are held together."""
     side, depth = 1024, max(sum(len(group) for group in moments), 2) * bands

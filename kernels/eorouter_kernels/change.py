@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """Change between dates, pixel by pixel: chi-square tails, weighted moments, canonical variates, the omnibus test.
 
 Values are (band, pixel) or (time, band, pixel) float32 with NaN for what is missing; a pixel with a missing value has
@@ -14,8 +15,11 @@ from eorouter_kernels._jit import kernel
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-BLOCK = 1024
-"""Pixels that are worked on together: what they need stays in the first-level cache."""
+LANES = 64
+"""Sums that are kept side by side."""
+
+BLOCK = 4 * LANES
+"""Pixels that are worked on together: what they need of a dozen bands stays in the first-level cache."""
 
 
 @kernel
@@ -40,70 +44,150 @@ def _tail(z: float, dof: int) -> float:
 def chi_square_tail(z: Doubles, dof: int, out: Doubles) -> None:
     """Probability that a chi-square variable of `dof` degrees of freedom exceeds z; NaN stays NaN.
 
-    By the recurrence Q(a + 1, x) = Q(a, x) + x^a e^-x / Γ(a + 1), Abramowitz & Stegun 26.4.4 and 26.4.5.
+    By the recurrence Q(a + 1, x) = Q(a, x) + x^a e^-x / Γ(a + 1), Abramowitz & Stegun 26.4.4 and 26.4.5, a step of it
+    for all z at once: the exponential is the only thing that is not worked out several at a time.
     """
+    term = np.empty(z.size)
+    a = 0.5 if dof % 2 else 1.0
     for k in range(z.size):
-        out[k] = math.nan if math.isnan(z[k]) else _tail(z[k], dof)
+        x = 0.0 if z[k] <= 0.0 else 0.5 * z[k]
+        term[k] = math.exp(-x)
+        out[k] = term[k]
+    if dof % 2:
+        for k in range(z.size):
+            x = 0.0 if z[k] <= 0.0 else 0.5 * z[k]
+            out[k] = math.erfc(math.sqrt(x))
+            term[k] = 0.0 if x == 0.0 else term[k] / math.sqrt(math.pi * x)
+    while 2.0 * a + 0.5 < dof:
+        for k in range(z.size):
+            x = 0.0 if z[k] <= 0.0 else 0.5 * z[k]
+            term[k] *= x / a
+            out[k] += term[k]
+        a += 1.0
+    for k in range(z.size):
+        out[k] = 1.0 if out[k] > 1.0 else out[k]  # noqa: FURB136 - min would lose NaN
+
+
+def rows_of(bands: int) -> int:
+    """Rows that `bands` values of both dates take with a row of ones, made up to a multiple of four with zeros."""
+    return (2 * bands + 1 + 3) // 4 * 4
+
+
+def padded(matrix: Doubles, shift: Doubles) -> Doubles:
+    """Matrix and shift as the kernels take them: (variate, row), the shift on the row of ones."""
+    variates, both = matrix.shape
+    out = np.zeros((variates, rows_of(both // 2)))
+    out[:, :both] = matrix
+    out[:, both] = -shift
+    return out
 
 
 @kernel
-def weighted_moments(values: Floats, weights: Doubles, mean: Doubles, covariance: Doubles) -> None:
-    """Weighted mean (band) and covariance (band, band; divided by the sum of weights) of values (band, pixel)."""
-    bands, pixels = values.shape
-    total = 0.0
-    for k in range(pixels):
-        total += weights[k]
-    for i in range(bands):
-        s = 0.0
-        for k in range(pixels):
-            s += weights[k] * values[i, k]
-        mean[i] = s / total
-    plain = np.empty((bands, BLOCK), np.float64)
-    weighted = np.empty((bands, BLOCK), np.float64)
-    covariance[:, :] = 0.0
-    for start in range(0, pixels, BLOCK):
-        size = min(BLOCK, pixels - start)
-        full = (size + 3) // 4 * 4
-        for i in range(bands):
-            for k in range(size):
-                plain[i, k] = values[i, start + k] - mean[i]
-                weighted[i, k] = plain[i, k] * weights[start + k]
-            for k in range(size, full):
-                plain[i, k] = 0.0
-                weighted[i, k] = 0.0
-        for i in range(bands):
-            for j in range(i, bands):
-                # Four sums side by side: one alone waits for itself.
-                s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-                for k in range(0, full, 4):
-                    s0 += plain[i, k] * weighted[j, k]
-                    s1 += plain[i, k + 1] * weighted[j, k + 1]
-                    s2 += plain[i, k + 2] * weighted[j, k + 2]
-                    s3 += plain[i, k + 3] * weighted[j, k + 3]
-                covariance[i, j] += (s0 + s1) + (s2 + s3)
-    for i in range(bands):
-        for j in range(i, bands):
-            covariance[i, j] /= total
-            covariance[j, i] = covariance[i, j]
+def _centred(before: Floats, after: Floats, centre: Doubles, start: int, size: int, rows: Doubles) -> None:
+    """Values of pixels from `start` on less their centres, (row, pixel); beyond `size` all is 0, the ones, too."""
+    bands = before.shape[0]
+    for i in range(2 * bands):
+        values = before[i, start : start + size] if i < bands else after[i - bands, start : start + size]
+        row, middle = rows[i], centre[i]
+        for k in range(size):
+            row[k] = values[k] - middle
+        row[size:] = 0.0
+    rows[2 * bands, :size] = 1.0
+    rows[2 * bands, size:] = 0.0
 
 
 @kernel
-def squared_length(values: Floats, matrix: Doubles, shift: Doubles, out: Doubles) -> None:
-    """|matrix · values − shift|² of each pixel: values (band, pixel), matrix (variate, band), shift (variate)."""
-    bands, pixels = values.shape
-    variates = matrix.shape[0]
-    row = np.empty(BLOCK, np.float64)
+def _lengths(rows: Doubles, matrix: Doubles, variate: Doubles, z: Doubles) -> None:
+    """|matrix · rows|² of each pixel. Four rows at a time: what is added to is fetched and put back less often."""
+    z[:] = 0.0
+    for i in range(matrix.shape[0]):
+        variate[:] = 0.0
+        for j in range(0, matrix.shape[1], 4):
+            a, b, c, d = matrix[i, j], matrix[i, j + 1], matrix[i, j + 2], matrix[i, j + 3]
+            p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+            for k in range(variate.size):
+                variate[k] += (a * p[k] + b * q[k]) + (c * r[k] + d * s[k])
+        for k in range(variate.size):
+            z[k] += variate[k] * variate[k]
+
+
+@kernel
+def _products(rows: Doubles, weighted: Doubles, used: int, lanes: Doubles) -> None:
+    """Add row × weighted row, for every pair of the first `used`, to lanes (pair, lane): pixel k to lane k % LANES.
+
+    A sum of its own for every lane: one sum alone waits for itself, and its terms could not be added several at once
+    without another order.
+    """
+    pair = 0
+    for i in range(used):
+        x0, x1 = rows[i, :LANES], rows[i, LANES : 2 * LANES]
+        x2, x3 = rows[i, 2 * LANES : 3 * LANES], rows[i, 3 * LANES :]
+        for j in range(i, used):
+            y0, y1 = weighted[j, :LANES], weighted[j, LANES : 2 * LANES]
+            y2, y3 = weighted[j, 2 * LANES : 3 * LANES], weighted[j, 3 * LANES :]
+            sums = lanes[pair]
+            for k in range(LANES):
+                sums[k] += (x0[k] * y0[k] + x1[k] * y1[k]) + (x2[k] * y2[k] + x3[k] * y3[k])
+            pair += 1
+
+
+@kernel
+def reweighted_sums(
+    before: Floats, after: Floats, span: tuple[int, int], centre: Doubles, matrix: Doubles, out: Doubles
+) -> None:
+    """Sums over pixels of weight × value × value, each pixel weighted by how likely it is unchanged.
+
+    Shapes: before, after (band, pixel); span: first pixel, and the one behind the last; centre (2 × band), taken off
+        the values first; matrix (variate, row) as `padded` gives it, for centred values; out (2 × band + 1,
+        2 × band + 1), the upper triangle of the sums, the last row standing for 1: the values' sums and the weights'.
+    Units: those of the values, squared.
+    Nodata: there must be none. Without variates every weight is 1.
+    Reference: Nielsen 2007, doi:10.1109/TIP.2006.888195, equations 10 and 14: the weight is the tail of the chi-square
+        distribution with as many degrees of freedom as there are variates, at the squared length of the variates.
+    """
+    used, variates = 2 * before.shape[0] + 1, matrix.shape[0]
+    rows, weighted = np.zeros((matrix.shape[1], BLOCK)), np.empty((used, BLOCK))
+    z, weight, variate = np.empty(BLOCK), np.ones(BLOCK), np.empty(BLOCK)
+    lanes = np.zeros((used * (used + 1) // 2, LANES))
+    for start in range(span[0], span[1], BLOCK):
+        size = min(BLOCK, span[1] - start)
+        _centred(before, after, centre, start, size, rows)
+        if variates > 0:
+            _lengths(rows, matrix, variate, z)
+            chi_square_tail(z, variates, weight)
+        for j in range(used):
+            row, target = rows[j], weighted[j]
+            for k in range(BLOCK):
+                target[k] = row[k] * weight[k]
+        _products(rows, weighted, used, lanes)
+    pair = 0
+    for i in range(used):
+        for j in range(i, used):
+            out[i, j] = lanes[pair].sum()
+            pair += 1
+
+
+@kernel
+def chi_squares(before: Floats, after: Floats, matrix: Doubles, out: Floats) -> None:
+    """Squared length of the variates of each pixel, and the probability that so much is change.
+
+    Shapes: before, after (band, pixel); matrix (variate, row) as `padded` gives it; out (2, pixel).
+    Units: out[0] is chi-square with as many degrees of freedom as there are variates, where nothing changed.
+    Nodata: NaN where a value is NaN or infinite.
+    Reference: as `reweighted_sums`.
+    """
+    pixels = before.shape[1]
+    rows, centre = np.zeros((matrix.shape[1], BLOCK)), np.zeros(2 * before.shape[0])
+    z, tail, variate = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
     for start in range(0, pixels, BLOCK):
         size = min(BLOCK, pixels - start)
-        out[start : start + size] = 0.0
-        for i in range(variates):
-            row[:] = -shift[i]
-            for j in range(bands):
-                weight = matrix[i, j]
-                for k in range(size):
-                    row[k] += weight * values[j, start + k]
-            for k in range(size):
-                out[start + k] += row[k] * row[k]
+        _centred(before, after, centre, start, size, rows)
+        _lengths(rows, matrix, variate, z)
+        chi_square_tail(z, matrix.shape[0], tail)
+        for k in range(size):
+            is_number = z[k] < np.inf
+            out[0, start + k] = z[k] if is_number else np.nan
+            out[1, start + k] = 1.0 - tail[k] if is_number else np.nan
 
 
 @kernel
@@ -197,9 +281,8 @@ def omnibus(stack: Floats, looks: float, level: float, out: Floats) -> None:
 
 def warm_up() -> None:
     """Compile for float32 values."""
-    values = np.ones((2, 8), np.float32)
-    out = np.empty(8)
-    weighted_moments(values, np.ones(8), np.empty(2), np.empty((2, 2)))
-    squared_length(values, np.ones((1, 2)), np.zeros(1), out)
-    chi_square_tail(out, 2, out)
+    one = np.ones((1, 8), np.float32)
+    matrix, out = padded(np.ones((1, 2)), np.zeros(1)), np.empty((3, 3))
+    reweighted_sums(one, one, (0, 8), np.zeros(2), matrix, out)
+    chi_squares(one, one, matrix, np.empty((2, 8), np.float32))
     omnibus(np.ones((2, 1, 8), np.float32), 4.0, 0.01, np.empty((5, 8), np.float32))

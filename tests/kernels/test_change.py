@@ -16,20 +16,39 @@ def test_tail_is_that_of_scipy(dof):
     np.testing.assert_allclose(same, out, rtol=1e-9)
 
 
-def test_moments_and_lengths_are_those_of_numpy():
-    rng = np.random.default_rng(1)
-    values, weights = rng.normal(50, 3, (5, 2501)).astype("float32"), rng.random(2501)
-    mean, covariance, out = np.empty(5), np.empty((5, 5)), np.empty(2501)
-    change.weighted_moments(values, weights, mean, covariance)
-    np.testing.assert_allclose(mean, np.average(values, axis=1, weights=weights), rtol=1e-6)
-    np.testing.assert_allclose(covariance, np.cov(values, aweights=weights, ddof=0), rtol=1e-6)
-    same, also = np.empty(5), np.empty((5, 5))
-    twin.weighted_moments(values, weights, same, also)
-    np.testing.assert_allclose(covariance, also, rtol=1e-9)
-    matrix, shift, expected = rng.normal(size=(2, 5)), rng.normal(size=2), np.empty(2501)
-    change.squared_length(values, matrix, shift, out)
-    twin.squared_length(values, matrix, shift, expected)
-    np.testing.assert_allclose(out, expected, rtol=1e-10)
+@pytest.mark.parametrize(("bands", "pixels"), [(1, 7), (3, 256), (6, 2501)])
+def test_weighted_sums_and_chi_squares_are_those_of_numpy(bands, pixels):
+    rng = np.random.default_rng(bands)
+    before, after = (rng.normal(50, 3, (bands, pixels)).astype("float32") for _ in range(2))
+    centre, none = np.full(2 * bands, 50.0), change.padded(np.empty((0, 2 * bands)), np.empty(0))
+    matrix = change.padded(rng.normal(size=(bands, 2 * bands)), rng.normal(size=bands))
+    span = (pixels // 5, pixels - 1)
+    for variates in (none, matrix):
+        out, same = np.zeros((2 * bands + 1, 2 * bands + 1)), np.empty((2 * bands + 1, 2 * bands + 1))
+        change.reweighted_sums(before, after, span, centre, variates, out)
+        twin.reweighted_sums(before, after, span, centre, variates, same)
+        np.testing.assert_allclose(out, same, rtol=1e-9, atol=1e-9)
+    values = np.vstack([before, after])[:, slice(*span)]
+    change.reweighted_sums(before, after, span, centre, none, out)
+    spread = out[:-1, :-1] / out[-1, -1] - np.outer(out[:-1, -1], out[:-1, -1]) / out[-1, -1] ** 2
+    np.testing.assert_allclose(np.triu(spread), np.triu(np.cov(values.astype(float), ddof=0)), atol=1e-9)
+    before[0, 3] = np.nan
+    found, expected = np.empty((2, pixels), "float32"), np.empty((2, pixels), "float32")
+    near = change.padded(matrix[:, : 2 * bands], matrix[:, : 2 * bands] @ centre + 0.5)
+    change.chi_squares(before, after, near, found)
+    twin.chi_squares(before, after, near, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], stats.chi2.cdf(found[0], bands), atol=1e-6)
+
+
+def test_a_pixel_does_not_look_at_its_neighbours():
+    rng = np.random.default_rng(8)
+    before, after = (rng.normal(size=(4, 700)).astype("float32") for _ in range(2))
+    matrix = change.padded(rng.normal(size=(4, 8)), rng.normal(size=4))
+    whole, part = np.empty((2, 700), "float32"), np.empty((2, 37), "float32")
+    change.chi_squares(before, after, matrix, whole)
+    change.chi_squares(*(np.ascontiguousarray(each[:, 301:338]) for each in (before, after)), matrix, part)
+    assert np.array_equal(whole[:, 301:338], part)
 
 
 def test_omnibus_is_its_twin():

@@ -138,11 +138,12 @@ class _Fit(Struct, frozen=True, array_like=True):
 
 
 class _Body(Struct, frozen=True, array_like=True):
-    """Body of a shard."""
+    """Body of a shard, with the report of what the rounds before read."""
 
     stage: str
     product: bytes
     bound: Bound
+    report: ReadReport = ReadReport()
     fit: _Fit = _Fit()
     settled: tuple[Settled, ...] = ()
     left_out: int = 0
@@ -212,8 +213,8 @@ def run(params: ChangeDetectionParams, inputs: Sequence[InputItem], shard: bytes
     seen = Seen(allow_missing=params.allow_missing)
     work = _Work(params, task, body, attempt, seen)
     found = {"sample": work.sample, "survey": work.survey, "finish": work.finish}[body.stage]()
-    # Sources are read once per round; the report of the job is that of the last.
-    return Part(body=msgspec.msgpack.encode(found), objects=dict(attempt.refs), report=seen.report())
+    report = body.report + seen.report()
+    return Part(body=msgspec.msgpack.encode(found), objects=dict(attempt.refs), report=report)
 
 
 def turn(
@@ -226,9 +227,9 @@ def turn(
     if found[0].body.stage == "sample":
         fit = _fit(params, task, found, parts)
         attempt.advance(0)
-        return [_next(each.body, stage, fit=fit) for each in found]
+        return [_next(each.body, stage, fit=fit, report=part.report) for each, part in zip(found, parts, strict=True)]
     pieces = [piece for each in found for piece in each.pieces]
-    settled, left_out = regions.settle(
+    settled, rest = regions.settle(
         task.grid,
         pieces,
         connectivity=params.connectivity,
@@ -239,8 +240,8 @@ def turn(
     )
     ends = np.cumsum([len(each.pieces) for each in found])
     return [
-        _next(each.body, stage, settled=tuple(settled[end - len(each.pieces) : end]), left_out=left_out)
-        for each, end in zip(found, ends, strict=True)
+        _next(each.body, stage, report=part.report, settled=tuple(settled[end - len(each.pieces) : end]), left_out=rest)
+        for each, part, end in zip(found, parts, ends, strict=True)
     ]
 
 
@@ -300,7 +301,10 @@ def merge(
     if fit.projection is not None:
         summary["correlations"] = list(fit.projection.correlations)
         summary["iterations"] = fit.projection.rounds
-    return Result(items=(item,), summary=summary, report=sum((part.report for part in parts), ReadReport()))
+    report = sum((part.report for part in parts), ReadReport())
+    # What is broken is broken in every round.
+    report = msgspec.structs.replace(report, failed=tuple(dict.fromkeys(report.failed)))
+    return Result(items=(item,), summary=summary, report=report)
 
 
 # A shard
@@ -318,9 +322,10 @@ class _Work:
         self.coverage = None if area is None else Coverage(area, task.grid.transform, task.grid.shape, "center")
 
     def stacks(self, window: Window) -> Iterator[tuple[Window, np.ndarray]]:
-        """Values (moment, band, y, x) of the parts of a window, NaN outside the area of interest."""
+        """Values (moment, band, y, x) of the parts of a window, NaN outside the area of interest; good for one turn."""
         for part in tiles(window, moments.side_of(self.task.moments, len(self.task.names))):
-            out = np.empty((len(self.task.moments), len(self.task.names), part.height, part.width), np.float32)
+            shape = (len(self.task.moments), len(self.task.names), part.height, part.width)
+            out = self.seen.reader.room("moments", shape, np.float32)
             inside = None if self.coverage is None else self.coverage.covered(part)
             if inside is not None and not inside.any():
                 out[...] = np.nan
@@ -334,7 +339,7 @@ class _Work:
 
     def sample(self) -> _Found:
         """Every n-th pixel of the shard, as an object."""
-        step = _step(self.params, self.task.grid)
+        step = moments.step(self.task.grid, self.params.sample_pixels)
         whole = self.shard.window
         lattice, _ = change_picture.shown(whole, step)
         out = np.empty((len(self.task.moments), len(self.task.names), lattice.height, lattice.width), np.float32)
@@ -343,14 +348,15 @@ class _Work:
             rows, cols = place.relative_to(lattice)
             out[:, :, rows, cols] = stack[:, :, cut[0], cut[1]]
             self.attempt.advance(part.pixels)
-        self.attempt.write("sample", out.tobytes())
+        with self.attempt.create("sample") as target:
+            target.write(out.data)
         return _Found(self.body, lattice=lattice)
 
     def measured(self, window: Window, glimpses: list[change_picture.Glimpse] | None = None) -> tuple[np.ndarray, ...]:
         """Bands (band, y, x), classes and confidence (y, x) of a piece."""
-        bands = np.empty((len(self.task.change.bands), window.height, window.width), np.float32)
-        classes = np.empty((window.height, window.width), np.uint8)
-        confidence = np.empty((window.height, window.width), np.int64)
+        shape = (window.height, window.width)
+        bands = self.seen.reader.room("bands", (len(self.task.change.bands), *shape), np.float32)
+        classes, confidence = np.empty(shape, np.uint8), self.seen.reader.room("confidence", shape, np.int64)
         step = change_picture.stride(self.task.grid.shape)
         statistic, fit = self.params.statistic, self.body.fit
         level = self.task.threshold.level if isinstance(self.task.threshold, Significance) else 0.01
@@ -444,7 +450,7 @@ def _next(body: _Body, stage: str, **fields: Any) -> Shard:
 
 def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], parts: Sequence[Part]) -> _Fit:
     """Transform and threshold, from the lattice put together."""
-    step = _step(params, task.grid)
+    step = moments.step(task.grid, params.sample_pixels)
     height, width = -(-task.grid.shape[0] // step), -(-task.grid.shape[1] // step)
     whole = np.empty((len(task.moments), len(task.names), height, width), np.float32)
     for each, part in zip(found, parts, strict=True):
@@ -453,8 +459,7 @@ def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], pa
             values = np.frombuffer(read_object(part.objects["sample"].href), np.float32)
             rows, cols = slice(place.row, place.row_stop), slice(place.col, place.col_stop)
             whole[:, :, rows, cols] = values.reshape(*whole.shape[:2], place.height, place.width)
-    stack = whole.reshape(*whole.shape[:2], -1)
-    stack = np.ascontiguousarray(stack[:, :, np.isfinite(stack).all(axis=(0, 1))])
+    stack = moments.complete(whole.reshape(*whole.shape[:2], -1))
     statistic, projection = params.statistic, None
     if alteration.is_fitted(statistic):
         values = stack.reshape(2 * len(task.names), -1)
@@ -555,16 +560,8 @@ def _task(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> _Task:
 # Bounds and words
 
 
-def _step(params: ChangeDetectionParams, grid: Grid) -> int:
-    """Every how many pixels, in both directions, one is sampled."""
-    step = 1
-    while -(-grid.shape[0] // step) * -(-grid.shape[1] // step) > params.sample_pixels:
-        step += 1
-    return step
-
-
 def _notes(task: _Task, params: ChangeDetectionParams) -> tuple[str, ...]:
-    step = _step(params, task.grid)
+    step = moments.step(task.grid, params.sample_pixels)
     if "sample" in task.stages and step > 1:
         return (f"Transforms and thresholds are found from every {step}th pixel of every {step}th row.",)
     return ()

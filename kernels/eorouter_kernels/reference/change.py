@@ -1,3 +1,4 @@
+# ruff: noqa: PLR0917  numba passes arguments by position
 """Plain-NumPy twins of `eorouter_kernels.change`."""
 
 import math
@@ -17,17 +18,24 @@ def chi_square_tail(z: Any, dof: int, out: Any) -> None:
     out[...] = np.minimum(total, 1.0)
 
 
-def weighted_moments(values: Any, weights: Any, mean: Any, covariance: Any) -> None:
+def reweighted_sums(before: Any, after: Any, span: tuple[int, int], centre: Any, matrix: Any, out: Any) -> None:
     """Twin."""
-    total = weights.sum()
-    mean[...] = (values.astype(np.float64) * weights).sum(axis=1) / total
-    away = values - mean[:, None]
-    covariance[...] = (away * weights) @ away.T / total
+    values = np.vstack([before, after]).astype(np.float64)[:, slice(*span)] - centre[:, None]
+    rows = np.vstack([values, np.ones(values.shape[1])])
+    weights = np.ones(values.shape[1])
+    if len(matrix):
+        chi_square_tail(((matrix[:, : len(rows)] @ rows) ** 2).sum(axis=0), len(matrix), weights)
+    out[...] = np.triu((rows * weights) @ rows.T)
 
 
-def squared_length(values: Any, matrix: Any, shift: Any, out: Any) -> None:
+def chi_squares(before: Any, after: Any, matrix: Any, out: Any) -> None:
     """Twin."""
-    out[...] = ((matrix @ values.astype(np.float64) - shift[:, None]) ** 2).sum(axis=0)
+    values = np.vstack([before, after]).astype(np.float64)
+    both = len(values)
+    out[0] = ((matrix[:, :both] @ values + matrix[:, both : both + 1]) ** 2).sum(axis=0)
+    tail = np.empty(values.shape[1])
+    chi_square_tail(out[0].astype(np.float64), len(matrix), tail)
+    out[1] = 1.0 - tail
 
 
 def omnibus(stack: Any, looks: float, level: float, out: Any) -> None:

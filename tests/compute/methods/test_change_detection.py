@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import shapely
 from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 from pyproj import Transformer
 from rasterio.features import rasterize
@@ -20,7 +22,7 @@ from eorouter_compute.attempt import read_object
 from eorouter_compute.errors import BandNotFound, InvalidParameter
 from eorouter_compute.landscape import generate
 from eorouter_compute.methods.change_detection import ChangeDetectionParams
-from eorouter_compute.testing import input_item, run_local, write_raster
+from eorouter_compute.testing import input_item, measured, run_local, write_raster
 
 BANDS = ["red", "nir", "swir16"]
 
@@ -214,3 +216,96 @@ def test_written_files_are_whole(pair, tmp_path):
     assert {"change", "classes", "class_areas", "picture", "table", "geojson"} <= {
         a.key for a in result.items[0].assets
     }
+
+
+def test_the_read_report_covers_every_round(pair, tmp_path):
+    items, stored = pair
+    fields = {"statistic": {"type": "difference"}, "value": {"band": "nir"}}
+    once = run_local(
+        task(**fields, threshold={"by": "fixed", "value": 400}, polygons=False), items, tmp_path / "once"
+    ).report
+    thrice = run_local(task(**fields, threshold={"by": "otsu"}), items, tmp_path / "thrice").report
+    assert once.pixels == 2 * stored[0][0].size
+    assert (thrice.reads, thrice.pixels, thrice.valid_pixels) == (
+        3 * once.reads,
+        3 * once.pixels,
+        3 * once.valid_pixels,
+    )
+
+
+def test_a_job_stays_within_its_bound(tmp_path):
+    rng = np.random.default_rng(2)
+    items = [
+        input_item(
+            write_raster(tmp_path / f"{name}.tif", rng.integers(500, 4000, (3, 1500, 1400), "uint16"), names=BANDS),
+            id=name, at=datetime(2020 + place, 6, 1, 10, tzinfo=UTC),
+        )
+        for place, name in enumerate(("before", "after"))
+    ]  # fmt: skip
+    params = task(statistic={"type": "irmad"}, value={"bands": BANDS}, polygons=False, sample_pixels=100_000)
+    found = measured(params, items, tmp_path)
+    assert found.shard_bytes <= found.shard_bytes_bound
+    assert found.job_bytes <= found.job_bytes_bound
+    assert found.pixels <= found.pixels_bound
+    assert found.written_bytes <= found.written_bytes_bound
+
+
+@pytest.mark.parametrize("of", ["difference", "stacked"])
+def test_components_are_those_of_numpy(pair, tmp_path, of):
+    items, stored = pair
+    result = run_local(
+        task(statistic={"type": "pca", "of": of, "component": 2}, value={"bands": BANDS}, polygons=False),
+        items,
+        tmp_path,
+    )
+    before, after = (each.reshape(3, -1).astype(float) for each in stored)
+    known = (before > 0).all(axis=0)
+    data = (after - before if of == "difference" else np.vstack([before, after]))[:, known]
+    centred = data - data.mean(axis=1, keepdims=True)
+    # The singular vectors of the centred pixels, an algorithm that never forms a covariance.
+    vectors = np.linalg.svd(centred, full_matrices=False)[0]
+    expected = vectors[:, 1] @ centred
+    found = pixels_of(result, "change")[0].reshape(-1)[known]
+    sign = np.sign(np.dot(found.astype(float), expected))
+    np.testing.assert_allclose(sign * found, expected, rtol=1e-4, atol=0.02)
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000), side=st.sampled_from([16, 48]), flip=st.sampled_from([-1, -2]), down=st.integers(0, 9)
+)
+def test_change_commutes_with_cuts_flips_and_shifts_and_never_fills_nodata(tmp_path, seed, side, flip, down):
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / f"{seed}-{side}-{flip}-{down}-{rng.integers(1 << 40)}"
+    folder.mkdir()
+    stored = [rng.integers(1, 3000, (1, 90, 70), "uint16") for _ in range(2)]
+    for each in stored:
+        each[rng.random(each.shape) < 0.1] = 0
+    shifted = [np.concatenate([np.zeros((1, down, 70), "uint16"), each], axis=1) for each in stored]
+
+    def change(name, pair):
+        items = [
+            input_item(
+                write_raster(
+                    folder / f"{name}{place}.tif", np.ascontiguousarray(pixels), nodata=0, names=["nir"],
+                    blockxsize=16, blockysize=16,
+                ),
+                id=f"scene-{place}", at=datetime(2020 + place, 6, 1, 10, tzinfo=UTC),
+            )
+            for place, pixels in enumerate(pair)
+        ]  # fmt: skip
+        fields = {"statistic": {"type": "difference"}, "value": {"band": "nir"}, "minimum_pixels": 3}
+        params = task(**fields, threshold={"by": "fixed", "value": 900}, connectivity=4)
+        result = run_local(params, items, folder / name, shard_pixels=side * side)
+        return pixels_of(result, "change")[0], pixels_of(result, "classes")[0]
+
+    difference, classes = change("plain", stored)
+    missing = (stored[0] == 0)[0] | (stored[1] == 0)[0]
+    assert np.array_equal(np.isnan(difference), missing)
+    assert np.array_equal(classes == 255, missing)
+    for found, expected in zip(
+        change("flip", [np.flip(each, flip) for each in stored]), (difference, classes), strict=True
+    ):
+        assert np.array_equal(np.flip(found, flip), expected, equal_nan=True)
+    for found, expected in zip(change("shift", shifted), (difference, classes), strict=True):
+        assert np.array_equal(found[down:], expected, equal_nan=True)
