@@ -57,8 +57,6 @@ FAST = {
     ("dispatcher", "kill", "record"),
     ("dispatcher", "freeze", "publish"),
     ("worker", "kill", "write"),
-    ("worker", "kill", "merge"),
-    ("database", "cut", "record"),
     ("disk", "full", "read"),
 }
 GRID = [pytest.param(*cell, id="-".join(cell), marks=() if cell in FAST else pytest.mark.slow) for cell in CELLS]
