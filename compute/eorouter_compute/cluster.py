@@ -164,6 +164,18 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True):
     pixels: int
 
 
+class Seen(Struct, frozen=True, kw_only=True):
+    """A worker as its scheduler sees it; `shards` are those it was given, as the dashboard names them."""
+
+    name: str
+    host: str
+    threads: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    shards: tuple[str, ...]
+    metrics_url: str
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # On a worker
 
@@ -232,7 +244,6 @@ def _note_end(
     if failure is None:
         stages = {"seconds": round(seconds, 4), "read_s": round(notes.read_s, 4), "write_s": round(notes.write_s, 4)}
         notes.note({"event": "shard.completed", "logger": __name__, **stages, "pixels": pixels, "worker": _worker})
-        log.debug("shard.completed", job=order.job_id, shard=order.number, token=order.token, **stages)
     if not tracing.is_on():
         return
     span.set("outcome", outcome)
@@ -388,13 +399,23 @@ class Cluster:
     """
 
     def __init__(
-        self, *, worker_count: int, worker_threads: int, worker_memory_bytes: int, dashboard_port: int, scratch: Path
+        self,
+        *,
+        worker_count: int,
+        worker_threads: int,
+        worker_memory_bytes: int,
+        dashboard_port: int,
+        scratch: Path,
+        dashboard_prefix: str = "",
+        otlp_endpoint: str = "",
     ) -> None:
         self.worker_count = worker_count
         self.worker_threads = worker_threads
         self._memory_bytes = worker_memory_bytes
         self._dashboard_port = dashboard_port
         self._scratch = scratch
+        self._dashboard_prefix = dashboard_prefix
+        self._otlp_endpoint = otlp_endpoint
         self._cluster: Any = None
         self._client: Any = None
         self._executing: dict[str, set[tuple[str, int, int]]] = {}
@@ -434,6 +455,9 @@ class Cluster:
         for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
             logging.getLogger(name).setLevel(logging.WARNING)
         dask_config.set(_DASK_CONFIG)
+        if self._otlp_endpoint:
+            environment = _WORKER_ENVIRONMENT | {tracing.ENDPOINT: self._otlp_endpoint}
+            dask_config.set({"distributed.nanny.pre-spawn-environ": environment})
         self._cluster = await LocalCluster(
             n_workers=self.worker_count,
             threads_per_worker=self.worker_threads,
@@ -448,6 +472,7 @@ class Cluster:
             local_directory=str(self._scratch),
             preload=[__name__],
             resources={_MEMORY: self._memory_bytes},
+            scheduler_kwargs={"http_prefix": self._dashboard_prefix},
         )
         self._client = await Client(self._cluster, asynchronous=True, set_as_default=False)
         self._client.subscribe_topic(_OUT_OF_MEMORY_TOPIC, self._note_out_of_memory)
@@ -516,6 +541,30 @@ class Cluster:
         executing = self._executing.get(worker, set())
         return bool(executing) and order.run not in executing
 
+    def census(self) -> list[Seen]:
+        """The workers, as the scheduler knows them; also forgets names of tasks of which none is left.
+
+        Dask keeps a record per name for ever, and ours name jobs.
+        """
+        if self._cluster is None:
+            return []
+        scheduler = self._cluster.scheduler
+        for name, prefix in list(scheduler.task_prefixes.items()):
+            if not prefix.groups:
+                del scheduler.task_prefixes[name]
+        return [
+            Seen(
+                name=str(worker.name),
+                host=worker.host,
+                threads=worker.nthreads,
+                memory_bytes=int(worker.metrics.get("memory", 0)),
+                memory_limit_bytes=worker.memory_limit,
+                shards=tuple(str(task.key[0]) + f" #{task.key[1]}" for task in worker.processing),
+                metrics_url=_metrics_url(worker),
+            )
+            for worker in scheduler.workers.values()
+        ]
+
     async def pulse(self, cancelled: Collection[str]) -> list[Running]:
         """Tell workers which jobs and single tries (`run_name`) to give up; hear what they execute, and how far."""
         answers = await self._client.run(pulse, sorted(cancelled), on_error="ignore")
@@ -542,6 +591,11 @@ def check_builds(mine: str, others: Mapping[str, str]) -> None:
     strange = [f"{who} runs build {theirs}" for who, theirs in sorted(others.items()) if theirs != mine]
     if strange:
         raise OtherBuild(f"The dispatcher runs build {mine}, but {', '.join(strange)}. Start all of one release.")
+
+
+def _metrics_url(worker: Any) -> str:
+    port = worker.services.get("dashboard")
+    return f"http://{worker.host}:{port}/metrics" if port else ""
 
 
 def _lost(message: str, *, is_bystander: bool = False) -> Outcome:
