@@ -13,7 +13,6 @@ import logging
 import os
 import resource
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping
@@ -30,12 +29,12 @@ from distributed.client import FutureCancelledError
 from msgspec import Struct
 
 import eorouter_kernels
-from eorouter_compute import meters, method, raster, tracing
+from eorouter_compute import meters, method, raster, tracing, witness
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.build import build
 from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
-from eorouter_compute.witness import Line, Overhearing, Witness, overhear
+from eorouter_compute.witness import Line, Witness
 
 MERGE = -1
 """Number of the order that merges the parts of the last round; the turn to round n is order MERGE - n."""
@@ -183,7 +182,6 @@ class Seen(Struct, frozen=True, kw_only=True):
 _cancelled: frozenset[str] = frozenset()
 _running: dict[tuple[str, int, int], int] = {}
 _worker = f"{socket.gethostname()}:{os.getpid()}"
-_LEAST_STRETCH_NS = 100_000  # shorter computing between two reads is not worth a span
 
 
 def run_order(data: bytes) -> bytes:
@@ -210,7 +208,8 @@ def run_order(data: bytes) -> bytes:
         finally:
             pixels = _running.pop(order.run)
         seconds = time.perf_counter() - started
-        _note_end(order, span, failure, notes, seconds=seconds, pixels=pixels)
+        outcome = "completed" if failure is None else failure.kind
+        meters.note_end(order.label, outcome, notes, span, seconds=seconds, pixels=pixels, worker=_worker)
     return msgspec.msgpack.encode(
         Outcome(
             part=part,
@@ -233,31 +232,6 @@ def _span(order: ShardOrder) -> tracing.Span:
     name = "run" if order.number > MERGE else "merge" if order.number == MERGE else "turn"
     about: dict[str, tracing.Value] = {"job": order.job_id, "shard": order.number, "token": order.token}
     return tracing.span(f"{name} {order.label}", parent=order.traceparent, kind="CONSUMER", attributes=about)
-
-
-def _note_end(
-    order: ShardOrder, span: tracing.Span, failure: Failure | None, notes: Witness, *, seconds: float, pixels: int
-) -> None:
-    """Tell the job's log, the metrics and the trace how a try went."""
-    outcome = "completed" if failure is None else failure.kind
-    meters.count(order.label, outcome, seconds=seconds, pixels=pixels, notes=notes)
-    if failure is None:
-        stages = {"seconds": round(seconds, 4), "read_s": round(notes.read_s, 4), "write_s": round(notes.write_s, 4)}
-        notes.note({"event": "shard.completed", "logger": __name__, **stages, "pixels": pixels, "worker": _worker})
-    if not tracing.is_on():
-        return
-    span.set("outcome", outcome)
-    span.set("pixels", pixels)
-    span.set("read_bytes", notes.read_bytes)
-    span.set("written_bytes", notes.written_bytes)
-    end = time.time_ns()
-    begin = end - int(seconds * 1e9)
-    for stage, since, until in [*notes.spans, ("", end, end)]:
-        if since - begin > _LEAST_STRETCH_NS:
-            span.stretch("compute", begin, since)
-        if stage:
-            span.stretch(stage, since, until)
-        begin = until
 
 
 def _execute(order: ShardOrder) -> Any:
@@ -353,7 +327,7 @@ def dask_setup(worker: Worker) -> None:
 
     Workers of a machine take turns: numba's cache does not bear two processes writing the same entry (numba#9348).
     """
-    _listen()
+    witness.listen()
     tracing.configure("eorouter-worker", os.environ.get(tracing.ENDPOINT, ""))
     with locket.lock_file(str(Path(worker.local_directory).parent / "warm-up.lock"), timeout=600):
         method.methods()
@@ -364,24 +338,6 @@ def dask_setup(worker: Worker) -> None:
 def dask_teardown(worker: Worker) -> None:
     """Send the spans that wait."""
     tracing.shut_down()
-
-
-def _listen() -> None:
-    """Have what is logged while a shard runs go to its job as well as to standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            overhear,
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.captureWarnings(capture=True)
-    logging.getLogger().addHandler(Overhearing())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import InputItem, Params, Plan, Shard
 
 __all__ = [
+    "MERGE",
     "TERMINAL", "append", "cancel", "create", "dispatch", "find", "move", "prepare", "ready_next", "shard_row", "wait",
 ]  # fmt: skip
 

@@ -10,10 +10,10 @@ from msgspec import Meta
 from eorouter import signing
 from eorouter.errors import InvalidCursor, NotFound
 from eorouter.jobs import queue
+from eorouter.jobs.queue import MERGE
 from eorouter.operation import Context, Example, Route, Tier, operation
 from eorouter.storage.tables import job_logs, job_shards
 from eorouter.types import Id, Input, Json, Output, PageInput, PageLimit
-from eorouter_compute.cluster import MERGE
 
 DOMAINS = ("jobs",)
 
@@ -59,7 +59,7 @@ class JobShardPage(Output):
     next_cursor: str | None
 
 
-class JobsShardsListInput(PageInput):
+class JobsShardsListInput(PageInput, kw_only=True):
     """Which job's shards."""
 
     job_id: Id
