@@ -8,8 +8,10 @@ import hashlib
 import io
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, BinaryIO, cast
@@ -17,8 +19,12 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from eorouter_compute import witness
+from eorouter_compute import faults, witness
 from eorouter_compute.errors import AttemptExists, Cancelled
+
+_BESIDE_FROM_BYTES = 32 << 20
+_WAITING_BYTES = 8 << 20
+_EARLY_BYTES = 2 << 20
 
 
 class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,12 +36,18 @@ class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HashingWriter(io.RawIOBase):
-    """Counts and digests what passes through to `target`; append-only."""
+    """Counts and digests what passes through to `target`; append-only.
+
+    The digest of a large object is taken by a thread of its own while the next bytes are read and written.
+    """
 
     def __init__(self, target: IO[bytes]) -> None:
         super().__init__()
         self._target = target
         self._digest = hashlib.sha256()
+        self._beside: ThreadPoolExecutor | None = None
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._waiting_bytes = 0
         self.size = 0
 
     def writable(self) -> bool:  # noqa: D102
@@ -45,17 +57,63 @@ class HashingWriter(io.RawIOBase):
         return self.size
 
     def write(self, data: Any, /) -> int:  # noqa: D102
-        with witness.writing():
-            self._target.write(data)
-            self._digest.update(data)
         size = memoryview(data).nbytes
         self.size += size
+        if self.size > _BESIDE_FROM_BYTES and self._beside is None:
+            self._beside = ThreadPoolExecutor(1)
+        if self._beside is None:
+            self._digest.update(data)
+        else:
+            # What is not `bytes` may change before its turn comes.
+            kept = data if isinstance(data, bytes) else bytes(data)
+            self._waiting.append((self._beside.submit(self._digest.update, kept), size))
+            self._waiting_bytes += size
+            self._wait(_WAITING_BYTES)
+        with witness.writing():
+            self._target.write(data)
         return size
+
+    def _wait(self, most: int) -> None:
+        """Until at most so many bytes wait for the digest."""
+        while self._waiting and self._waiting_bytes > most:
+            update, size = self._waiting.popleft()
+            update.result()
+            self._waiting_bytes -= size
+
+    def close(self) -> None:
+        """End the thread; `target` stays open."""
+        if self._beside is not None:
+            self._beside.shutdown()
+        super().close()
 
     @property
     def sha256(self) -> str:
         """Digest of everything written so far, in hex."""
+        self._wait(0)
         return self._digest.hexdigest()
+
+
+class _EarlyFile(io.RawIOBase):
+    """A local file whose bytes start on their way to the disk while more are made: little is waited for at the end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self._size = self._begun = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        size = memoryview(data).nbytes
+        self._file.write(data)
+        self._size += size
+        if self._size - self._begun >= _EARLY_BYTES and hasattr(os, "posix_fadvise"):
+            self._file.flush()
+            # Linux begins to write pages it is told to drop; those not yet written it keeps.
+            os.posix_fadvise(self._file.fileno(), self._begun, self._size - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = self._size
+        return size
 
 
 class Attempt:
@@ -64,6 +122,8 @@ class Attempt:
     Attributes:
         prefix: URL under which this attempt writes, ending in `/`.
         refs: objects finished so far, by name.
+        halvings: how often the side of the windows that the method computes at a time is halved, because the shard ran
+            out of memory before; the bytes it makes stay the same.
     """
 
     def __init__(
@@ -72,9 +132,11 @@ class Attempt:
         *,
         is_cancelled: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int], None] = lambda pixels: None,
+        halvings: int = 0,
     ) -> None:
         self.prefix = prefix if prefix.endswith("/") else prefix + "/"
         self.refs: dict[str, ObjectRef] = {}
+        self.halvings = halvings
         self._is_cancelled = is_cancelled
         self._on_progress = on_progress
 
@@ -84,6 +146,7 @@ class Attempt:
         Raises:
             Cancelled: the job was cancelled; let it pass through.
         """
+        faults.reached("read")
         if self._is_cancelled():
             raise Cancelled("The job was cancelled.")
         self._on_progress(pixels)
@@ -96,9 +159,9 @@ class Attempt:
             AttemptExists: the object is there already: two processes run the same attempt, and this one lost.
         """
         href = self.prefix + name
-        with _Timed(_create_once(href)) as target:
-            writer = HashingWriter(target)
+        with _Timed(_create_once(href)) as target, closing(HashingWriter(target)) as writer:
             yield cast("BinaryIO", writer)
+            faults.reached("write")
         witness.count_written(writer.size)
         self.refs[name] = ObjectRef(href=href, size=writer.size, sha256=writer.sha256)
 
@@ -137,7 +200,7 @@ def _create_once(href: str) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb", buffering=1 << 20) as target:
-            yield target
+            yield cast("IO[bytes]", _EarlyFile(target))
             target.flush()
             os.fsync(target.fileno())
         try:

@@ -1,6 +1,6 @@
-"""Pixels out of the tiles and strips of a TIFF, without GDAL: which files are read so, and how.
+"""Pixels out of the tiles and strips of a TIFF, without GDAL.
 
-Only files that leave nothing to interpretation are read here (`layout_of` says which); of all others, and of every
+Only files that leave nothing to interpretation are read here (`layout` says which); of all others, and of every
 block that does not unpack to exactly what its directory promises, GDAL is asked, and its word counts. A block is
 unpacked into a buffer of the promised size and never beyond it. Blocks that reach over the window are kept for a
 while, packed as the predictor left them, because the next window begins where this one ends.
@@ -9,89 +9,48 @@ while, packed as the predictor left them, because the next window begins where t
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple, NoReturn, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from eorouter_compute import tiff
+from eorouter_compute import deflate, tiff
 from eorouter_compute.attempt import local_path
 from eorouter_compute.grid import Window
-from eorouter_compute.tiff import Code, Directory
+from eorouter_compute.layout import File, Layout, NotOurs, layout_of, refuse
 from eorouter_kernels import blocks as kernels
-
-BLOCK_BYTES_MAX = 32 << 20
-"""Largest block, unpacked, that is read here; GDAL's cache is the better place for giants."""
 
 _KEPT_BYTES = 64 << 20
 _FILES_KEPT = 256
 _REMOTE_SCHEMES = frozenset({"s3", "gs", "az", "azure"})
-_DTYPES = {
-    (8, 1): "u1", (8, 2): "i1", (16, 1): "u2", (16, 2): "i2", (32, 1): "u4", (32, 2): "i4", (32, 3): "f4",
-    (64, 3): "f8",
-}  # fmt: skip
 
 
-class NotOurs(ValueError):
-    """The file, or a block of it, is for GDAL to judge."""
-
-
-class Layout(NamedTuple):
-    """How one image of a file is cut, packed and typed.
+class Tiles(NamedTuple):
+    """Packed tiles, wanted by who writes them again as they are: how they must be stored, and those a read came by.
 
     Attributes:
-        shape: (height, width) in pixels.
-        samples: bands of the file.
-        dtype: of the pixels, in the machine's byte order; None for a mask of one bit.
-        is_swapped: the file has the other byte order.
-        unpack: codec, `(bytes, out) -> bytes written`; None where blocks are stored as they are.
+        side: of the tiles, in pixels.
         predictor: 1, 2 or 3.
-        is_separate: each band has its own blocks.
-        block: (rows, columns) of a block; strips are as wide as the raster.
-        is_stripped: the last strip has only the rows that are left.
-        starts, lengths: of each block in the file; both 0 where it was never written.
-        fill: stored value of blocks that were never written; None where that is not known.
+        found: by the row and column of a tile's first pixel; only tiles that lie wholly inside the raster and were
+            packed as hard as ours are.
     """
 
-    shape: tuple[int, int]
-    samples: int
-    dtype: np.dtype[Any] | None
-    is_swapped: bool
-    unpack: Callable[[Any, np.ndarray], int] | None
+    side: int
     predictor: int
-    is_separate: bool
-    block: tuple[int, int]
-    is_stripped: bool
-    starts: np.ndarray
-    lengths: np.ndarray
-    fill: float | None
+    found: dict[tuple[int, int], bytes]
 
-    @property
-    def samples_per_block(self) -> int:
-        """Bands that lie in one block."""
-        return 1 if self.is_separate else self.samples
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of blocks."""
-        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of a block."""
-        if self.dtype is None:
-            return -(-self.block[1] // 8)
-        return self.block[1] * self.samples_per_block * self.dtype.itemsize
-
-
-class File(NamedTuple):
-    """A file that is read here: its pixels, its mask if it has one of its own, and whether a band hides others."""
-
-    image: Layout
-    mask: Layout | None
-    has_alpha: bool
+    def fit(self, layout: Layout, bands: Sequence[int]) -> bool:
+        """Whether a file's tiles hold just these bands, in this way."""
+        every = list(range(1, layout.samples + 1))
+        return (
+            layout.block == (self.side, self.side)
+            and layout.is_deflated
+            and layout.predictor == self.predictor
+            and not (layout.is_stripped or layout.is_swapped)
+            and (len(bands) == 1 if layout.is_separate else list(bands) == every)
+        )
 
 
 class _Bytes(Protocol):
@@ -104,139 +63,6 @@ class _Bytes(Protocol):
     def ranges(self, starts: Sequence[int], stops: Sequence[int]) -> Sequence[Any]: ...
 
     def close(self) -> None: ...
-
-
-# Which files ----------------------------------------------------------------------------------------------------------
-
-
-def layout_of(directories: Sequence[Directory]) -> File:
-    """How the first image of a file is stored, and its mask.
-
-    Raises:
-        NotOurs: something about it is rare, or left to interpretation.
-    """
-    image = _layout(directories[0])
-    extra = directories[0].tags.get(Code.EXTRA_SAMPLES)
-    has_alpha = extra is not None and bool(np.isin(extra.values, (1, 2)).any())
-    masks = [each for each in directories[1:] if each.value(Code.NEW_SUBFILE_TYPE) == 4]
-    mask = _mask_layout(masks[0], image) if masks else None
-    return File(image, mask, has_alpha)
-
-
-def _layout(directory: Directory) -> Layout:
-    bits, formats = _one(directory, Code.BITS_PER_SAMPLE, 1), _one(directory, Code.SAMPLE_FORMAT, 1)
-    dtype = np.dtype(_DTYPES.get((bits, formats)) or _refuse(f"{bits} bits of format {formats}"))
-    predictor = directory.value(Code.PREDICTOR, 1)
-    if predictor not in {1, 2, 3} or (predictor == 3 and dtype.kind != "f"):
-        _refuse(f"predictor {predictor}")
-    if directory.value(Code.PHOTOMETRIC, 1) not in {1, 2, 3}:
-        _refuse("its colours are coded")
-    return _cut(directory, dtype, predictor)
-
-
-def _mask_layout(directory: Directory, image: Layout) -> Layout:
-    if (directory.value(Code.BITS_PER_SAMPLE, 1), directory.value(Code.SAMPLES_PER_PIXEL, 1)) != (1, 1):
-        _refuse("a mask of more than one bit")
-    mask = _cut(directory, None, 1)
-    if mask.shape != image.shape or directory.value(Code.PHOTOMETRIC, 0) != 4:
-        _refuse("a mask that is none")
-    return mask._replace(fill=0.0)
-
-
-def _cut(directory: Directory, dtype: np.dtype[Any] | None, predictor: int) -> Layout:
-    """What image and mask have in common: shape, blocks and codec."""
-    shape = (directory.value(Code.IMAGE_LENGTH), directory.value(Code.IMAGE_WIDTH))
-    samples = directory.value(Code.SAMPLES_PER_PIXEL, 1)
-    planar = directory.value(Code.PLANAR_CONFIGURATION, 1)
-    is_stripped = Code.TILE_WIDTH not in directory.tags
-    if is_stripped:
-        block = (min(directory.value(Code.ROWS_PER_STRIP, 1 << 32), shape[0]), shape[1])
-    else:
-        block = (directory.value(Code.TILE_LENGTH), directory.value(Code.TILE_WIDTH))
-    if min(*shape, *block, samples) < 1 or planar not in {1, 2} or directory.value(Code.FILL_ORDER, 1) != 1:
-        _refuse("an unusual layout")
-    starts, lengths = directory.tile_spans
-    compression = directory.value(Code.COMPRESSION, 1)
-    if compression not in _CODECS:
-        _refuse(f"compression {compression}")
-    layout = Layout(
-        shape=shape,
-        samples=samples,
-        dtype=dtype,
-        is_swapped=directory.is_big_endian and dtype is not None and dtype.itemsize > 1,
-        unpack=_CODECS[compression](),
-        predictor=predictor if compression != 1 else 1,
-        is_separate=planar == 2 and samples > 1,
-        block=block,
-        is_stripped=is_stripped,
-        starts=starts,
-        lengths=lengths,
-        fill=_fill(directory, dtype),
-    )
-    rows, cols = layout.grid
-    if len(starts) != rows * cols * (samples if layout.is_separate else 1) or (starts < 0).any() or (lengths < 0).any():
-        _refuse("its blocks are not all accounted for")
-    if block[0] * layout.row_bytes > BLOCK_BYTES_MAX:
-        _refuse("its blocks are giants")
-    return layout
-
-
-def _refuse(why: str) -> NoReturn:
-    raise NotOurs(why)
-
-
-def _one(directory: Directory, code: int, default: int) -> int:
-    """The value of a tag that has one per band, all alike."""
-    tag = directory.tags.get(code)
-    if tag is None or not tag.length:
-        return default
-    values = tag.values
-    if (values != values[0]).any():
-        _refuse(f"tag {code} differs between bands")
-    return int(values[0])
-
-
-def _fill(directory: Directory, dtype: np.dtype[Any] | None) -> float | None:
-    """What GDAL reads where a block was never written: the nodata value, if the type can hold it, or 0."""
-    tag = directory.tags.get(Code.GDAL_NODATA)
-    if tag is None or dtype is None:
-        return 0.0
-    try:
-        value = float(tag.text)
-    except ValueError:
-        return None
-    if dtype.kind == "f":
-        return value if not np.isfinite(value) or abs(value) <= np.finfo(dtype).max else None
-    info = np.iinfo(dtype)
-    return value if value.is_integer() and info.min <= value <= info.max else None
-
-
-def _deflate() -> Callable[[Any, np.ndarray], int]:
-    import imagecodecs
-
-    return lambda data, out: len(imagecodecs.deflate_decode(data, out=cast("Any", out)))
-
-
-def _zstd() -> Callable[[Any, np.ndarray], int]:
-    import imagecodecs
-
-    return lambda data, out: len(imagecodecs.zstd_decode(data, out=cast("Any", out)))
-
-
-def _lzw() -> Callable[[Any, np.ndarray], int]:
-    import imagecodecs
-
-    return lambda data, out: len(imagecodecs.lzw_decode(data, out=cast("Any", out)))
-
-
-# libdeflate unpacks DEFLATE 1.3 times as fast as ISA-L and 2.3 times as fast as zlib, measured on a noisy scene.
-_CODECS: dict[int, Callable[[], Callable[[Any, np.ndarray], int] | None]] = {
-    1: lambda: None,
-    5: _lzw,
-    8: _deflate,
-    32946: _deflate,
-    50000: _zstd,
-}
 
 
 # Where the bytes are --------------------------------------------------------------------------------------------------
@@ -353,12 +179,12 @@ def _opened(href: str) -> tuple[_Bytes, File]:
     path = local_path(href)
     if path is not None:
         if str(path).startswith("/vsi"):
-            _refuse("a path of GDAL's")
+            refuse("a path of GDAL's")
         source: Any = _LocalBytes(str(path))
     elif urlsplit(href).scheme in _REMOTE_SCHEMES and not urlsplit(href).query:
         source = known[2] if known is not None and known[2] is not None else _RemoteBytes(href)
     else:
-        _refuse("an address that is not read")
+        refuse("an address that is not read")
     try:
         if known is None or known[0] != source.stamp:
             _files.forget(href)
@@ -367,7 +193,7 @@ def _opened(href: str) -> tuple[_Bytes, File]:
         else:
             file = known[1]
         if file is None:
-            _refuse("known to be GDAL's")
+            refuse("known to be GDAL's")
     except BaseException:
         source.close()
         raise
@@ -391,6 +217,24 @@ def _parsed(source: _Bytes) -> File | None:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
+def suit(href: str, bands: Sequence[int], tiles: Tiles) -> bool:
+    """Whether tiles of a file may pass as they are.
+
+    Raises:
+        OSError: the file cannot be reached.
+    """
+    from obstore.exceptions import BaseError
+
+    try:
+        source, file = _opened(href)
+    except NotOurs:
+        return False
+    except (OSError, BaseError) as error:
+        raise OSError(str(error)) from error
+    source.close()
+    return max(bands) <= file.image.samples and tiles.fit(file.image, bands)
+
+
 def read(
     href: str,
     shape: tuple[int, int],
@@ -400,6 +244,7 @@ def read(
     *,
     with_mask: bool,
     out: np.ndarray | None = None,
+    tiles: Tiles | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None] | None:
     """Pixels (band, y, x) of a window, and its mask (y, x) if asked for; None where GDAL must be asked.
 
@@ -411,13 +256,19 @@ def read(
         window: inside the raster.
         with_mask: the file has a mask of its own, which is wanted; one that lies in an alpha band is GDAL's.
         out: where the pixels go, contiguous; new memory by default. What it holds is anything where None is given back.
+        tiles: collects packed tiles of the window, if the file's are stored so.
+
+    Raises:
+        OSError: with `tiles` only, whose findings must not depend on luck: the file cannot be reached.
     """
     from obstore.exceptions import BaseError
 
     try:
         source, file = _opened(href)
-    except (NotOurs, OSError, BaseError):
+    except NotOurs:
         return None
+    except (OSError, BaseError) as error:
+        return _unreachable(error, tiles)
     try:
         image = file.image
         if image.shape != shape or image.dtype != np.dtype(dtype) or max(bands) > image.samples or min(bands) < 1:
@@ -425,14 +276,21 @@ def read(
         if with_mask and (file.mask is None or file.has_alpha):
             return None
         pixels = np.empty((len(bands), window.height, window.width), dtype) if out is None else out
-        _read_pixels(href, source, image, bands, window, out=pixels)
+        tiles = tiles if tiles is not None and tiles.fit(image, bands) else None
+        _read_pixels(href, source, image, bands, window, out=pixels, tiles=tiles)
         return pixels, _read_bits(href, source, file.mask, window) if with_mask and file.mask is not None else None
-    except (ValueError, RuntimeError, OSError, BaseError):
+    except (ValueError, RuntimeError, OSError, BaseError) as error:
         # A block is not what it should be: GDAL tries, and says what is wrong.
         _files.forget(href)
-        return None
+        return _unreachable(error, tiles) if isinstance(error, (OSError, BaseError)) else None
     finally:
         source.close()
+
+
+def _unreachable(error: Exception, tiles: Tiles | None) -> None:
+    """Leave it to GDAL, unless tiles are wanted, which GDAL does not have."""
+    if tiles is not None:
+        raise OSError(str(error)) from error
 
 
 class _Place(NamedTuple):
@@ -462,14 +320,21 @@ def _places(layout: Layout, bands: int, numbers: Sequence[int], window: Window) 
 
 
 def _read_pixels(
-    href: str, source: _Bytes, layout: Layout, bands: Sequence[int], window: Window, *, out: np.ndarray
+    href: str,
+    source: _Bytes,
+    layout: Layout,
+    bands: Sequence[int],
+    window: Window,
+    *,
+    out: np.ndarray,
+    tiles: Tiles | None,
 ) -> None:
     size = out.dtype.itemsize
     words = out.view(kernels.WORDS[size])
     numbers = [band - 1 for band in bands]
     samples = np.zeros(1, np.int64) if layout.is_separate else np.array(numbers, np.int64)
     take = {1: kernels.take, 2: kernels.take_sums, 3: kernels.take_planes}[layout.predictor]
-    for place, block in _unpacked(href, source, layout, _places(layout, len(bands), numbers, window)):
+    for place, block in _unpacked(href, source, layout, _places(layout, len(bands), numbers, window), tiles):
         cut = place.window
         if block is None:
             out[place.bands][:, *cut.relative_to(window)] = _known(layout.fill)
@@ -497,11 +362,11 @@ def _read_bits(href: str, source: _Bytes, layout: Layout, window: Window) -> np.
 
 
 def _known(fill: float | None) -> float:
-    return _refuse("its nodata value cannot be stored") if fill is None else fill
+    return refuse("its nodata value cannot be stored") if fill is None else fill
 
 
 def _unpacked(
-    href: str, source: _Bytes, layout: Layout, places: Iterator[_Place]
+    href: str, source: _Bytes, layout: Layout, places: Iterator[_Place], tiles: Tiles | None = None
 ) -> Iterator[tuple[_Place, np.ndarray | None]]:
     """The blocks of these places, one after the other; None for one that was never written."""
     scratch = np.empty(layout.block[0] * layout.row_bytes, np.uint8)
@@ -509,7 +374,8 @@ def _unpacked(
         wanted = []
         for place in batch:
             key = (href, source.stamp, layout.dtype is None, place.number)
-            if (kept := _files.block(key, place.window.pixels)) is not None:
+            # A block that was kept is no longer packed.
+            if tiles is None and (kept := _files.block(key, place.window.pixels)) is not None:
                 yield place, kept
             elif not layout.starts[place.number] and not layout.lengths[place.number]:
                 yield place, None
@@ -518,12 +384,14 @@ def _unpacked(
         starts = [int(layout.starts[place.number]) for _, place in wanted]
         stops = [start + int(layout.lengths[place.number]) for start, (_, place) in zip(starts, wanted, strict=True)]
         if any(start == 0 for start in starts) or max(stops, default=0) > source.size:
-            _refuse("a block lies outside the file")
+            refuse("a block lies outside the file")
         for (key, place), data in zip(wanted, source.ranges(starts, stops) if wanted else (), strict=True):
             whole = Window(place.row, place.col, *layout.block).intersect(Window(0, 0, *layout.shape))
             left = whole.pixels - place.window.pixels
             buffer = np.empty(place.rows * layout.row_bytes, np.uint8) if left else scratch
             block = _unpack(layout, data, buffer[: place.rows * layout.row_bytes])
+            if tiles is not None and place.window.pixels == tiles.side**2 and deflate.is_thorough(data):
+                tiles.found[place.row, place.col] = bytes(data)
             if left:
                 _files.keep(key, block, left)
             yield place, block
@@ -536,7 +404,7 @@ def _batches(layout: Layout, places: Iterator[_Place], limit: int) -> Iterator[l
     for place in places:
         length = int(layout.lengths[place.number])
         if length > 2 * place.rows * layout.row_bytes + 65536:
-            _refuse("a block takes far more bytes packed than unpacked")
+            refuse("a block takes far more bytes packed than unpacked")
         if batch and total + length > limit:
             yield batch
             batch, total = [], 0
@@ -549,10 +417,10 @@ def _batches(layout: Layout, places: Iterator[_Place], limit: int) -> Iterator[l
 def _unpack(layout: Layout, data: Any, out: np.ndarray) -> np.ndarray:
     if layout.unpack is None:
         if len(data) != len(out):
-            _refuse("a block is not as long as its pixels")
+            refuse("a block is not as long as its pixels")
         out[:] = np.frombuffer(data, np.uint8)
     elif layout.unpack(data, out) != len(out):
-        _refuse("a block unpacks to less than its pixels")
+        refuse("a block unpacks to less than its pixels")
     if layout.is_swapped and layout.predictor != 3 and layout.dtype is not None:
         out.view(kernels.WORDS[layout.dtype.itemsize]).byteswap(inplace=True)
     return out

@@ -9,6 +9,7 @@ asks a flag between its blocks; all tasks of a dead worker fail with `KilledWork
 worker whose scheduler is gone exits after about two seconds.
 """
 
+import asyncio
 import logging
 import os
 import resource
@@ -29,11 +30,12 @@ from distributed.client import FutureCancelledError
 from msgspec import Struct
 
 import eorouter_kernels
-from eorouter_compute import meters, method, raster, tracing, witness
+from eorouter_compute import faults, meters, method, nodes, raster, tracing, witness
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.build import build
 from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
+from eorouter_compute.nodes import Seen
 from eorouter_compute.witness import Line, Witness
 
 MERGE = -1
@@ -70,6 +72,9 @@ _DASK_CONFIG: Mapping[str, Any] = {
     "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
 }
 
+_PULSE_WAIT_S, _PULSE_GAP_S = 1.0, 10.0
+_FROZEN_S = 30.0  # Dask itself gives a worker five minutes
+
 _MEMORY = "MEMORY"
 _OUT_OF_MEMORY_TOPIC = "worker-restart-memory"  # what a nanny logs before it ends a worker over its limit
 
@@ -90,6 +95,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
         parts: for the merge, the parts of the last round's shards in order, each msgpack; for a turn, those of the
             round before it.
         memory_bytes: peak memory by the plan's bound.
+        halvings: how often to halve the side of the shard's pieces, see `Attempt`.
         traceparent: of the span this try belongs to, where traces are on.
         build: of whoever sends it; a worker of another one refuses.
     """
@@ -105,6 +111,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
     body: bytes = b""
     parts: tuple[bytes, ...] = ()
     memory_bytes: int = 0
+    halvings: int = 0
     traceparent: str = ""
     build: str = msgspec.field(default_factory=build)
 
@@ -163,18 +170,6 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True):
     pixels: int
 
 
-class Seen(Struct, frozen=True, kw_only=True):
-    """A worker as its scheduler sees it; `shards` are those it was given, as the dashboard names them."""
-
-    name: str
-    host: str
-    threads: int
-    memory_bytes: int
-    memory_limit_bytes: int
-    shards: tuple[str, ...]
-    metrics_url: str
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # On a worker
 
@@ -194,6 +189,7 @@ def run_order(data: bytes) -> bytes:
     with Witness(keeps_spans=tracing.is_on()) as notes, _span(order) as span:
         try:
             part = msgspec.msgpack.encode(_execute(order))
+            faults.reached("written")
         except ComputeError as error:
             failure = _failure(error)
         except MemoryError:
@@ -244,11 +240,17 @@ def _execute(order: ShardOrder) -> Any:
         _running[order.run] += pixels
 
     names = {order.job_id, run_name(order.run)}
-    attempt = Attempt(order.prefix, is_cancelled=lambda: not names.isdisjoint(_cancelled), on_progress=advance)
+    attempt = Attempt(
+        order.prefix,
+        is_cancelled=lambda: not names.isdisjoint(_cancelled),
+        on_progress=advance,
+        halvings=order.halvings,
+    )
     attempt.advance(0)
     if order.number > MERGE:
         return chosen.run(params, inputs, order.body, attempt)
     parts = [msgspec.msgpack.decode(part, type=Part) for part in order.parts]
+    faults.reached("merge")
     if order.number == MERGE:
         return chosen.merge(params, inputs, parts, attempt)
     if chosen.turn is None:
@@ -375,7 +377,9 @@ class Cluster:
         self._cluster: Any = None
         self._client: Any = None
         self._executing: dict[str, set[tuple[str, int, int]]] = {}
-        self._out_of_memory: set[str] = set()
+        self._silent_since: dict[str, float] = {}
+        self._pulsed_at = 0.0
+        self._out_of_memory: dict[str, int] = {}
 
     @property
     def threads(self) -> int:
@@ -469,7 +473,7 @@ class Cluster:
         except KilledWorker as error:
             return self._killed(order, error)
         except FutureCancelledError as error:
-            return _lost(f"The scheduler lost the shard ({error}).")
+            return _lost(f"The scheduler lost the shard ({error}).", is_bystander=True)
         finally:
             future.release()
         for runs in self._executing.values():
@@ -485,8 +489,9 @@ class Cluster:
             kind="memory",
             code=ShardOutOfMemory.code,
             message=(
-                f"Shard {order.number} needed more memory than a worker has ({self._memory_bytes >> 20} MiB); "
-                f"it was planned to need {order.memory_bytes >> 20} MiB. "
+                f"Shard {order.number} needed more memory than a worker has ({self._memory_bytes >> 20} MiB): "
+                f"it was planned to need {order.memory_bytes >> 20} MiB above an idle worker's, and the worker was at "
+                f"{self._out_of_memory[worker] >> 20} MiB when it was ended. "
                 "Ask for a smaller area or fewer inputs, or raise EOROUTER_WORKER_MEMORY_MB."
             ),
         )
@@ -498,34 +503,44 @@ class Cluster:
         return bool(executing) and order.run not in executing
 
     def census(self) -> list[Seen]:
-        """The workers, as the scheduler knows them; also forgets names of tasks of which none is left.
-
-        Dask keeps a record per name for ever, and ours name jobs.
-        """
-        if self._cluster is None:
-            return []
-        scheduler = self._cluster.scheduler
-        for name, prefix in list(scheduler.task_prefixes.items()):
-            if not prefix.groups:
-                del scheduler.task_prefixes[name]
-        return [
-            Seen(
-                name=str(worker.name),
-                host=worker.host,
-                threads=worker.nthreads,
-                memory_bytes=int(worker.metrics.get("memory", 0)),
-                memory_limit_bytes=worker.memory_limit,
-                shards=tuple(str(task.key[0]) + f" #{task.key[1]}" for task in worker.processing),
-                metrics_url=_metrics_url(worker),
-            )
-            for worker in scheduler.workers.values()
-        ]
+        """The workers, as the scheduler knows them."""
+        return [] if self._cluster is None else nodes.census(self._cluster.scheduler)
 
     async def pulse(self, cancelled: Collection[str]) -> list[Running]:
         """Tell workers which jobs and single tries (`run_name`) to give up; hear what they execute, and how far."""
-        answers = await self._client.run(pulse, sorted(cancelled), on_error="ignore")
-        self._executing = {worker: {(j, n, t) for j, n, t, _ in each} for worker, each in answers.items()}
-        return [Running(job_id=j, number=n, token=t, pixels=p) for each in answers.values() for j, n, t, p in each]
+        told = sorted(cancelled)
+        addresses = list(self._cluster.scheduler.workers)
+        said = await asyncio.gather(*(self._pulse_of(each, told) for each in addresses))
+        answers = dict(zip(addresses, said, strict=True))
+        heard = {worker: each for worker, each in answers.items() if each is not None}
+        silent = {worker: self._executing.get(worker, set()) for worker in answers.keys() - heard.keys()}
+        self._executing = {worker: {(j, n, t) for j, n, t, _ in each} for worker, each in heard.items()} | silent
+        await self._end_frozen(silent.keys())
+        return [Running(job_id=j, number=n, token=t, pixels=p) for each in heard.values() for j, n, t, p in each]
+
+    async def _pulse_of(self, address: str, cancelled: list[str]) -> list[tuple[str, int, int, int]] | None:
+        """What one worker says; None where it says nothing in time, so that it does not keep the others waiting."""
+        asking = self._client.run(pulse, cancelled, workers=[address], on_error="ignore")
+        try:
+            return (await asyncio.wait_for(asking, _PULSE_WAIT_S)).get(address)
+        except (TimeoutError, OSError):
+            return None
+
+    async def _end_frozen(self, silent: Collection[str]) -> None:
+        """End workers that have not said a word for long: stopped, or busy with something that holds all else up.
+
+        Only silence on pulse after pulse counts: while nothing was asked, nothing could be answered.
+        """
+        now = time.monotonic()
+        if now - self._pulsed_at > _PULSE_GAP_S:
+            self._silent_since = {}
+        self._pulsed_at = now
+        self._silent_since = {address: self._silent_since.get(address, now) for address in silent}
+        frozen = [address for address, since in self._silent_since.items() if now - since > _FROZEN_S]
+        if frozen:
+            log.warning("cluster.workers.frozen", workers=frozen)
+            self._silent_since = {}
+            await self._client.restart_workers(frozen, timeout=5, raise_for_error=False)
 
     async def restart_workers_of(self, runs: Collection[tuple[str, int, int]]) -> None:
         """End the worker processes that still execute these tries; nannies start new ones."""
@@ -535,7 +550,7 @@ class Cluster:
             await self._client.restart_workers(addresses, timeout=30, raise_for_error=False)
 
     def _note_out_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
-        self._out_of_memory.add(event[1]["worker"])
+        self._out_of_memory[event[1]["worker"]] = event[1]["rss"]
 
 
 def check_builds(mine: str, others: Mapping[str, str]) -> None:
@@ -547,11 +562,6 @@ def check_builds(mine: str, others: Mapping[str, str]) -> None:
     strange = [f"{who} runs build {theirs}" for who, theirs in sorted(others.items()) if theirs != mine]
     if strange:
         raise OtherBuild(f"The dispatcher runs build {mine}, but {', '.join(strange)}. Start all of one release.")
-
-
-def _metrics_url(worker: Any) -> str:
-    port = worker.services.get("dashboard")
-    return f"http://{worker.host}:{port}/metrics" if port else ""
 
 
 def _lost(message: str, *, is_bystander: bool = False) -> Outcome:

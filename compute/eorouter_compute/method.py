@@ -306,8 +306,6 @@ class Method(Struct, frozen=True, kw_only=True):
         merge: `(params, inputs, parts of the last round in shard order, attempt) -> Result`, on a worker.
         turn: `(params, inputs, number, parts in shard order, attempt) -> shards`, on a worker: the shards of round
             `number` (1, 2 …) from the parts of the round before; needed when plans have later rounds.
-        split: `(params, inputs, shard body) -> shards` that take its place in that order, or none where it cannot be
-            made smaller: what is tried when a shard needed more memory than there is. The job's bytes stay the same.
         retries: what is done about shards that fail.
         item_limit: most input items.
         is_internal: not offered to callers; the service uses it itself (ingest).
@@ -322,7 +320,6 @@ class Method(Struct, frozen=True, kw_only=True):
     run: Callable[[Any, Sequence[InputItem], bytes, Attempt], Part]
     merge: Callable[[Any, Sequence[InputItem], Sequence[Part], Attempt], Result]
     turn: Callable[[Any, Sequence[InputItem], int, Sequence[Part], Attempt], Sequence[Shard]] | None = None
-    split: Callable[[Any, Sequence[InputItem], bytes], Sequence[Shard]] | None = None
     retries: Retries = Retries()
     item_limit: int = 1
     is_internal: bool = False

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from eorouter_compute import cog, quicklook, raster
 from eorouter_compute.attempt import Attempt, ObjectRef
-from eorouter_compute.cog import CogInfo, CogSpec, Pixels, Segment
+from eorouter_compute.cog import CogInfo, CogSpec, Pixels, Segment, Stored
 from eorouter_compute.grid import SHARD_PIXELS, Window, footprint, tiles
 from eorouter_compute.method import Bound, OutputAsset, OutputItem, Part, RasterAsset, ReadReport, Shard
 
@@ -118,7 +118,7 @@ def run_product(
     spec: CogSpec,
     shard_body: bytes,
     attempt: Attempt,
-    compute: Callable[[Window], Pixels],
+    compute: Callable[[Window], Pixels | Stored],
     report: Callable[[], ReadReport],
 ) -> Part:
     """Compute and encode one shard, piece by piece.
@@ -132,9 +132,14 @@ def run_product(
 
 
 def encode(
-    spec: CogSpec, window: Window, side: int, attempt: Attempt, compute: Callable[[Window], Pixels]
+    spec: CogSpec, window: Window, side: int, attempt: Attempt, compute: Callable[[Window], Pixels | Stored]
 ) -> tuple[Segment, dict[str, ObjectRef]]:
-    """Encode a window of a product in pieces of `side` pixels; the segment, and the object of the attempt it is in."""
+    """Encode a window of a product in pieces of `side` pixels; the segment, and the object of the attempt it is in.
+
+    Where the attempt asks for less memory, `compute` gets each piece in parts; the bytes stay the same.
+    """
+    if attempt.halvings:
+        compute = _in_parts(compute, max(side >> attempt.halvings, min(side, spec.block_size)))
     with attempt.create("segment.bin") as target:
         segment = cog.encode(
             spec,
@@ -146,6 +151,34 @@ def encode(
             advance=attempt.advance,
         )
     return segment, {"segment": attempt.refs["segment.bin"]}
+
+
+def _in_parts(compute: Callable[[Window], Pixels], side: int) -> Callable[[Window], Pixels]:
+    """`compute`, asked for squares of `side` pixels only."""
+
+    def whole(window: Window) -> Pixels:
+        places = list(tiles(window, side))
+        if len(places) == 1:
+            return compute(window)
+        pixels, valid = None, None
+        for place in places:
+            rows = slice(place.row - window.row, place.row_stop - window.row)
+            at = (..., rows, slice(place.col - window.col, place.col_stop - window.col))
+            part, part_valid = compute(place)
+            if pixels is None:
+                pixels = np.empty((len(part), window.height, window.width), part.dtype)
+            pixels[at] = part
+            if part_valid is not None:
+                if valid is None:
+                    valid = np.ones((*part_valid.shape[:-2], window.height, window.width), np.bool_)
+                elif part_valid.ndim > valid.ndim:
+                    valid = np.repeat(valid[None], len(pixels), axis=0)
+                valid[at] = part_valid
+        if pixels is None:
+            raise ValueError(f"{window} is empty")
+        return pixels, valid
+
+    return whole
 
 
 def merge_product(

@@ -205,6 +205,41 @@ def read_stored(asset: RasterAsset, bands: Sequence[int], window: Window, out: n
     return block.valid
 
 
+def read_with_tiles(asset: RasterAsset, bands: Sequence[int], window: Window, tiles: blocks.Tiles) -> Block:
+    """Like `read_block`, and `tiles` collects the packed tiles of the window that are stored as it asks.
+
+    What it collects depends on the file alone, not on how often a network had to be asked.
+    """
+    for pause in (*_PAUSES_S, None) if local_path(asset.href) is None else (None,):
+        try:
+            if not blocks.suit(asset.href, bands, tiles):
+                break
+            return _read_tiles(asset, bands, window, tiles)
+        except OSError as error:
+            if pause is None:
+                raise _verdict(asset.href, window, error, tries=1 + len(_PAUSES_S)) from error
+            time.sleep(pause)
+    return read_block(asset, bands, window)
+
+
+def _read_tiles(asset: RasterAsset, bands: Sequence[int], window: Window, tiles: blocks.Tiles) -> Block:
+    """Read at once, or tile by tile where one of them is for GDAL to judge: the others pass as they are."""
+    dtype = next(band.dtype for band in asset.bands if band.index == bands[0])
+    found = blocks.read(asset.href, asset.shape, dtype, bands, window, with_mask=asset.has_mask, tiles=tiles)
+    if found is not None:
+        return Block(found[0], _valid(asset, bands, *found))
+    places = list(_blocks(asset, window))
+    if len(places) == 1:
+        return _read_block(asset, bands, window)
+    pixels = _nothing(asset, bands, window).pixels
+    valid = np.zeros(pixels.shape, np.bool_)
+    for place in places:
+        part, where = _read_tiles(asset, bands, place, tiles), place.relative_to(window)
+        pixels[:, *where] = part.pixels
+        valid[:, *where] = True if part.valid is None else part.valid
+    return Block(pixels, valid)
+
+
 def read_tolerant(asset: RasterAsset, bands: Sequence[int], window: Window, failed: list[FailedRead]) -> Block:
     """Like `read_block`, but what cannot be read is missing, and is named in `failed`.
 

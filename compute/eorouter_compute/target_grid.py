@@ -100,7 +100,10 @@ def choose(
 
 
 def aligned(grid: Grid, other: Grid, *, tolerance_px: float = 1e-3) -> tuple[int, int] | None:
-    """Rows and columns by which `other` begins after `grid`, when both have the same pixels; None when they do not."""
+    """Rows and columns by which `other` begins after `grid`, when both have the same pixels; None when they do not.
+
+    Grids in degrees that together go further than once around share places that no one shift brings together: None.
+    """
     if not _same_crs(grid.crs, other.crs):
         return None
     a, b, c, d, e, f = grid.transform
@@ -113,6 +116,11 @@ def aligned(grid: Grid, other: Grid, *, tolerance_px: float = 1e-3) -> tuple[int
     col, row = (e * x - b * y) / det, (a * y - d * x) / det
     if max(abs(col - round(col)), abs(row - round(row))) > tolerance_px:
         return None
+    around = positions.around(grid.crs)
+    if around and (col + other.shape[1] > grid.shape[1] or col < 0):
+        sides = np.concatenate([outline(each.shape, each.transform, points_per_side=2)[:, 0] for each in (grid, other)])
+        if np.ptp(sides) > around + 0.5 * abs(a):
+            return None
     return round(row), round(col)
 
 

@@ -73,7 +73,7 @@ def read(text: bytes, first: NDArray[np.int64], depth: NDArray[np.int64]) -> Pos
         depth: (geometry) `POLYGON` or `MULTIPOLYGON`; 0 for what shall be left alone.
     """
     data = np.frombuffer(text, np.uint8)
-    brackets = _count(data)
+    brackets = text.count(b"[")
     rings, polygons = brackets // 5 + 2, brackets // 6 + 2
     vertices, ring_first = np.empty((brackets + 1, 2)), np.zeros(rings, np.int64)
     polygon_first, geometry_first = np.zeros(polygons, np.int64), np.zeros(len(first), np.int64)
@@ -108,15 +108,6 @@ def write(
     first = np.zeros(len(polygons), np.int64)
     _write(np.ascontiguousarray(vertices), rings.astype(np.int64), polygons.astype(np.int64), decimals, out, first)
     return out[: first[-1]].tobytes(), first
-
-
-@kernel
-def _count(text: Text) -> int:
-    """How many brackets are opened."""
-    found = 0
-    for i in range(len(text)):
-        found += text[i] == 91
-    return found
 
 
 @kernel
@@ -289,17 +280,17 @@ def _read(
     Nodata: a strange geometry owns nothing.
     Reference: RFC 7946, 3.1.6 and 3.1.7; numbers as `_rounded`.
     """
-    made, before = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    made = np.zeros(3, np.int64)
     as_bits = np.zeros(1, np.uint64)
     as_float = as_bits.view(np.float64)
     for geometry in range(len(depth)):
-        before[:] = made
+        vertex, ring, polygon = made[0], made[1], made[2]
         if depth[geometry] == 0 or not _read_one(
             text, first[geometry], first[geometry + 1], depth[geometry], made, vertices, rings, polygons, as_bits,
             as_float,
         ):  # fmt: skip
             strange[geometry] = True
-            made[:] = before
+            made[0], made[1], made[2] = vertex, ring, polygon
         geometries[geometry + 1] = made[2]
     return made
 

@@ -464,7 +464,7 @@ def _cover(
     Nodata: none.
     Reference: see `coverage`.
     """
-    made = 0
+    made = np.int64(0)
     first[0] = 0
     pair = start
     while pair < len(work.zone):

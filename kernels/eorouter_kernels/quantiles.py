@@ -259,7 +259,7 @@ def _collect_narrow(
     Nodata: cells that are not valid, and slivers, are left out.
     Reference: counting sort; Knuth, TAOCP vol. 3, 5.2, with a bitmap instead of a scan of the table.
     """
-    made = 0
+    made = np.int64(0)
     one, low = np.uint64(1), np.int64(STEPS - 1)
     for pair in range(len(batch.first) - 1):
         for span in range(batch.first[pair], batch.first[pair + 1]):
@@ -296,7 +296,7 @@ def _join_narrow(
     Nodata: none.
     Reference: as `_collect_narrow`.
     """
-    made = 0
+    made = np.int64(0)
     one, low = np.uint64(1), np.int64(STEPS - 1)
     for owner in range(len(groups) - 1):
         for group in range(groups[owner], groups[owner + 1]):
@@ -354,8 +354,8 @@ def _sort(n: int, key: Keys, index: Ints32, other_key: Keys, other_index: Ints32
         from_key, from_index, to_key, to_index = to_key, to_index, from_key, from_index
         swapped = not swapped
     if swapped:
-        key[:n] = from_key[:n]
-        index[:n] = from_index[:n]
+        for i in range(n):  # a slice would make numba compile the text of its error: five seconds
+            key[i], index[i] = from_key[i], from_index[i]
 
 
 @kernel
@@ -391,9 +391,9 @@ def _collect_wide(
     Nodata: cells that are not valid, and slivers, are left out.
     Reference: see `_sort`.
     """
-    made = 0
+    made = np.int64(0)
     for pair in range(len(batch.first) - 1):
-        n = 0
+        n = np.int64(0)
         for span in range(batch.first[pair], batch.first[pair + 1]):
             w = batch.weight[span]
             if w < SLIVER:
@@ -423,9 +423,9 @@ def _join_wide(
     Nodata: none.
     Reference: see `_sort`.
     """
-    made = 0
+    made = np.int64(0)
     for owner in range(len(groups) - 1):
-        n = 0
+        n = np.int64(0)
         for group in range(groups[owner], groups[owner + 1]):
             for i in range(begin[group], stop[group]):
                 seen[n], cells[n], rests[n] = key[i], whole[i], part[i]

@@ -7,7 +7,6 @@ A cell counts with its covered fraction times its weight: a mean income weighted
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +44,7 @@ def update(
 
     Args:
         batch: covered cells, all inside the pixels.
-        pixels: (band, y, x) in the file's dtype.
+        pixels: (band, y, x), best as float64: other types are brought to it, by a copy.
         valid: (band, y, x), None where every pixel is valid.
         weights: (y, x); NaN, and what is negative, is a weight that is not known.
         corner: row and column of pixels[:, 0, 0] in the raster.
@@ -54,12 +53,13 @@ def update(
     has_mask = valid is not None
     mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
     rows = state[batch.start : batch.start + len(batch.first) - 1]
-    _moments(batch, np.ascontiguousarray(pixels), mask, has_mask, np.ascontiguousarray(weights), *corner, rows)
+    values = np.ascontiguousarray(pixels, np.float64)
+    _moments(batch, values, mask, has_mask, np.ascontiguousarray(weights), *corner, rows)
 
 
 @kernel
 def _moments(
-    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, weights: Floats, row0: int, col0: int,
+    batch: Spans, pixels: Floats, valid: NDArray[np.bool_], has_mask: bool, weights: Floats, row0: int, col0: int,
     state: Floats,
 ) -> None:  # fmt: skip
     """Sums of values under spans, about the first value that has a weight.
@@ -87,7 +87,7 @@ def _moments(
                     if not weight >= 0.0:
                         unknown += fraction
                         continue
-                    value = np.float64(image[r, i])
+                    value = image[r, i]
                     w = fraction * weight
                     if total == 0.0:
                         pivot = value
@@ -155,10 +155,9 @@ def finish(
 
 
 def warm_up() -> None:
-    """Compile the kernels of this module for two pixel types, or load them from the cache."""
+    """Compile the kernels of this module, or load them from the cache."""
     place = np.array([0, 1], np.int32)
     batch = Spans(0, np.array([0, 2]), place, place, np.ones(2, np.int32), np.array([1.0, 0.5]))
-    for dtype in ("uint16", "float32"):
-        state = empty((1, 1))
-        update(batch, np.ones((1, 2, 2), dtype), None, np.ones((2, 2)), (0, 0), state)
-        merge(np.zeros(1, np.int64), state, empty((1, 1)))
+    state = empty((1, 1))
+    update(batch, np.ones((1, 2, 2)), None, np.ones((2, 2)), (0, 0), state)
+    merge(np.zeros(1, np.int64), state, empty((1, 1)))

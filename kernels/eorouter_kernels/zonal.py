@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eorouter_kernels._jit import WARM_DTYPES, kernel
+from eorouter_kernels._jit import kernel
 from eorouter_kernels.coverage import Spans
 
 Floats = NDArray[np.float64]
@@ -29,6 +29,8 @@ deviations from the mean, extremes, and the area of the valid fraction in the un
 SLIVER = 1e-9
 """A cell covered by less than this is left out of everything. Coordinates near 5·10⁶ m on a 10 m grid are only good
 to 10⁻¹⁰ of a cell: an edge that lies on a cell border by intention must not let the neighbour into a minimum."""
+
+SIGN = 1 << 15
 
 MOMENTS = ("count", "sum", "mean", "min", "max", "variance", "stdev", "valid_fraction", "area")
 """What `finish` gives, in this order. Variance is that of the population: divided by the summed weight."""
@@ -63,10 +65,21 @@ def update(
     # One memory layout, so that one compiled version serves all callers.
     pixels = np.ascontiguousarray(pixels)
     mask = np.ones((1, 1, 1), np.bool_) if valid is None else np.ascontiguousarray(valid)
-    is_narrow = pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2
-    moments = _moments_int if is_narrow else _moments_float
     rows = state[batch.start : batch.start + len(batch.first) - 1]
-    moments(batch, pixels, mask, has_mask, *corner, row_areas, rows)
+    if pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2:
+        _moments_int(batch, *_as_uint16(pixels), mask, has_mask, *corner, row_areas, rows)
+    else:
+        _moments_float(batch, pixels, mask, has_mask, *corner, row_areas, rows)
+
+
+def _as_uint16(pixels: NDArray[Any]) -> tuple[NDArray[np.uint16], np.uint16]:
+    """Integers of at most 16 bits in one type, so that one version is compiled, and the bit that brings them back.
+
+    The bits of an int16 with its first one flipped are value + 32,768: xor is all it takes in the loop.
+    """
+    if pixels.dtype.kind == "u":
+        return pixels.astype(np.uint16, copy=False), np.uint16(0)
+    return pixels.astype(np.int16, copy=False).view(np.uint16), np.uint16(SIGN)
 
 
 @kernel
@@ -86,24 +99,23 @@ def _close(
 
 
 @kernel
-def _first_value(
-    batch: Spans, pair: int, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, band: int,
-    row0: int, col0: int,
-) -> Any:  # fmt: skip
-    """First valid value of a pair; its sums run about it. Zero where nothing is valid."""
+def _first_cell(
+    batch: Spans, pair: int, valid: NDArray[np.bool_], has_mask: bool, band: int, row0: int, col0: int
+) -> tuple[int, int]:
+    """Row and column of the first valid cell of a pair, about whose value its sums run; (0, 0) where none is valid."""
     for span in range(batch.first[pair], batch.first[pair + 1]):
         if batch.weight[span] >= SLIVER:
             r, c = batch.row[span] - row0, batch.col[span] - col0
             for i in range(c, c + batch.length[span]):
                 if not has_mask or valid[band, r, i]:
-                    return pixels[r, i]
-    return pixels.dtype.type(0)
+                    return r, i
+    return 0, 0
 
 
 @kernel
 def _moments_int(
-    batch: Spans, pixels: NDArray[Any], valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int,
-    row_areas: Floats, state: Floats,
+    batch: Spans, pixels: NDArray[np.uint16], sign: np.uint16, valid: NDArray[np.bool_], has_mask: bool, row0: int,
+    col0: int, row_areas: Floats, state: Floats,
 ) -> None:  # fmt: skip
     """Weighted sums, squares and extremes under spans, for integers of at most 16 bits.
 
@@ -112,7 +124,7 @@ def _moments_int(
 
     Shapes: spans as in `Spans`; pixels, valid (band, y, x), valid (1, 1, 1) where has_mask is false; row_areas (y);
         state (pair, band, STATE), rows of `empty`.
-    Units: those of the pixels; area in those of row_areas.
+    Units: those of the pixels, which are (stored ^ sign) − sign, see `_as_uint16`; area in those of row_areas.
     Nodata: cells that are not valid add to MASKED and to nothing else; slivers add to nothing.
     Reference: Chan, Golub, LeVeque 1983, "Algorithms for Computing the Sample Variance", Am. Stat. 37(3), eq. 1.5–2.1.
     """
@@ -120,7 +132,8 @@ def _moments_int(
         image = pixels[band]
         for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = np.int64(_first_value(batch, pair, image, valid, has_mask, band, row0, col0))
+            begin = _first_cell(batch, pair, valid, has_mask, band, row0, col0)
+            pivot = np.int64(image[begin] ^ sign)
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.int64(1 << 20), np.int64(-(1 << 20))
             for span in range(batch.first[pair], batch.first[pair + 1]):
@@ -133,7 +146,7 @@ def _moments_int(
                     if has_mask and not valid[band, r, c]:
                         masked += w
                         continue
-                    v = np.int64(image[r, c])
+                    v = np.int64(image[r, c] ^ sign)
                     d = float(v - pivot)
                     shifted += w * d
                     squares += w * d * d
@@ -146,7 +159,7 @@ def _moments_int(
                         flags = valid[band, r, c : c + n]
                         for i in range(n):
                             if flags[i]:
-                                v = np.int64(line[i])
+                                v = np.int64(line[i] ^ sign)
                                 d = v - pivot
                                 seen += 1
                                 s += d
@@ -154,12 +167,13 @@ def _moments_int(
                                 lowest, highest = min(lowest, v), max(highest, v)
                         masked += w * (n - seen)
                     else:
-                        low, high = line[0], line[0]
+                        low = high = line[0] ^ sign
                         for i in range(n):
-                            d = np.int64(line[i]) - pivot
+                            v = line[i] ^ sign
+                            d = np.int64(v) - pivot
                             s += d
                             q += d * d
-                            low, high = min(low, line[i]), max(high, line[i])
+                            low, high = min(low, v), max(high, v)
                         lowest, highest = min(lowest, np.int64(low)), max(highest, np.int64(high))
                     shifted += w * s
                     squares += w * q
@@ -167,8 +181,8 @@ def _moments_int(
                 area += w * seen * row_areas[r]
             out[WEIGHT], out[MASKED], out[AREA] = total, masked, area
             if total > 0.0:
-                out[MIN], out[MAX] = float(lowest), float(highest)
-            _close(shifted, squares, float(pivot), out)
+                out[MIN], out[MAX] = float(lowest - sign), float(highest - sign)
+            _close(shifted, squares, float(pivot - sign), out)
 
 
 @kernel
@@ -189,7 +203,8 @@ def _moments_float(
     for band in range(pixels.shape[0]):
         for pair in range(len(batch.first) - 1):
             out = state[pair, band]
-            pivot = np.float64(_first_value(batch, pair, pixels[band], valid, has_mask, band, row0, col0))
+            begin = _first_cell(batch, pair, valid, has_mask, band, row0, col0)
+            pivot = np.float64(pixels[band][begin])
             shifted = squares = total = masked = area = 0.0
             lowest, highest = np.inf, -np.inf
             for span in range(batch.first[pair], batch.first[pair + 1]):
@@ -266,9 +281,8 @@ def merge(
             if add[WEIGHT] <= 0.0:
                 continue
             if into[WEIGHT] <= 0.0:
-                masked = into[MASKED]
-                into[:] = add
-                into[MASKED] = masked
+                for at in (WEIGHT, SUM, MEAN, M2, MIN, MAX, AREA):
+                    into[at] = add[at]
                 continue
             weight = into[WEIGHT] + add[WEIGHT]
             delta = add[MEAN] - into[MEAN]
@@ -323,8 +337,7 @@ def warm_up() -> None:
     place = np.array([0, 1], np.int32)
     weight = np.array([1.0, 0.5])
     batch = Spans(0, first, place, place, np.ones(2, np.int32), weight)
-    for dtype in WARM_DTYPES:
-        pixels = np.ones((1, 2, 2), dtype)
+    for dtype in ("uint16", "float32"):
         state = empty((1, 1))
-        update(batch, pixels, None, (0, 0), np.ones(2), state)
+        update(batch, np.ones((1, 2, 2), dtype), None, (0, 0), np.ones(2), state)
         merge(np.zeros(1, np.int64), state, empty((1, 1)))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -120,6 +121,7 @@ def op(
         url: Address of the service; by default EOROUTER_URL, else http://127.0.0.1:8000.
         key: API key or access token; by default EOROUTER_API_KEY.
         idempotency_key: For operations that spend: repeating the call with the same key spends once.
+            A fresh one by default.
     """
     from eorouter import app
     from eorouter.surface.faults import did_you_mean
@@ -138,7 +140,7 @@ def op(
         sys.stdin.read() if json == "-" else json,
         url=(url or os.environ.get("EOROUTER_URL") or DEFAULT_URL).rstrip("/"),
         key=key or os.environ.get("EOROUTER_API_KEY"),
-        idempotency_key=idempotency_key,
+        idempotency_key=idempotency_key or (str(uuid.uuid4()) if found.takes_spend else None),
     )
 
 
@@ -238,6 +240,48 @@ def demo(
     return run.main(data=data, out=out, opens=open, keep_serving=keep_serving, port=port)
 
 
+def verify_ledger(*, data_dir: Path | None = None) -> int:
+    """Replay the log of all transfers against the balances; exit code 1 when anything does not agree.
+
+    Args:
+        data_dir: Folder of an embedded database.
+    """
+    from eorouter import app
+
+    faults = app.run(app.verify_ledger(app.prepared(data_dir=data_dir)))
+    for fault in faults:
+        _say(fault)
+    _say(f"{len(faults)} faults." if faults else "The ledger balances.")
+    return 1 if faults else 0
+
+
+def grant_credits(
+    org_id: str, cents: int, /, *, memo: str = "Credits", transfer_id: str | None = None, test: bool = False,
+    data_dir: Path | None = None,
+) -> None:  # fmt: skip
+    """Give an organisation credits, in cents; the same transfer id never gives twice.
+
+    For example: eorouter ledger-grant org_01hv8e7m3k9q2w4r6t8y0a1b2c 50000 --memo "Invoice 2026-117"
+
+    Args:
+        org_id: Who gets them.
+        cents: How many; 100 are one credit.
+        memo: What its list of transactions says.
+        transfer_id: Id of the transfer, say an invoice's number; a fresh one by default.
+        test: Into the test ledger.
+        data_dir: Folder of an embedded database.
+    """
+    from eorouter import app
+
+    transfer_id = transfer_id or f"grant_{uuid.uuid4().hex}"
+    settings = app.prepared(data_dir=data_dir)
+    try:
+        left = app.run(app.grant_credits(settings, org_id, cents, memo=memo, transfer_id=transfer_id, is_test=test))
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    _say(f"Transfer {transfer_id}: {org_id} has {left} cents to spend.")
+
+
 COMMANDS = (
     (serve, "serve"),
     (demo, "demo"),
@@ -249,6 +293,8 @@ COMMANDS = (
     (allot, "allot"),
     (dispatcher, "dispatcher"),
     (derive, "derive"),
+    (verify_ledger, "ledger-verify"),
+    (grant_credits, "ledger-grant"),
 )
 
 
@@ -279,9 +325,20 @@ def _run(arguments: list[str]) -> int:
         return 130
 
 
+_OPENING = {"serve", "migrate", "allot", "dispatcher", "demo", "ledger-verify", "ledger-grant"}
+
+
 def _start_faults(arguments: list[str]) -> tuple[type[Exception], ...]:
     """What may go wrong when a service starts; loaded only for the commands that start one."""
-    if not arguments or arguments[0] not in {"serve", "migrate", "allot", "dispatcher", "demo"}:
+    if not arguments or arguments[0] not in {
+        "serve",
+        "migrate",
+        "allot",
+        "dispatcher",
+        "demo",
+        "ledger-verify",
+        "ledger-grant",
+    }:
         return ()
     from eorouter import app
 

@@ -119,6 +119,49 @@ async def allot(settings: Settings, org_id: str, *, weight: float | None, shards
         await stores.db.close()
 
 
+async def verify_ledger(settings: Settings) -> list[str]:
+    """Everything in the ledger that does not agree, reservations of ended jobs among it."""
+    from eorouter.commerce import ledger
+    from eorouter.jobs import charges
+
+    await _check_schema(settings)
+    stores = open_stores(settings)
+    try:
+        async with stores.db.read() as tx:
+            return await ledger.verify(tx, ended=await charges.forgotten(tx))
+    finally:
+        await stores.db.close()
+
+
+async def grant_credits(
+    settings: Settings, org_id: str, cents: int, *, memo: str, transfer_id: str, is_test: bool
+) -> int:
+    """Give an organisation credits; returns what it has then.
+
+    Raises:
+        ValueError: the amount or the id cannot be used.
+    """
+    from eorouter.commerce import ledger
+    from eorouter.errors import NotFound
+    from eorouter.storage import allotments
+    from eorouter.types import Mode, utc_now
+
+    await _check_schema(settings)
+    stores = open_stores(settings)
+    mode, now = Mode.TEST if is_test else Mode.LIVE, utc_now()
+    try:
+        async with stores.db.write() as tx:
+            await allotments.check(tx, org_id)
+            await ledger.open_accounts(tx, stores.db, org_id, mode, now=now, welcome=settings.welcome_cents)
+            await ledger.grant(tx, org_id, mode, transfer_id, cents, memo=memo, now=now)
+            found = await ledger.balance(tx, org_id, mode)
+    except NotFound as error:
+        raise BadStart(error.message) from error
+    finally:
+        await stores.db.close()
+    return found.available if found else 0
+
+
 async def _check_schema(settings: Settings) -> None:
     from eorouter.storage import migrate as migration
 

@@ -3,15 +3,15 @@
     ApiError
     ├── 400  MalformedBody · InvalidCursor · IdempotencyKeyMissing
     ├── 401  Unauthenticated · InvalidCredentials · WrongPassword · InvalidToken
-    ├── 402  PaymentRequired
+    ├── 402  PaymentRequired ── InsufficientBalance · BudgetExceeded
     ├── 403  MissingScope · SignatureInvalid
     ├── 404  NotFound · UnknownOperation
     ├── 405  MethodNotAllowed
-    ├── 409  EmailTaken · Conflict
+    ├── 409  EmailTaken · Conflict · IdempotencyKeyInFlight
     ├── 413  BodyTooLarge · QuotaExceeded
     ├── 415  UnsupportedMediaType
     ├── 416  RangeNotSatisfiable
-    ├── 422  InvalidInput · SourceRefused · ComputeRefused (carries the code of compute's own class)
+    ├── 422  InvalidInput · IdempotencyKeyReused · SourceRefused · ComputeRefused (with the code of compute's class)
     ├── 500  InternalFault
     └── 503  Unavailable
 
@@ -128,6 +128,18 @@ class PaymentRequired(ApiError):
     code, status = "payment_required", 402
 
 
+class InsufficientBalance(PaymentRequired):
+    """Fewer credits are available than this can cost; the message says how many are."""
+
+    code, status = "insufficient_balance", 402
+
+
+class BudgetExceeded(PaymentRequired):
+    """A budget does not allow this; the message names it and says what is left of it."""
+
+    code, status = "budget_exceeded", 402
+
+
 class MissingScope(ApiError):
     """The principal is known but may not do this; the message names the scope."""
 
@@ -170,6 +182,12 @@ class Conflict(ApiError):
     code, status = "conflict", 409
 
 
+class IdempotencyKeyInFlight(ApiError):
+    """A request with this `Idempotency-Key` is being carried out; ask again in a moment."""
+
+    code, status = "idempotency_key_in_flight", 409
+
+
 class BodyTooLarge(ApiError):
     """The request body exceeds the limit; the message names it."""
 
@@ -198,6 +216,12 @@ class InvalidInput(ApiError):
     """The request does not have the form the operation takes; each fault is located."""
 
     code, status = "invalid_input", 422
+
+
+class IdempotencyKeyReused(ApiError):
+    """The `Idempotency-Key` belongs to another request; use a fresh one for each."""
+
+    code, status = "idempotency_key_reused", 422
 
 
 class SourceRefused(ApiError):

@@ -37,13 +37,13 @@ ANY = "account"
 _ID = re.compile(r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){1,3}$")
 _SCOPE = re.compile(r"^[a-z_]+:(read|write)$")
 _PATH_FIELD = re.compile(r"{([a-z_]+)}")
-# A short list keeps ids guessable; a new verb is a decision, so it is added here and nowhere else. `me`, `progress` and
-# `signed_url` are published names.
+# A short list keeps ids guessable; a new verb is a decision, so it is added here and nowhere else. `me`, `progress`,
+# `balance` and `signed_url` are published names.
 # fmt: off
 _VERBS = frozenset((
     "search", "get", "list", "estimate", "place", "cancel", "create", "update", "delete", "execute", "dispatch",
     "download", "initiate", "receive", "complete", "fail", "revoke", "signup", "login", "logout", "refresh", "change",
-    "me", "progress", "signed_url", "pause", "resume",
+    "me", "progress", "signed_url", "balance", "pause", "resume",
 ))
 # fmt: on
 

@@ -65,6 +65,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     upload_bytes_max: Annotated[int, _field("Largest upload, bytes.", "10737418240", ge=1)] = 10 << 30
     quota_bytes: Annotated[int, _field("Storage of a new organisation, bytes.", "107374182400", ge=0)] = 100 << 30
+    welcome_cents: Annotated[
+        int, _field("Credits of a new organisation, in cents, in the live and in the test ledger.", "100000", ge=0)
+    ] = 100_000
     raster_pixels_max: Annotated[int, _field("Largest raster taken in, pixels times bands.", "20000000000", ge=1)] = (
         20_000_000_000
     )

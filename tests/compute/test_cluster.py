@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from eorouter_compute.cluster import MERGE, Cluster, Outcome, ShardOrder
 from eorouter_compute.method import Part, Result
 
 TOYS = Path(__file__).resolve().parents[1] / "toys"
-MEMORY_BYTES = 900 << 20
+MEMORY_BYTES = 700 << 20
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -134,13 +135,6 @@ async def test_restart_workers_of_ends_a_shard_that_does_not_listen(cluster, ord
     await until_alive(cluster)
 
 
-async def test_run_out_of_memory_is_a_named_result(cluster, order):
-    outcome = await asyncio.wait_for(cluster.run(order(ills={"0": "memory"})), 90)
-    assert (outcome.failure.kind, outcome.failure.code) == ("memory", "job_out_of_memory")
-    assert "900 MiB" in outcome.failure.message
-    await until_alive(cluster)
-
-
 async def test_bystander_is_whom_the_last_pulse_did_not_see_at_work(order):
     bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
     working, waiting = order(0), order(1)
@@ -148,6 +142,25 @@ async def test_bystander_is_whom_the_last_pulse_did_not_see_at_work(order):
     assert bare._is_bystander(waiting, "tls://1")
     assert not bare._is_bystander(working, "tls://1")
     assert not bare._is_bystander(waiting, "tls://2")
+
+
+async def test_only_silence_on_pulse_after_pulse_ends_a_worker(monkeypatch):
+    bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    ended = []
+
+    class Client:
+        async def restart_workers(self, addresses, **_):
+            ended.extend(addresses)
+
+    bare._client = Client()
+    clock = iter([0, 1, 2, 40, 41, *range(42, 90)])
+    monkeypatch.setattr(cluster_module.time, "monotonic", lambda: float(next(clock)))
+    for silent in (["a"], ["a"], [], ["a"], ["a", "b"]):  # a pause of 38 s in between, and an answer before it
+        await bare._end_frozen(silent)
+    assert ended == []
+    for _ in range(31):
+        await bare._end_frozen(["a"])
+    assert ended == ["a"]
 
 
 async def test_run_without_a_cluster_is_a_lost_try(order):
@@ -177,3 +190,13 @@ async def test_run_order_with_shared_parameters_reads_them_from_their_object(clu
     shared = msgspec.structs.replace(order(5), task=b"", inputs=b"", shared=f"file://{tmp_path}/shared")
     answer = cluster_module.run_order(msgspec.msgpack.encode(shared))
     assert msgspec.msgpack.decode(answer, type=Outcome).failure is None
+
+
+async def test_run_out_of_memory_is_a_named_result(cluster, order):
+    # The last of this file, so that nobody waits for the worker that takes its place.
+    greedy = msgspec.structs.replace(order(ills={"0": "memory"}), memory_bytes=64 << 20)
+    outcome = await asyncio.wait_for(cluster.run(greedy), 90)
+    assert (outcome.failure.kind, outcome.failure.code) == ("memory", "job_out_of_memory")
+    told = re.search(r"has \(700 MiB\).* need 64 MiB .* at (\d+) MiB when", outcome.failure.message)
+    assert told
+    assert int(told[1]) > 0.95 * 700

@@ -23,11 +23,11 @@ def spec_for(pixels, **fields):
                        bands=bands, **fields)  # fmt: skip
 
 
-def made(folder, spec, pixels, *, shard_pixels):
+def made(folder, spec, pixels, *, shard_pixels, halvings=lambda number: 0):
     advanced = []
     parts = []
     for number, shard in enumerate(product.plan_product(spec, **COSTS, shard_pixels=shard_pixels)):
-        attempt = Attempt((folder / str(number)).as_uri(), on_progress=advanced.append)
+        attempt = Attempt((folder / str(number)).as_uri(), on_progress=advanced.append, halvings=halvings(number))
         report = ReadReport(reads=1, pixels=number)
         told = [report]
         part = product.run_product(
@@ -56,6 +56,40 @@ def test_an_item_is_a_cog_and_a_preview_whatever_the_shards(tmp_path):
     assert data.raster.sha256 == data.object.sha256
     assert items[0].footprint["type"] == "Polygon"
     assert data.statistics[2]["maximum"] == pixels[2].max()
+
+
+def test_shards_that_ran_out_of_memory_give_the_same_bytes_in_smaller_pieces(tmp_path):
+    pixels = asymmetric((2300, 4300), bands=3, dtype="uint8")
+    spec = spec_for(pixels, block_size=256)
+    items = [
+        made(tmp_path / str(place), spec, pixels, shard_pixels=2048 * 2048, halvings=halvings)
+        for place, halvings in enumerate([lambda _: 0, lambda number: number % 3, lambda _: 9])
+    ]
+    assert len({tuple(asset.object.sha256 for asset in item.assets) for item in items}) == 1
+
+
+@pytest.mark.parametrize("halvings", [1, 2, 9])
+def test_an_attempt_that_needs_less_memory_asks_for_smaller_windows(tmp_path, halvings):
+    pixels = asymmetric((700, 900), bands=2, dtype="uint8")
+    spec = spec_for(pixels, block_size=128, has_mask=True)
+    flat, deep = np.ones((700, 900), np.bool_), np.ones((2, 700, 900), np.bool_)
+    flat[5:60, 200:300] = deep[0, 300:400, 600:] = False
+    asked = []
+
+    def compute(w):
+        asked.append(w)
+        window = np.s_[..., w.row : w.row_stop, w.col : w.col_stop]
+        valid = None if w.row >= 512 else flat[window] if w.row < 256 else deep[window]
+        return pixels[window], valid
+
+    def objects(attempt, side):
+        segment, _ = product.encode(spec, spec.window, side, attempt, compute)
+        return [msgspec.structs.replace(segment, href=""), attempt.refs["segment.bin"].sha256]
+
+    whole = objects(Attempt((tmp_path / "whole").as_uri()), 512)
+    asked.clear()
+    assert objects(Attempt((tmp_path / "less").as_uri(), halvings=halvings), 512) == whole
+    assert max(window.height for window in asked) == max(512 >> halvings, 128)
 
 
 def test_shards_cover_the_output_once_and_their_bounds_hold():

@@ -40,6 +40,8 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "reproject": (("before",), {"grid": {"crs": "EPSG:3857"}, "resampling": "bilinear"}),
     "band_math": (("before",), {"outputs": [{"name": "ndvi", "expression": "(nir - red) / (nir + red)"}]}),
     "cog": (("before",), {"compression": "zstd"}),
+    "radiometric_correction": (("before",), {"calibration": {"type": "constant", "factor_db": -83.0}, "scale": "db"}),
+    "harmonize_sr": (("before",), {"platform": "landsat-7", "stored": {"scale": 0.0001}}),
     "change_detection": (
         ("before", "after"),
         {"statistic": {"type": "difference"}, "value": {"index": "NDVI"}, "polygons": False},

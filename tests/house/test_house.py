@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from eorouter.app import registry
+from eorouter.operations.processing import ProcessingCreateInput
 from eorouter.settings import PREFIX, Settings
 from eorouter.surface import docs
 from eorouter_compute.method import methods
@@ -31,6 +32,7 @@ LONGER_FUNCTIONS: set[str] = set()
 """What is over a ceiling; the lists are short and embarrassing, and what is mended must leave them."""
 
 TESTS_ACROSS_MODULES = {
+    "tests/eorouter/jobs/test_matrix.py",  # every part that can die × every moment at which it can
     "tests/eorouter/surface/test_authority.py",  # every operation × every caller who must be refused
     "tests/eorouter/surface/test_hostile.py",  # every operation × whatever can be sent
 }
@@ -151,6 +153,17 @@ def test_every_method_has_its_page():
         if not record.is_internal and not (ROOT / "docs/methods" / f"{method}.md").is_file()
     ]  # fmt: skip
     assert missing == []
+
+
+def test_every_curl_of_a_method_page_is_a_request():
+    """What a page says to send decodes as the route's input; `'$ITEM'` and its like stand for ids."""
+    found = []
+    for path in sorted((ROOT / "docs/methods").glob("*.md")):
+        for body in re.findall(r"/v1/jobs .*?-d '(\{.*?\})'\n```", path.read_text(), re.DOTALL):
+            plain = re.sub(r"'\$[A-Z]+'", "itm_1", body)
+            found.append((path.stem, msgspec.json.decode(plain, type=ProcessingCreateInput).task))
+    assert [name for name, task in found if task.__struct_config__.tag != name] == []
+    assert {"clip", "cog", "harmonize_sr", "radiometric_correction"} <= {name for name, _ in found}
 
 
 def test_no_address_of_a_machine_is_checked_in():

@@ -104,8 +104,8 @@ def misbehave(params, number):
     if ill == "memory":
         hoard = []
         while True:
-            hoard.append(os.urandom(8 << 20))
-            time.sleep(0.01)
+            hoard.append(bytes([1]) * (32 << 20))
+            time.sleep(0.02)
 
 
 def merge(params, inputs, parts, attempt):

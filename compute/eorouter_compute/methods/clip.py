@@ -8,10 +8,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import product, raster, selection
+from eorouter_compute import markings, product, raster, selection, verbatim
 from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
 from eorouter_compute.attempt import Attempt
-from eorouter_compute.cog import CogSpec, Pixels
+from eorouter_compute.cog import CogSpec, Stored
 from eorouter_compute.errors import AoiOutside, ComputeError, InvalidParameter
 from eorouter_compute.grid import Window, shifted
 from eorouter_compute.method import (
@@ -36,7 +36,8 @@ from eorouter_compute.product import NumberedShard
 class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
     """Cut rasters to an area of interest; pixel values are not touched, pixels outside are masked.
 
-    Every input item gives one output item; every raster asset of it, on its own grid, gives one COG.
+    Every input item gives one output item; every raster asset of it, on its own grid, gives one COG. Names, scales,
+    offsets, units, colours, colour tables and tags of the bands and of the file are carried over.
 
     Attributes:
         aoi: GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection, or [west, south, east, north].
@@ -52,7 +53,7 @@ class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
         crop: cut the raster down to the area's bounds; otherwise keep its extent and only mask.
         mask: how missing pixels are stored. "nodata" keeps or sets a nodata value, "band" writes a mask band, "auto"
             takes nodata where the source has one or holds floats, else the mask band.
-        overview_resampling: how the output's overviews are made; "mode" or "nearest" for classes.
+        overview_resampling: how the output's overviews are made; "auto" is mode for classes and average otherwise.
     """
 
     aoi: dict[str, Any] | Bbox
@@ -65,7 +66,7 @@ class ClipParams(Params, frozen=True, kw_only=True, tag="clip"):
     allow_missing: bool = False
     crop: bool = True
     mask: Literal["auto", "nodata", "band"] = "auto"
-    overview_resampling: Literal["average", "nearest", "mode"] = "average"
+    overview_resampling: Literal["auto", "average", "nearest", "mode"] = "auto"
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -138,7 +139,18 @@ def _spec(params: ClipParams, asset: RasterAsset, bands: Sequence[Band], window:
         bands=tuple(bands),
         nodata=None if has_mask else nodata,
         has_mask=has_mask,
-        overview_resampling=params.overview_resampling,
+    )
+
+
+def _dressed(params: ClipParams, target: Target) -> CogSpec:
+    """The specification with what only the source's header tells: colours, tags, and whether the pixels are classes."""
+    spec = markings.carried(target.spec, [(target.asset, band) for band in target.spec.bands])
+    is_classes = markings.are_classes(spec, target.item.properties)
+    resampling = params.overview_resampling
+    if resampling == "auto":
+        resampling = "mode" if is_classes else "average"
+    return msgspec.structs.replace(
+        spec, overview_resampling=resampling, predictor="none" if is_classes else target.spec.predictor
     )
 
 
@@ -194,23 +206,24 @@ def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: A
     coverage = _coverage(params, target)
     report = ReadReport()
 
-    def compute(window: Window) -> Pixels:
+    def compute(window: Window) -> Stored:
         nonlocal report
         inside = coverage.covered(window)
         if not inside.any():
-            return np.zeros((len(target.indexes), window.height, window.width), target.spec.dtype), inside
+            return Stored(np.zeros((len(target.indexes), *inside.shape), target.spec.dtype), inside, {})
         source = Window(window.row + target.window.row, window.col + target.window.col, window.height, window.width)
         failed: list[FailedRead] = []
         if params.allow_missing:
-            block = raster.read_tolerant(target.asset, target.indexes, source, failed)
+            block = Stored(*raster.read_tolerant(target.asset, target.indexes, source, failed), {})
         else:
-            block = raster.read_block(target.asset, target.indexes, source)
+            corner = (target.window.row, target.window.col)
+            block = verbatim.read(target.spec, target.asset, target.indexes, window, origin=corner)
         valid = inside if block.valid is None else block.valid & inside
         counted = valid if valid.ndim == 2 else valid.any(axis=0)
         report += ReadReport(reads=1, pixels=int(inside.sum()), valid_pixels=int(counted.sum()), failed=tuple(failed))
-        return block.pixels, None if valid.all() else valid
+        return block._replace(valid=None if valid.all() else valid)
 
-    part = product.run_product(target.spec, shard.body, attempt, compute, lambda: report)
+    part = product.run_product(_dressed(params, target), shard.body, attempt, compute, lambda: report)
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))
 
 
@@ -222,17 +235,17 @@ def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part]
     items: list[OutputItem] = []
     for number, item in enumerate(inputs):
         name = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', item.id)[:80]}_clip" + (f"_{number}" if len(inputs) > 1 else "")
+        specs = {place: _dressed(params, target) for place, target in enumerate(every) if target.item is item}
         assets = [
             product.merge_asset(
-                target.spec,
+                spec,
                 by_target[place],
                 attempt,
                 name=name,
-                asset_key=target.asset.key,
+                asset_key=every[place].asset.key,
                 title=f"{item.id}, clipped",
             )
-            for place, target in enumerate(every)
-            if target.item is item
+            for place, spec in specs.items()
         ]
         if not assets:
             continue
@@ -244,7 +257,7 @@ def merge(params: ClipParams, inputs: Sequence[InputItem], parts: Sequence[Part]
                 at=item.at,
                 title=f"{item.id}, clipped",
                 properties={"derived_from": item.id, "pixel_rule": params.pixel_rule},
-                style="class" if params.overview_resampling == "mode" else None,
+                style="class" if all(spec.overview_resampling == "mode" for spec in specs.values()) else None,
             )
         )
     summary = {

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import nitf, product, raster, selection
+from eorouter_compute import markings, nitf, product, raster, selection, verbatim
 from eorouter_compute.attempt import Attempt
-from eorouter_compute.cog import CogSpec, Pixels
+from eorouter_compute.cog import CogSpec, Stored
 from eorouter_compute.errors import GridMismatch, InvalidParameter
 from eorouter_compute.grid import Window
 from eorouter_compute.method import (
@@ -31,9 +31,7 @@ from eorouter_compute.method import (
 )
 from eorouter_compute.product import NumberedShard
 
-_CLASS_NAMES = re.compile(r"^(scl|fmask|qa|qa_.*|.*_qa|.*class(es|ification)?|land_?cover)$", re.IGNORECASE)
 _LEVELS = {"deflate": (0, 12), "zstd": (1, 22)}
-_DERIVED = ("STATISTICS_", "OVR_RESAMPLING_ALG")
 
 
 class CogParams(Params, frozen=True, kw_only=True, tag="cog"):
@@ -255,42 +253,14 @@ def plan(params: CogParams, inputs: Sequence[InputItem]) -> Plan:
 
 def _dressed(params: CogParams, target: Target) -> CogSpec:
     """The specification with what only the sources' headers tell: colours, tags, and whether the pixels are classes."""
-    heads = {asset.key: raster.inspect(asset.href) for asset, _ in target.bands}
-    first = heads[target.bands[0][0].key]
-    table = first.color_table if len(target.bands) == 1 else {}
-    band_tags = [_kept(heads[asset.key].band_tags[band.index - 1]) for asset, band in target.bands]
-    colors = [heads[asset.key].color_interpretation[band.index - 1].lower() for asset, band in target.bands]
-    colors = ["undefined" if color in {"palette", "alpha"} else color for color in colors]
-    if len(heads) > 1 or len(set(colors) - {"undefined"}) < len([c for c in colors if c != "undefined"]):
-        colors = []
-    is_classes = (
-        bool(table)
-        or "classification:classes" in target.item.properties
-        or all(
-            _CLASS_NAMES.match(band.common_name or band.name) or tags.get("LAYER_TYPE") == "thematic"
-            for (_, band), tags in zip(target.bands, band_tags, strict=True)
-        )
-    )
+    spec = markings.carried(target.spec, target.bands)
+    is_classes = markings.are_classes(spec, target.item.properties)
     resampling, predictor = params.overview_resampling, params.predictor
     if resampling == "auto":
         resampling = "mode" if is_classes else "average"
     if predictor == "auto" and is_classes:
         predictor = "none"
-    shared = [_kept(head.tags) for head in heads.values()]
-    return msgspec.structs.replace(
-        target.spec,
-        overview_resampling=resampling,
-        predictor=predictor,
-        color_table=table,
-        color_interpretation=tuple(colors),
-        tags={key: text for key, text in shared[0].items() if all(each.get(key) == text for each in shared)},
-        band_tags=tuple(band_tags),
-    )
-
-
-def _kept(tags: dict[str, str]) -> dict[str, str]:
-    """Tags without those that are computed anew."""
-    return {key: tags[key] for key in sorted(tags) if not key.startswith(_DERIVED)}
+    return msgspec.structs.replace(spec, overview_resampling=resampling, predictor=predictor)
 
 
 def run(params: CogParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
@@ -301,30 +271,44 @@ def run(params: CogParams, inputs: Sequence[InputItem], body: bytes, attempt: At
     groups = by_asset((asset, (place, band)) for place, (asset, band) in enumerate(target.bands))
     report = ReadReport()
 
-    def compute(window: Window) -> Pixels:
+    def compute(window: Window) -> Stored:
         nonlocal report
-        pixels = np.empty((len(target.bands), window.height, window.width), spec.dtype)
-        valid: np.ndarray | None = None
         failed: list[FailedRead] = []
-        for asset, entries in groups:
-            indexes = [band.index for _, band in entries]
-            if params.allow_missing:
-                block = raster.read_tolerant(asset, indexes, window, failed)
-            else:
-                block = raster.read_block(asset, indexes, window)
-            places = [place for place, _ in entries]
-            pixels[places] = block.pixels
-            if block.valid is not None:
-                valid = np.ones(pixels.shape, np.bool_) if valid is None else valid
-                valid[places] = block.valid
-        counted = window.pixels if valid is None else int(valid.any(axis=0).sum())
+        made = _read(params, spec, groups, window, failed)
+        counted = window.pixels if made.valid is None else int(made.valid.any(axis=0).sum())
         report += ReadReport(reads=len(groups), pixels=window.pixels, valid_pixels=counted, failed=tuple(failed))
-        _check_nodata(target, spec, pixels, valid)
-        _check_shared_mask(target, spec, valid)
-        return pixels, valid
+        _check_nodata(target, spec, made.pixels, made.valid)
+        _check_shared_mask(target, spec, made.valid)
+        return made
 
     part = product.run_product(spec, shard.body, attempt, compute, lambda: report)
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))
+
+
+def _read(
+    params: CogParams,
+    spec: CogSpec,
+    groups: Sequence[tuple[RasterAsset, Sequence[tuple[int, Band]]]],
+    window: Window,
+    failed: list[FailedRead],
+) -> Stored:
+    """A window of all bands: each comes with its place in the new file."""
+    if len(groups) == 1 and not params.allow_missing:
+        ((asset, entries),) = groups
+        return verbatim.read(spec, asset, [band.index for _, band in entries], window)
+    pixels = np.empty((sum(len(entries) for _, entries in groups), window.height, window.width), spec.dtype)
+    valid: np.ndarray | None = None
+    for asset, entries in groups:
+        indexes, places = [band.index for _, band in entries], [place for place, _ in entries]
+        if params.allow_missing:
+            block = raster.read_tolerant(asset, indexes, window, failed)
+        else:
+            block = raster.read_block(asset, indexes, window)
+        pixels[places] = block.pixels
+        if block.valid is not None:
+            valid = np.ones(pixels.shape, np.bool_) if valid is None else valid
+            valid[places] = block.valid
+    return Stored(pixels, valid, {})
 
 
 def _check_nodata(target: Target, spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> None:

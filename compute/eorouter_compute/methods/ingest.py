@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import cog, product, raster, sources
+from eorouter_compute import cog, product, raster, sources, verbatim
 from eorouter_compute.attempt import Attempt, read_object
-from eorouter_compute.cog import CogSpec, Pixels
+from eorouter_compute.cog import CogSpec, Stored
 from eorouter_compute.errors import (
     ComputeError,
     DecompressionBomb,
@@ -181,15 +181,15 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
     report = ReadReport()
     indexes = [band.index for band in asset.bands]
 
-    def compute(window: Window) -> Pixels:
+    def compute(window: Window) -> Stored:
         nonlocal report
-        block = raster.read_block(asset, indexes, window)
-        valid = window.pixels if block.valid is None else int(block.valid.any(axis=0).sum())
+        made = verbatim.read(spec, asset, indexes, window)
+        valid = window.pixels if made.valid is None else int(made.valid.any(axis=0).sum())
         report += ReadReport(reads=1, pixels=window.pixels, valid_pixels=valid)
-        return block.pixels, block.valid
+        return made
 
     if not reasons:
-        statistics = cog.measure(spec, compute, advance=attempt.advance)
+        statistics = cog.measure(spec, lambda window: compute(window)[:2], advance=attempt.advance)
         verdict = Verdict(asset=asset, spec=spec, statistics=statistics)
         return Part(body=msgspec.msgpack.encode(verdict), report=report)
     spec = cog.with_best_predictor(spec, [raster.read_block(asset, indexes, place).pixels for place in _samples(asset)])

@@ -8,6 +8,7 @@ transfers of whole files. Waits between tries grow and are drawn at random, so t
 
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,14 @@ from eorouter.client.problems import (
 
 Json = dict[str, Any]
 
-_READ_VERBS = frozenset({"search", "get", "list", "estimate", "me", "progress", "signed_url"})
-_REPEATABLE = frozenset({"uploads.complete"})  # repeating the call repeats the answer, as its documents say
+_READ_VERBS = frozenset({"search", "get", "list", "estimate", "me", "progress", "signed_url", "balance"})
+SPENDING = frozenset({
+    "analytics.execute", "clip.create_from_item", "processing.create_and_dispatch", "processing.dispatch",
+    "processing.resume",
+})  # fmt: skip
+"""Operations that spend: each call carries an idempotency key of its own, so that sending it again spends once."""
+
+_REPEATABLE = SPENDING | frozenset({"uploads.complete"})  # repeating the call repeats the answer, as its documents say
 _SILENCE_S = 60.0  # a stream says that it is alive several times in this time
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _BROKEN = (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ReadTimeout, httpx2.WriteTimeout)
@@ -107,6 +114,8 @@ class Session:
         """Run an operation by id and return its decoded answer; fields that are None are left out."""
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         headers = {"content-type": "application/json"}
+        if operation_id in SPENDING:
+            headers["idempotency-key"] = str(uuid.uuid4())
         is_repeatable = operation_id in _REPEATABLE or operation_id.rsplit(".", 1)[-1] in _READ_VERBS
         path = f"/v1/op/{operation_id}"
         try:

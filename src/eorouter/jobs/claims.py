@@ -42,6 +42,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     bound: Bound
     is_interactive: bool
     request_id: str
+    halvings: int = 0
 
     @property
     def run(self) -> tuple[str, int, int]:
@@ -191,7 +192,9 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             lease_until=now + timedelta(seconds=LEASE_S),
             timing=None,
         )
-        .returning(*(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound")))
+        .returning(
+            *(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound", "halvings"))
+        )
     )
     claims = [
         Claim(
@@ -203,6 +206,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             round=row.round,
             body=row.body,
             bound=msgspec.convert(row.bound, Bound),
+            halvings=row.halvings,
             is_interactive=job.lane[1],
             method=held.method,
             request_id=held.request_id,

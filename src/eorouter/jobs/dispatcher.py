@@ -35,6 +35,7 @@ from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.journal import without_addresses
 from eorouter.jobs.leases import Landed
 from eorouter.jobs.meters import Meters, shard_span
+from eorouter.jobs.paces import WINDOW_PER_THREAD, Costs, Pace
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
@@ -46,7 +47,7 @@ from eorouter.storage.dispatchers import dashboard_path
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
-from eorouter_compute import tracing
+from eorouter_compute import faults, tracing
 from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder, run_name
 from eorouter_compute.method import InputItem
 
@@ -63,9 +64,6 @@ _CLUSTER_GRACE_S = 30.0
 _PUBLISH_LIMIT = 8
 _SHARED_BYTES = 1 << 17  # parameters and inputs above this travel as an object, once, instead of with every shard
 _CARDS_MAX = 256
-_WINDOW_PER_THREAD = 2.0  # shards with the cluster: one that computes and one that waits at the worker
-_FULL_LOAD_S = 0.1  # shards that take longer than this fill a place each,
-_LEAST_LOAD = 1 / 16  # shorter ones share it: else the way there and back would take longer than the work
 _RETRY_S = 0.25
 
 log = structlog.get_logger(__name__)
@@ -80,23 +78,6 @@ class _Card(msgspec.Struct, frozen=True, kw_only=True):
     task: bytes = b""
     inputs: bytes = b""
     shared: str | None = None
-
-
-class _Pace:
-    """What was learnt of a job's shards: how long one takes (a running mean), and up to where they were claimed."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-        self.start = claiming.FROM_THE_FIRST
-
-    @property
-    def load(self) -> float:
-        """Part of the window that a shard takes: the window is meant in time, not in number."""
-        return 1.0 if self.seconds is None else min(max(self.seconds / _FULL_LOAD_S, _LEAST_LOAD), 1.0)
-
-    def learn(self, seconds: float) -> None:
-        """Take one more shard into the mean."""
-        self.seconds = seconds if self.seconds is None else 0.8 * self.seconds + 0.2 * seconds
 
 
 class _Flight:
@@ -144,7 +125,8 @@ class Dispatcher:
         self._card_locks: dict[str, asyncio.Lock] = {}
         self._dry: dict[str, float] = {}
         self._full: frozenset[str] = frozenset()
-        self._paces: dict[str, _Pace] = {}
+        self._paces: dict[str, Pace] = {}
+        self._costs = Costs()
         self._open: list[OpenJob] = []
         self._open_until = 0.0
         self._publishing: set[str] = set()
@@ -209,7 +191,7 @@ class Dispatcher:
     async def _turn(self) -> bool:
         """Record and claim in one transaction; returns False when there was nothing to do."""
         aloft = sum(flight.load for flight in self._flights.values() if flight.outcome is None)
-        room = _WINDOW_PER_THREAD * self._cluster.threads - aloft
+        room = WINDOW_PER_THREAD * self._cluster.threads - aloft
         waiting = await self._waiting() if room > 0 and self._cluster.is_healthy else []
         async with self._writing:
             landed = [
@@ -219,6 +201,7 @@ class Dispatcher:
             ]
             if not landed and not waiting:
                 return False
+            faults.reached("record" if landed else "claim")
             now, began = utc_now(), time.perf_counter()
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
@@ -226,10 +209,8 @@ class Dispatcher:
                 taken = await claiming.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
         self._meters.turned(time.perf_counter() - began, taken.claims, landed)
         for each in landed:
-            del self._flights[each.claim.run]
+            self._learn(self._flights.pop(each.claim.run), each)
             self._dry.pop(each.claim.job_id, None)
-            if each.outcome.part is not None:
-                self._pace(each.claim.job_id).learn(each.outcome.seconds)
         self._dry |= dict.fromkeys(taken.dry, time.monotonic() + _IDLE_POLL_S)
         self._full = taken.full
         for claim in taken.claims:
@@ -263,8 +244,17 @@ class Dispatcher:
             self._paced(job) for job in self._open if job.id not in known and (job.id in again or job.lane[0] in orgs)
         ]
 
-    def _pace(self, job_id: str) -> _Pace:
-        return self._paces.setdefault(job_id, _Pace())
+    def _learn(self, flight: _Flight, landed: Landed) -> None:
+        if landed.outcome.part is not None:
+            seconds, estimated_s = landed.outcome.seconds, landed.claim.bound.seconds
+            aloft_s = time.monotonic() - flight.born
+            self._pace(landed.claim.job_id).learn(seconds)
+            self._costs.learn(
+                landed.claim.method, estimated_s=estimated_s, seconds=seconds, aloft_s=aloft_s, load=flight.load
+            )
+
+    def _pace(self, job_id: str) -> Pace:
+        return self._paces.setdefault(job_id, Pace())
 
     def _paced(self, job: OpenJob) -> OpenJob:
         pace = self._paces.get(job.id)
@@ -296,7 +286,7 @@ class Dispatcher:
             query = sa.select(job_shards.c.part).where(job_shards.c.job_id == claim.job_id)
             before = (job_shards.c.number > MERGE) & (job_shards.c.round == claim.round - 1)
             async with self._stores.db.read() as tx:
-                rows = await tx.execute(query.where(before).order_by(job_shards.c.place))
+                rows = await tx.execute(query.where(before).order_by(job_shards.c.number))
                 parts = tuple(rows.scalars())
         return ShardOrder(
             job_id=claim.job_id,
@@ -311,6 +301,7 @@ class Dispatcher:
             parts=parts,
             memory_bytes=claim.bound.memory_bytes,
             traceparent=card.traceparent,
+            halvings=claim.halvings,
         )
 
     async def _card(self, job_id: str) -> _Card:
@@ -427,7 +418,9 @@ class Dispatcher:
 
     async def _beat(self) -> None:
         """Say that we are alive, and what the cluster looks like."""
-        await self._meters.beat(self.id, self._cluster, in_flight=len(self._flights), started_at=self._started_at)
+        await self._meters.beat(
+            self.id, self._cluster, in_flight=len(self._flights), started_at=self._started_at, costs=self._costs.told()
+        )
 
     async def _bury_neighbours(self) -> None:
         """Forget dispatchers of this host whose process is gone, so that their shards are taken back at once."""

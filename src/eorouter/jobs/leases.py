@@ -30,7 +30,7 @@ from eorouter_compute import method
 from eorouter_compute.cluster import MERGE, Failure, Outcome
 from eorouter_compute.method import Bound, Retries, Shard, total
 
-_MEMORY_ATTEMPT_LIMIT = 2  # a shard that shared its worker may have been the victim: it gets one more try
+_MEMORY_ATTEMPT_LIMIT = 3  # as planned, then in pieces of half the side, then of a quarter
 _JITTER = 0.25  # shards that failed together do not come back together
 
 log = structlog.get_logger(__name__)
@@ -203,6 +203,7 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
             owner=None,
             lease_until=None,
             timing=None,
+            halvings=claim.halvings + (failure.kind == "memory" and not outcome.is_bystander),
             ready_at=now + backoff(max(claim.attempt, 1), retries),
         )
     )

@@ -101,13 +101,16 @@ class Meters:
             for meter, seconds_spent in zip(self._by_stage.values(), spent, strict=True):
                 meter.inc(seconds_spent)
 
-    async def beat(self, dispatcher_id: str, cluster: Cluster, *, in_flight: int, started_at: datetime) -> None:
+    async def beat(
+        self, dispatcher_id: str, cluster: Cluster, *, in_flight: int, started_at: datetime, costs: Any
+    ) -> None:
         """Say that the dispatcher is alive, and what its cluster looks like; look at the queue; count throughput."""
         now = utc_now()
         detail = {
             "workers": cluster.alive_count,
             "threads": cluster.threads,
             "in_flight": in_flight,
+            "costs": costs,
             "dashboard_url": cluster.dashboard_url,
             "metrics_url": self._listen(),
             "nodes": msgspec.to_builtins(cluster.census()),

@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import ApiError
+from eorouter.jobs import charges
 from eorouter.jobs.attempts import forget
 from eorouter.jobs.leases import fail_job
 from eorouter.jobs.queue import move
@@ -24,7 +25,7 @@ from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
-from eorouter_compute import tracing
+from eorouter_compute import faults, tracing
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import OutputItem, ReadReport, Result
 
@@ -64,6 +65,7 @@ async def _copy_and_commit(stores: Stores, job: sa.Row[Any], result: Result, *, 
     for output in result.items:
         for asset in output.assets:
             await stores.objects.copy(_key_of(stores, asset.object.href), keys[output.name][asset.key])
+    faults.reached("publish")
     try:
         async with stores.db.write() as tx:
             return await _commit(tx, stores, job_id, result=result, keys=keys, now=now)
@@ -131,6 +133,7 @@ async def _commit(
         },
     }
     pixels_total = int(job.bound.get("pixels", 0))
+    await charges.capture(tx, job, result, now=now)
     await move(
         tx,
         job.id,

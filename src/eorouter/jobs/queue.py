@@ -16,6 +16,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.errors import Conflict, NotFound
+from eorouter.jobs import charges
 from eorouter.jobs.attempts import forget
 from eorouter.jobs.states import TERMINAL, JobEvent, JobState, ShardState, advance
 from eorouter.jobs.wakeup import notify
@@ -33,9 +34,6 @@ __all__ = [
 ]  # fmt: skip
 
 log = structlog.get_logger(__name__)
-
-PLACES = 1 << 20
-"""Distance of the places of two planned shards; what a split makes stands between."""
 
 _WAIT_FIRST_S, _WAIT_MAX_S = 0.005, 0.25
 
@@ -138,10 +136,8 @@ def shard_row(
     now: datetime,
     *,
     state: ShardState = ShardState.WAITING,
-    place: int | None = None,
-    depth: int = 0,
 ) -> dict[str, Any]:
-    """The row of a shard that nobody has tried yet; `place` is where its part stands, by its number where not given."""
+    """The row of a shard that nobody has tried yet."""
     return {
         "job_id": job_id,
         "number": number,
@@ -152,8 +148,7 @@ def shard_row(
         "attempt": 0,
         "token": 0,
         "ready_at": now,
-        "place": number * PLACES if place is None else place,
-        "depth": depth,
+        "halvings": 0,
     }
 
 
@@ -265,6 +260,8 @@ async def move(
     row = moved.one_or_none()
     if row is None:
         raise Conflict(f"Job {job_id} is no longer {state.value}.")
+    if after in {JobState.FAILED, JobState.CANCELLED}:
+        await charges.release(tx, job_id, now=now)
     if after in TERMINAL:
         await tx.execute(
             sa.update(job_shards)

@@ -7,18 +7,31 @@ how a job is doing and what it left.
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import sqlalchemy as sa
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.errors import ComputeRefused, Conflict, InvalidCursor, NotFound
-from eorouter.jobs import queue
+from eorouter.commerce import ledger
+from eorouter.errors import (
+    BudgetExceeded,
+    ComputeRefused,
+    Conflict,
+    IdempotencyKeyInFlight,
+    IdempotencyKeyMissing,
+    IdempotencyKeyReused,
+    InsufficientBalance,
+    InvalidCursor,
+    NotFound,
+)
+from eorouter.jobs import charges, queue
 from eorouter.jobs import resume as resuming
 from eorouter.jobs.feed import feed_of
-from eorouter.operation import Context, Example, Followed, Route, Tier, operation
+from eorouter.jobs.forecast import forecast
+from eorouter.jobs.views import Job, JobBound, JobEvent, Priority, State, event_of, job_of
+from eorouter.operation import Context, Example, Followed, Route, SpendAuthority, Tier, operation
 from eorouter.storage import band_formulas, items, projects
 from eorouter.storage.pages import page
 from eorouter.storage.tables import job_events, jobs, owned
@@ -34,14 +47,16 @@ else:
 
 DOMAINS = ("processing", "clip", "analytics")
 
+SPENDING = (
+    InsufficientBalance, BudgetExceeded, IdempotencyKeyMissing, IdempotencyKeyInFlight, IdempotencyKeyReused,
+)  # fmt: skip
+
 _EVENTS_SHOWN = 200
 _WAIT_MAX_S = 60
 _TIME_LIMIT_MAX_S = 30 * 86_400
 _PROJECT_ID, _ITEM_ID = "prj_01hv8e7m3k9q2w4r6t8y0a1b2c", "itm_01hv8e7m3k9q2w4r6t8y0a1b2c"
 _JOB_ID = "job_01hv8e7m3k9q2w4r6t8y0a1b2c"
 
-State = Literal["created", "queued", "running", "publishing", "completed", "failed", "cancelled"]
-Priority = Literal["interactive", "batch"]
 TimeLimit = Annotated[
     int, Meta(ge=1, le=_TIME_LIMIT_MAX_S, description="Longest the job may run before it fails, seconds.")
 ]
@@ -63,98 +78,16 @@ Inputs = Annotated[
 ]
 
 
-class JobBound(Output):
-    """The most a job can take. `memory_bytes` is the peak of its largest shard; `seconds` are of one core."""
-
-    pixels: int
-    bytes_read: int
-    bytes_written: int
-    memory_bytes: int
-    seconds: float
-
-
-class JobProgress(Output):
-    """How far a job is. Pixels are those of the bound; `fraction` is 1 exactly when the job is completed."""
-
-    pixels_done: int
-    pixels_total: int
-    shards_done: int
-    shards_total: int
-    fraction: float
-
-
-class FailedSource(Output):
-    """A window of a source that could not be read: row, column, height and width, and why."""
-
-    source: str
-    window: tuple[int, int, int, int]
-    reason: str
-
-
-class ReadSummary(Output):
-    """What was read and what was not: silence never stands for data."""
-
-    reads: int
-    pixels: int
-    valid_pixels: int
-    failed: tuple[FailedSource, ...]
-
-
-class JobResult(Output):
-    """What a job left: new items by name, the method's summary, what was read, and SHA-256 by `item/asset`."""
-
-    items: dict[str, str]
-    summary: Json
-    report: ReadSummary
-    checksums: dict[str, str]
-
-
-class JobProblem(Output):
-    """Why a job failed; `shard` and `pointer` (into the task) where they are known."""
-
-    code: str
-    message: str
-    pointer: str | None
-    shard: int | None
-
-
-class Job(Output):
-    """A job. One that failed can be resumed until `resumable_until`, by another whose `resumed_from` names it."""
-
-    job_id: str
-    project_id: str
-    name: str
-    method: str
-    state: State
-    priority: Priority
-    is_cancelling: bool
-    input_item_ids: tuple[str, ...]
-    bound: JobBound
-    progress: JobProgress
-    result: JobResult | None
-    problem: JobProblem | None
-    created_at: datetime
-    queued_at: datetime | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    time_limit_s: int | None
-    resumed_from: str | None
-    resumable_until: datetime | None
-
-
-class JobEvent(Output):
-    """Something that happened to a job; ids rise."""
-
-    event_id: int
-    type: str
-    at: datetime
-    data: Json
-
-
 class JobDetail(Job):
-    """A job with its parameters and its latest events, oldest first."""
+    """A job with its parameters and its latest events, oldest first.
+
+    `queue_position` is the place among your jobs of that priority that have not begun; `expected_at` is when the job
+    will be done by what was measured of its method, null where nothing was or where your organisation is paused.
+    """
 
     task: Json
+    queue_position: int | None
+    expected_at: datetime | None
     events: tuple[JobEvent, ...]
 
 
@@ -211,21 +144,77 @@ async def create(ctx: Context, request: ProcessingCreateInput) -> Job:
 
     Nothing is read yet: plans are made from what is known of the items. Start the job with `processing.dispatch`.
     """
-    return await _create(ctx, request, dispatches=False)
+    return await _create(ctx, request, None)
 
 
 @operation(
     "processing.create_and_dispatch",
-    tier=Tier.COMPUTE,
+    tier=Tier.SPEND,
     scope="processing:write",
     status=201,
-    errors=(NotFound, ComputeRefused),
+    errors=(NotFound, ComputeRefused, *SPENDING),
     routes=(Route("POST", "/v1/jobs"),),
     examples=_task_examples(),
 )
-async def create_and_dispatch(ctx: Context, request: ProcessingCreateInput) -> Job:
+async def create_and_dispatch(ctx: Context, request: ProcessingCreateInput, spend: SpendAuthority) -> Job:
     """Plan a job and queue it."""
-    return await _create(ctx, request, dispatches=True)
+    return await _create(ctx, request, spend)
+
+
+class EstimateLine(Output):
+    """One line of an estimate: at most so much of a unit, at a price in euros each; `cents` is rounded up."""
+
+    unit: str
+    quantity: float
+    unit_price: str
+    cents: int
+
+
+class Estimate(Output):
+    """The most a job can take and cost. A job queued at this price book never costs more."""
+
+    bound: JobBound
+    shards: int
+    lines: tuple[EstimateLine, ...]
+    cents: int
+    currency: str
+    price_book: str
+    available_cents: int
+    is_affordable: bool
+
+
+class ProcessingEstimateInput(Input):
+    """A method, its parameters, and the items it would read."""
+
+    project_id: Id
+    task: Task
+    inputs: Inputs = ()
+
+
+@operation(
+    "processing.estimate",
+    tier=Tier.READ,
+    scope="processing:read",
+    errors=(NotFound, ComputeRefused),
+    routes=(Route("POST", "/v1/jobs/estimate"),),
+    examples=_task_examples(),
+)
+async def estimate(ctx: Context, request: ProcessingEstimateInput) -> Estimate:
+    """Say what a job can take and cost at most, before it is made; nothing is kept and nothing is spent."""
+    return await _estimate(ctx, request)
+
+
+@operation(
+    "analytics.estimate",
+    tier=Tier.READ,
+    scope="processing:read",
+    errors=(NotFound, ComputeRefused),
+    routes=(Route("POST", "/v1/analytics/estimate"),),
+    examples=_task_examples(),
+)
+async def estimate_analytics(ctx: Context, request: ProcessingEstimateInput) -> Estimate:
+    """Say what `analytics.execute` would take and cost at most; nothing is kept and nothing is spent."""
+    return await _estimate(ctx, request)
 
 
 class ProcessingDispatchInput(Input):
@@ -236,17 +225,20 @@ class ProcessingDispatchInput(Input):
 
 @operation(
     "processing.dispatch",
-    tier=Tier.COMPUTE,
+    tier=Tier.SPEND,
     scope="processing:write",
-    errors=(NotFound, Conflict),
+    errors=(NotFound, Conflict, *SPENDING),
     routes=(Route("POST", "/v1/jobs/{job_id}/dispatch"),),
     examples=(Example(summary="Start a job that was planned", request={"job_id": _JOB_ID}),),
 )
-async def dispatch(ctx: Context, request: ProcessingDispatchInput) -> Job:
+async def dispatch(ctx: Context, request: ProcessingDispatchInput, spend: SpendAuthority) -> Job:
     """Queue a job that was created without being started."""
+    if (bought := await _bought(ctx, spend)) is not None:
+        return bought
     async with ctx.stores.db.write() as tx:
         await queue.dispatch(tx, request.job_id, ctx.principal, ctx.clock())
-        return _job(await queue.find(tx, ctx.principal, request.job_id))
+        await _reserve(ctx, tx, spend, request.job_id)
+        return job_of(await queue.find(tx, ctx.principal, request.job_id))
 
 
 if TYPE_CHECKING:
@@ -290,10 +282,10 @@ else:
 
 @operation(
     "clip.create_from_item",
-    tier=Tier.COMPUTE,
+    tier=Tier.SPEND,
     scope="processing:write",
     status=201,
-    errors=(NotFound, ComputeRefused),
+    errors=(NotFound, ComputeRefused, *SPENDING),
     routes=(Route("POST", "/v1/items/{item_id}/clip"),),
     examples=(
         Example(
@@ -302,7 +294,7 @@ else:
         ),
     ),
 )
-async def clip_from_item(ctx: Context, request: ClipCreateFromItemInput) -> Job:
+async def clip_from_item(ctx: Context, request: ClipCreateFromItemInput, spend: SpendAuthority) -> Job:
     """Clip an item to an area: a new item with one COG per raster asset."""
     fields = msgspec.structs.asdict(request)
     item_id, name = fields.pop("item_id"), fields.pop("name")
@@ -312,7 +304,7 @@ async def clip_from_item(ctx: Context, request: ClipCreateFromItemInput) -> Job:
             project_id = (await items.get(tx, ctx.principal, item_id)).project_id
     task = method.get("clip").params(**fields)
     asked = ProcessingCreateInput(project_id=project_id, task=task, inputs=(InputRef(item_id=item_id),), name=name)
-    return await _create(ctx, asked, dispatches=True, is_interactive=True)
+    return await _create(ctx, asked, spend, is_interactive=True)
 
 
 class AnalyticsExecuteInput(Input):
@@ -327,14 +319,14 @@ class AnalyticsExecuteInput(Input):
 
 @operation(
     "analytics.execute",
-    tier=Tier.COMPUTE,
+    tier=Tier.SPEND,
     scope="processing:write",
     status=201,
-    errors=(NotFound, ComputeRefused),
+    errors=(NotFound, ComputeRefused, *SPENDING),
     routes=(Route("POST", "/v1/analytics"),),
     examples=_task_examples(),
 )
-async def execute(ctx: Context, request: AnalyticsExecuteInput) -> Job:
+async def execute(ctx: Context, request: AnalyticsExecuteInput, spend: SpendAuthority) -> Job:
     """Run any installed method; with `wait_s`, answer with its result where it is done in time.
 
     A job that takes longer goes on: the answer then tells how far it is, and `processing.jobs.get` tells the rest.
@@ -342,8 +334,8 @@ async def execute(ctx: Context, request: AnalyticsExecuteInput) -> Job:
     asked = ProcessingCreateInput(
         project_id=request.project_id, task=request.task, inputs=request.inputs, name=request.name
     )
-    job = await _create(ctx, asked, dispatches=True, is_interactive=request.wait_s > 0)
-    return job if request.wait_s == 0 else _job(await queue.wait(ctx.stores.db, job.job_id, request.wait_s))
+    job = await _create(ctx, asked, spend, is_interactive=request.wait_s > 0)
+    return job if request.wait_s == 0 else job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s))
 
 
 class ProcessingJobsGetInput(Input):
@@ -371,10 +363,13 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())
         events = (await tx.execute(latest.limit(_EVENTS_SHOWN))).all()
+        foretold = await forecast(tx, row, now=ctx.clock())
     return JobDetail(
-        **{field: getattr(_job(row), field) for field in Job.__struct_fields__},
+        **{field: getattr(job_of(row), field) for field in Job.__struct_fields__},
         task=row.task,
-        events=tuple(_event(each) for each in reversed(events)),
+        queue_position=foretold.position,
+        expected_at=foretold.expected_at,
+        events=tuple(event_of(each) for each in reversed(events)),
     )
 
 
@@ -403,7 +398,7 @@ async def list_jobs(ctx: Context, request: ProcessingJobsListInput) -> JobPage:
         query = query.where(jobs.c.state == request.state)
     async with ctx.stores.db.read() as tx:
         rows, cursor = await page(tx, ctx.settings, "processing.jobs.list", request, query, by=jobs.c.id)
-    return JobPage(jobs=tuple(_job(row) for row in rows), next_cursor=cursor)
+    return JobPage(jobs=tuple(job_of(row) for row in rows), next_cursor=cursor)
 
 
 class ProcessingJobsCancelInput(Input):
@@ -424,7 +419,7 @@ async def cancel_job(ctx: Context, request: ProcessingJobsCancelInput) -> Job:
     """Cancel a job. One that runs is cancelled when its shards have noticed; until then `is_cancelling` is true."""
     async with ctx.stores.db.write() as tx:
         await queue.cancel(tx, request.job_id, ctx.principal, ctx.clock())
-        return _job(await queue.find(tx, ctx.principal, request.job_id))
+        return job_of(await queue.find(tx, ctx.principal, request.job_id))
 
 
 class ProcessingResumeInput(Input):
@@ -435,21 +430,24 @@ class ProcessingResumeInput(Input):
 
 @operation(
     "processing.resume",
-    tier=Tier.COMPUTE,
+    tier=Tier.SPEND,
     scope="processing:write",
     status=201,
-    errors=(NotFound, Conflict),
+    errors=(NotFound, Conflict, *SPENDING),
     routes=(Route("POST", "/v1/jobs/{job_id}/resume"),),
     examples=(Example(summary="Go on where a job failed", request={"job_id": _JOB_ID}),),
 )
-async def resume(ctx: Context, request: ProcessingResumeInput) -> Job:
+async def resume(ctx: Context, request: ProcessingResumeInput, spend: SpendAuthority) -> Job:
     """Go on where a job failed: a new job takes over its finished shards and runs the rest.
 
     Possible for a day after the failure, once, on the build that planned the job. The failed job stays as it is.
     """
+    if (bought := await _bought(ctx, spend)) is not None:
+        return bought
     async with ctx.stores.db.write() as tx:
         job_id = await resuming.resume(tx, request.job_id, ctx.principal, request_id=ctx.request_id, now=ctx.clock())
-        return _job(await queue.find(tx, ctx.principal, job_id))
+        await _reserve(ctx, tx, spend, job_id)
+        return job_of(await queue.find(tx, ctx.principal, job_id))
 
 
 class ProcessingEventsListInput(Input):
@@ -471,7 +469,7 @@ async def follow_events(
         if not rows:
             yield None
         for row in rows:
-            yield Followed(id=row.id, kind=row.type, entry=_event(row))
+            yield Followed(id=row.id, kind=row.type, entry=event_of(row))
 
 
 @operation(
@@ -493,22 +491,22 @@ async def list_events(ctx: Context, request: ProcessingEventsListInput) -> JobEv
         await queue.find(tx, ctx.principal, request.job_id)
         query = sa.select(job_events).where(job_events.c.job_id == request.job_id, job_events.c.id > request.after)
         rows = (await tx.execute(query.order_by(job_events.c.id).limit(request.limit))).all()
-    return JobEventPage(events=tuple(_event(row) for row in rows), next_after=rows[-1].id if rows else request.after)
+    return JobEventPage(events=tuple(event_of(row) for row in rows), next_after=rows[-1].id if rows else request.after)
 
 
 async def _create(
-    ctx: Context, request: ProcessingCreateInput, *, dispatches: bool, is_interactive: bool = False
+    ctx: Context, request: ProcessingCreateInput, spend: SpendAuthority | None, *, is_interactive: bool = False
 ) -> Job:
-    """Read what is known of the items, plan outside any transaction, then write the job if all is still there."""
-    item_ids = [each.item_id for each in request.inputs]
-    async with ctx.stores.db.read() as tx:
-        await projects.get(tx, ctx.principal, request.project_id)
-        inputs = await items.load_inputs(tx, ctx.stores.objects, ctx.principal, item_ids)
-        task = await _with_formulas(tx, ctx.principal, request.task)
-    plan = await queue.prepare(task, inputs)
+    """Read what is known of the items, plan outside any transaction, then write the job if all is still there.
+
+    With authority to spend it is queued, and the most it can cost is set aside; without, it is kept as a draft.
+    """
+    if spend is not None and (bought := await _bought(ctx, spend)) is not None:
+        return bought
+    task, inputs, plan = await _planned(ctx, request)
     async with ctx.stores.db.write() as tx:
         await projects.get(tx, ctx.principal, request.project_id, held="shared")
-        await items.hold(tx, ctx.principal, item_ids)
+        await items.hold(tx, ctx.principal, [each.item_id for each in request.inputs])
         job_id = await queue.create(
             tx,
             principal=ctx.principal,
@@ -519,11 +517,61 @@ async def _create(
             is_interactive=is_interactive or request.priority == "interactive",
             request_id=ctx.request_id,
             now=ctx.clock(),
-            dispatches=dispatches,
+            dispatches=spend is not None,
             plan=plan,
             time_limit_s=request.time_limit_s,
         )
-        return _job(await queue.find(tx, ctx.principal, job_id))
+        if spend is not None:
+            await _reserve(ctx, tx, spend, job_id)
+        return job_of(await queue.find(tx, ctx.principal, job_id))
+
+
+async def _planned(
+    ctx: Context, request: ProcessingCreateInput | ProcessingEstimateInput
+) -> tuple[Params, list[method.InputItem], method.Plan]:
+    """The task with its formulas, the items as they are known, and the plan; nothing is read of the rasters."""
+    item_ids = [each.item_id for each in request.inputs]
+    async with ctx.stores.db.read() as tx:
+        await projects.get(tx, ctx.principal, request.project_id)
+        inputs = await items.load_inputs(tx, ctx.stores.objects, ctx.principal, item_ids)
+        task = await _with_formulas(tx, ctx.principal, request.task)
+    return task, inputs, await queue.prepare(task, inputs)
+
+
+async def _estimate(ctx: Context, request: ProcessingEstimateInput) -> Estimate:
+    task, _, plan = await _planned(ctx, request)
+    book, price = charges.promised(str(task.__struct_config__.tag), plan.bound)
+    who = ctx.principal
+    async with ctx.stores.db.read() as tx:
+        has = await ledger.balance(tx, who.org_id, who.mode)
+    available = ctx.settings.welcome_cents if has is None else has.available
+    return Estimate(
+        bound=msgspec.convert(msgspec.to_builtins(plan.bound), JobBound),
+        shards=len(plan.shards),
+        lines=tuple(
+            EstimateLine(
+                unit=line.unit, quantity=float(line.quantity), unit_price=str(line.unit_price), cents=line.cents
+            )
+            for line in price.lines
+        ),
+        cents=price.cents,
+        currency=book.currency,
+        price_book=book.name,
+        available_cents=available,
+        is_affordable=price.cents <= available,
+    )
+
+
+async def _bought(ctx: Context, spend: SpendAuthority) -> Job | None:
+    """The job that was queued under this idempotency key, when its first answer was lost."""
+    async with ctx.stores.db.read() as tx:
+        job_id = await ledger.spent_under(tx, spend)
+        return None if job_id is None else job_of(await queue.find(tx, ctx.principal, job_id))
+
+
+async def _reserve(ctx: Context, tx: AsyncConnection, spend: SpendAuthority, job_id: str) -> None:
+    welcome = ctx.settings.welcome_cents
+    await charges.reserve(tx, ctx.stores.db, spend, job_id, welcome=welcome, now=ctx.clock())
 
 
 async def _with_formulas(tx: AsyncConnection, principal: Principal, task: Params) -> Params:
@@ -544,47 +592,3 @@ async def _with_formulas(tx: AsyncConnection, principal: Principal, task: Params
             )
         outputs[place] = msgspec.structs.replace(output, expression=text)
     return msgspec.structs.replace(named, outputs=tuple(outputs))
-
-
-def _job(row: sa.Row[Any]) -> Job:
-    pixels_total = int(row.bound.get("pixels", 0))
-    pixels_done = min(max(row.pixels_done, 0), pixels_total)
-    fraction = 1.0 if row.state == "completed" else min(pixels_done / max(pixels_total, 1), 0.999)
-    return Job(
-        job_id=row.id,
-        project_id=row.project_id,
-        name=row.name,
-        method=row.method,
-        state=row.state,
-        priority="interactive" if row.is_interactive else "batch",
-        is_cancelling=row.is_cancelling and row.state not in queue.TERMINAL,
-        input_item_ids=tuple(each["id"] for each in row.inputs),
-        bound=msgspec.convert(row.bound, JobBound),
-        progress=JobProgress(
-            pixels_done=pixels_done,
-            pixels_total=pixels_total,
-            shards_done=row.shards_done,
-            shards_total=row.shards_total,
-            fraction=fraction,
-        ),
-        result=None if row.result is None else msgspec.convert(row.result, JobResult),
-        problem=None
-        if row.problem is None
-        else JobProblem(
-            code=row.problem["code"],
-            message=row.problem["message"],
-            pointer=row.problem.get("pointer"),
-            shard=row.problem.get("shard"),
-        ),
-        created_at=row.created_at,
-        queued_at=row.queued_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        time_limit_s=row.time_limit_s,
-        resumed_from=row.resumed_from,
-        resumable_until=row.resumable_until,
-    )
-
-
-def _event(row: sa.Row[Any]) -> JobEvent:
-    return JobEvent(event_id=row.id, type=row.type, at=row.at, data=row.data)

@@ -35,6 +35,12 @@ async def pause(tx: AsyncConnection, org_id: str, *, at: datetime | None) -> Non
     await _change(tx, org_id, {"paused_at": paused_at})
 
 
+async def check(tx: AsyncConnection, org_id: str) -> None:
+    """Raise NotFound where there is no such organisation."""
+    if (await tx.execute(sa.select(organisations.c.id).where(organisations.c.id == org_id))).one_or_none() is None:
+        raise NotFound(f"There is no organisation {org_id!r}.")
+
+
 _MOMENT = organisations.c.paused_at.type
 
 

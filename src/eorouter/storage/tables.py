@@ -220,6 +220,9 @@ jobs = sa.Table(
     sa.Column("traceparent", sa.String(55), nullable=False, default=""),  # of the request that made it
     sa.Column("timing", Json),  # seconds of all its shards by stage, bytes, and the largest peak
     sa.Column("log_lines", sa.Integer, nullable=False, default=0),  # kept so far: their number is bounded
+    sa.Column("reserved_cents", sa.BigInteger),  # the most it can cost; None where nothing is charged
+    sa.Column("captured_cents", sa.BigInteger),  # what it came to, once it has ended
+    sa.Column("price_book", sa.String(100)),  # version and digest of the prices it was promised at
     *_listed(),
     sa.Index("ix_jobs_open", "state", "id"),
     sa.Index(None, "resumable_until"),
@@ -242,9 +245,7 @@ job_shards = sa.Table(
     sa.Column("timing", Json),
     # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
     sa.Column("round", sa.Integer, nullable=False),
-    # The order of parts. Numbers are planned ones 2^20 apart, so that the pieces of a split shard fit in between.
-    sa.Column("place", sa.BigInteger, nullable=False),
-    sa.Column("depth", sa.Integer, nullable=False),  # how often it was split
+    sa.Column("halvings", sa.Integer, nullable=False),  # of the pieces it is streamed in, after it ran out of memory
     sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )
@@ -284,6 +285,106 @@ throughput = sa.Table(
     sa.Column("shards", sa.BigInteger, nullable=False),
     sa.Column("failures", sa.BigInteger, nullable=False),
     sa.Column("pixels", sa.BigInteger, nullable=False),
+)
+
+ledger_accounts = sa.Table(
+    "ledger_accounts",
+    metadata,
+    sa.Column("id", sa.String(128), primary_key=True),  # org:mode:kind
+    *_owner(with_project=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),  # customer, funding, revenue
+    sa.Column("debits_pending", sa.BigInteger, nullable=False),
+    sa.Column("debits_posted", sa.BigInteger, nullable=False),
+    sa.Column("credits_pending", sa.BigInteger, nullable=False),
+    sa.Column("credits_posted", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("org_id", "mode", "kind"),
+    sa.CheckConstraint(
+        "debits_pending >= 0 AND debits_posted >= 0 AND credits_pending >= 0 AND credits_posted >= 0", name="counters"
+    ),
+    sa.CheckConstraint("kind <> 'customer' OR credits_posted - debits_posted - debits_pending >= 0", name="available"),
+)
+
+ledger_transfers = sa.Table(
+    # Never changed and never deleted: triggers of the migration see to it.
+    "ledger_transfers",
+    metadata,
+    sa.Column("number", BigId, primary_key=True, autoincrement=True),  # lists go by it, newest first
+    sa.Column("id", sa.String(128), nullable=False, unique=True),
+    sa.Column("kind", sa.String(16), nullable=False),  # grant, reserve; capture, release, expire resolve a reserve
+    *_owner(with_project=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("debit_id", sa.String(128), sa.ForeignKey("ledger_accounts.id"), nullable=False),
+    sa.Column("credit_id", sa.String(128), sa.ForeignKey("ledger_accounts.id"), nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("resolves", sa.String(128), sa.ForeignKey("ledger_transfers.id"), unique=True),
+    sa.Column("project_id", Key),
+    sa.Column("principal_id", Key),
+    sa.Column("reference", Key),  # what was bought: a job
+    sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("memo", sa.String(500), nullable=False),
+    sa.Column("expires_at", UtcDateTime),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.CheckConstraint("amount >= 0", name="amount"),
+    sa.UniqueConstraint("org_id", "idempotency_key"),  # keyed for ever
+    sa.Index(None, "org_id", "mode", "number"),
+    sqlite_autoincrement=True,
+)
+
+ledger_open = sa.Table(
+    # Reservations that nobody has resolved: whoever deletes the row resolves it.
+    "ledger_open",
+    metadata,
+    sa.Column("transfer_id", sa.String(128), sa.ForeignKey("ledger_transfers.id"), primary_key=True),
+    sa.Column("org_id", Key, nullable=False),
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("project_id", Key, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("reference", Key, nullable=False, unique=True),
+    sa.Column("budgets", Json, nullable=False),  # pairs of budget and period that count it
+    sa.Column("expires_at", UtcDateTime, index=True),
+)
+
+budgets = sa.Table(
+    "budgets",
+    metadata,
+    sa.Column("id", Key, primary_key=True),
+    *_owner(with_project=False),
+    sa.Column("project_id", Key, sa.ForeignKey("projects.id", ondelete="CASCADE")),  # None: of all projects
+    sa.Column("key_id", Key),  # None: whoever spends
+    sa.Column("mode", sa.String(8), nullable=False),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("period", sa.String(8), nullable=False),  # day, month, ever
+    sa.Column("limit_cents", sa.BigInteger, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.CheckConstraint("limit_cents >= 0", name="limit_cents"),
+    sa.Index(None, "org_id", "id"),
+    sa.Index(None, "project_id"),
+)
+
+budget_usage = sa.Table(
+    "budget_usage",
+    metadata,
+    sa.Column("budget_id", Key, sa.ForeignKey("budgets.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("period", sa.String(10), primary_key=True),
+    sa.Column("committed", sa.BigInteger, nullable=False),  # cents reserved or spent
+    sa.CheckConstraint("committed >= 0", name="committed"),
+)
+
+requests_done = sa.Table(
+    # First answers under an idempotency key, for replay.
+    "requests_done",
+    metadata,
+    sa.Column("org_id", Key, sa.ForeignKey("organisations.id"), primary_key=True),
+    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("operation", sa.String(100), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),  # of operation and request
+    sa.Column("busy_until", UtcDateTime),  # None once it is answered
+    sa.Column("status", sa.Integer),
+    sa.Column("body", sa.LargeBinary),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Index(None, "created_at"),
 )
 
 outbox = sa.Table(

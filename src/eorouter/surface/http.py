@@ -30,7 +30,7 @@ from eorouter.operation import ANY, PUBLIC, Blob, Context, Operation, Registry, 
 from eorouter.operation import Route as IdiomaticRoute
 from eorouter.settings import Settings
 from eorouter.storage import Stores
-from eorouter.surface import binding, blobs, meters, problems, readiness, streams
+from eorouter.surface import binding, blobs, meters, problems, readiness, replay, streams
 from eorouter.surface.envelope import Envelope
 from eorouter.surface.faults import did_you_mean
 from eorouter.types import ANONYMOUS, Principal, utc_now
@@ -156,15 +156,29 @@ class _Service:
             kind = streams.wanted(request.headers.get("accept", "")) if op.follow and way is not None else None
             if op.follow is not None and kind is not None:
                 return await streams.answer(op.follow(ctx, asked, streams.last_event_id(_headers(request))), kind)
-            answer = await (op.handler(ctx, asked) if authority is None else op.handler(ctx, asked, spend=authority))
+            if authority is not None:
+                return await self._spend(op, ctx, asked, authority)
+            answer = await op.handler(ctx, asked)
         if isinstance(answer, Blob):
             return await blobs.answer(self._stores.objects, answer, method=request.method, headers=_headers(request))
         if answer is None:
             return Response(content=None, status_code=op.status)
         headers = self._link(answer, request, ctx.base_url) if way is not None and way.method == "GET" else {}
-        return Response(
-            msgspec.json.encode(answer), status_code=op.status, headers=headers, media_type="application/json"
-        )
+        return _json(msgspec.json.encode(answer), op.status, headers)
+
+    async def _spend(self, op: Operation, ctx: Context, asked: Any, authority: SpendAuthority) -> Response[Any]:
+        """The answer of an operation that spends: the first one, however often the request comes."""
+        db = self._stores.db
+        kept = await replay.begin(db, op, asked, authority, now=self._clock())
+        if kept is not None:
+            return _json(kept.body, kept.status, {replay.HEADER: "true"})
+        try:
+            body = msgspec.json.encode(await op.handler(ctx, asked, spend=authority))
+        except BaseException:
+            await replay.abandon(db, authority)
+            raise
+        await replay.finish(db, authority, op.status, body)
+        return _json(body, op.status, {})
 
     async def _principal(self, op: Operation, request: AnyRequest) -> Principal:
         """Who asks, once it is sure that they may.
@@ -214,6 +228,10 @@ class _Service:
         given = parse_qsl(request.scope["query_string"].decode("ascii"), keep_blank_values=True)
         query = urlencode([pair for pair in given if pair[0] != "cursor"] + [("cursor", cursor)])
         return {"link": f'<{base_url}{quote(request.scope["path"])}?{query}>; rel="next"'}
+
+
+def _json(body: bytes, status: int, headers: Mapping[str, str]) -> Response[Any]:
+    return Response(body, status_code=status, headers=dict(headers), media_type="application/json")
 
 
 def _authority(op: Operation, principal: Principal, request: AnyRequest) -> SpendAuthority:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numexpr
 import numpy as np
 import pytest
 import rasterio
@@ -22,6 +23,7 @@ from eorouter_compute.errors import (
     RequestFault,
     SourceFault,
 )
+from eorouter_compute.expression import Operand, compile_expression, evaluate
 from eorouter_compute.method import InputItem
 from eorouter_compute.methods.band_math import METHOD, BandMathParams
 
@@ -267,7 +269,7 @@ def test_any_sharding_gives_the_same_bytes(tmp_path):
 
 
 def test_bounds_hold_against_a_measured_process(tmp_path):
-    item = scene(tmp_path, shape=(1600, 1800))
+    item = scene(tmp_path, shape=(1100, 1300))  # more than a piece, and no more than it takes
     output = {"name": "n", "expression": "(nir - B12) / (nir + B12)", "dtype": "int16", "scale": 1e-4, "nodata": -32768}
     found = testing.measured(asked(outputs=[output], resampling="bilinear"), [item], tmp_path)
     assert found.shard_bytes <= found.shard_bytes_bound
@@ -288,6 +290,74 @@ def test_flipped_pixels_give_the_flipped_result(tmp_path, seed, flip):
         raster.forget(asset.href)
         results.append(made(asked("(nir - red) / (nir + red) ** 2", use_scale=False), [testing.input_item(asset)]))
     np.testing.assert_array_equal(results[0][:, ::rows, ::cols], results[1])
+
+
+SMOOTH = ("({0} + {1})", "({0} - {1})", "({0} * {1})", "({0} / ({1} * {1} + 1.5))", "where({0} < {1}, {1}, {0} + 2.0)")
+CURVED = ("sqrt({0} * {0})", "exp(sin({0}))", "log({0} * {0} + 0.5)", "cos({0})")
+FORMULAS = st.recursive(
+    st.sampled_from(["red", "nir", "0.25", "3.0"]),
+    lambda inner: st.one_of(
+        st.builds(lambda form, a, b: form.format(a, b), st.sampled_from(SMOOTH), inner, inner),
+        st.builds(lambda form, a: form.format(a), st.sampled_from(CURVED), inner),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=FORMULAS.filter(lambda text: "red" in text or "nir" in text), seed=st.integers(0, 50))
+def test_any_formula_equals_numexpr(text, seed):
+    rng = np.random.default_rng(seed)
+    stored = rng.integers(0, 9000, (2, 5, 9), dtype=np.uint16)
+    stored[:, 2, 3:6] = 0
+    stored[1, 4] = 0
+    red, nir = (np.where(band > 0, band * 1e-4 - 0.1, np.nan) for band in stored)
+    operands = {
+        name: Operand(band, 1e-4, -0.1, band > 0) for name, band in (("red", stored[0]), ("nir", stored[1]))
+    }  # fmt: skip
+    program = compile_expression(text, ["red", "nir"])
+    got = evaluate(program, {name: operands[name] for name in program.names}, dtype="float64")[0]
+    wanted = np.broadcast_to(numexpr.evaluate(text, {"red": red, "nir": nir}), got.shape)
+    missing = np.logical_or.reduce([np.isnan({"red": red, "nir": nir}[name]) for name in program.names])
+    np.testing.assert_array_equal(np.isnan(got), missing)
+    np.testing.assert_allclose(got[~missing], wanted[~missing], rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "bounds"),
+    [
+        ("EPSG:3413", (40.0, 0.0, -2_000.0, 0.0, -40.0, 1_500.0), None),  # over the pole itself
+        ("EPSG:32660", (100.0, 0.0, 630_000.0, 0.0, -100.0, 7_300_000.0), None),
+        ("EPSG:4326", (0.001, 0.0, 179.95, 0.0, -0.001, 66.0), (179.97, 65.93, 180.05, 65.98)),
+    ],
+)
+def test_polar_grids_and_the_antimeridian(tmp_path, crs, transform, bounds):
+    pixels = testing.asymmetric((80, 110), bands=2, seed=3)
+    asset = testing.write_raster(tmp_path / "a.tif", pixels, names=("red", "nir"), crs=crs, transform=transform)
+    choice = {} if bounds is None else {"grid": {"bounds": bounds}}
+    result = testing.run_local(asked("nir - red", **choice), [testing.input_item(asset)])
+    item, (got, _) = result.items[0], read(result.items[0].assets[0])
+    wanted = (pixels[1].astype(float) - pixels[0])[20:70, 20:100] if bounds else pixels[1].astype(float) - pixels[0]
+    np.testing.assert_array_equal(got[0], wanted)
+    if crs == "EPSG:3413":
+        assert item.bbox[3] == pytest.approx(90.0)
+    else:
+        assert item.bbox[0] > item.bbox[2]
+        assert item.footprint["type"] == "MultiPolygon"
+
+
+def test_bands_on_both_sides_of_the_antimeridian_meet(tmp_path):
+    """One scene drawn past 180°, the other from −180° on: the same place, so each finds its pixels in the other."""
+    pixels = testing.asymmetric((60, 90), bands=2, seed=7)
+    east = testing.write_raster(
+        tmp_path / "e.tif", pixels[:1], names=["red"], crs="EPSG:4326", transform=(0.01, 0, 180.1, 0, -0.01, 10)
+    )
+    west = testing.write_raster(
+        tmp_path / "w.tif", pixels[1:], names=["nir"], crs="EPSG:4326", transform=(0.01, 0, -179.9, 0, -0.01, 10)
+    )
+    item = testing.input_item(east, west)
+    got = made(asked("nir - red", grid={"like": item.id, "like_asset": item.rasters[0].key}), [item])[0]
+    np.testing.assert_array_equal(got, pixels[1].astype(float) - pixels[0])
 
 
 def test_real_scene_equals_rasterio_and_numpy(data_dir):

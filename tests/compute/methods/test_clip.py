@@ -15,7 +15,7 @@ from eorouter_compute import aoi, method, raster
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import AoiOutside, BandNotFound, InvalidGeometry, InvalidParameter
 from eorouter_compute.methods.clip import METHOD, ClipParams
-from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric, input_item, run_local, write_raster
+from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric, input_item, measured, run_local, write_raster
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning"),
@@ -184,6 +184,45 @@ def test_mask_choices(tmp_path):
     made = run_local(ClipParams(**area), [input_item(floats)], tmp_path / "2").items[0].assets[0].raster
     assert not made.has_mask
     assert np.isnan(made.bands[0].nodata)
+
+
+def test_bounds_hold_against_a_measured_process(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((1600, 1700), bands=2, noise=0.2), nodata=0)
+    params = ClipParams(aoi=geojson(star(asset)), crs=asset.crs, mask="band")
+    found = measured(params, [input_item(asset)], tmp_path)
+    assert found.shard_bytes <= found.shard_bytes_bound
+    assert found.job_bytes <= max(found.job_bytes_bound, found.shard_bytes_bound)
+    assert found.written_bytes <= found.written_bytes_bound
+    assert 0 < found.pixels <= found.pixels_bound
+
+
+def test_what_the_file_says_beside_its_pixels_is_carried_over(tmp_path):
+    path = tmp_path / "a.tif"
+    classes = (np.arange(700 * 700).reshape(1, 700, 700) // 977 % 3).astype("uint8") * 5
+    asset = write_raster(path, classes, photometric="palette", names=["cover"], blockxsize=128, blockysize=128)
+    with rasterio.open(path, "r+") as target:
+        target.write_colormap(1, {0: (10, 20, 30, 255), 5: (200, 100, 0, 255), 10: (0, 0, 255, 255)})
+        target.update_tags(AREA_OR_POINT="Point", TIFFTAG_DATETIME="2020:02:03 04:05:06", ACQUIRED="noon <é>")
+        target.update_tags(1, SENSOR="MSI", STATISTICS_MAXIMUM="77")
+        target.scales, target.offsets, target.units = (0.5,), (-3.0,), ("class",)
+    raster.forget(asset.href)
+    asset = raster.describe(asset.href)
+    params = ClipParams(aoi=geojson(star(asset)), crs=asset.crs)
+    result = run_local(params, [input_item(asset)], tmp_path / "out", shard_pixels=512 * 512)
+    with rasterio.open(path) as source, rasterio.open(output(result)) as ours:
+        assert ours.colormap(1) == source.colormap(1)
+        assert ours.tags() == source.tags()
+        assert (ours.tags(1)["SENSOR"], ours.tags(1)["STATISTICS_MAXIMUM"]) == ("MSI", "10")
+        assert (ours.descriptions, ours.scales, ours.offsets, ours.units) == (("cover",), (0.5,), (-3.0,), ("class",))
+    with rasterio.open(output(result), overview_level=0) as overview:
+        assert set(np.unique(overview.read())) <= {0, 5, 10}  # classes are not averaged
+
+
+def test_bands_keep_their_colours(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((60, 80), bands=3, dtype="uint8"), photometric="rgb", nodata=0)
+    params = ClipParams(aoi=geojson(star(asset)), crs=asset.crs, bands=("blue", "red"))
+    with rasterio.open(output(run_local(params, [input_item(asset)], tmp_path / "out"))) as ours:
+        assert [color.name for color in ours.colorinterp] == ["blue", "red"]
 
 
 def test_the_plan_bounds_what_is_written(tmp_path):

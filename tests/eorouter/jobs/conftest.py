@@ -18,7 +18,8 @@ from eorouter.storage.tables import organisations, projects
 from eorouter.types import Principal, utc_now
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
-from eorouter_compute.cluster import Outcome, Running, Seen, ShardOrder
+from eorouter_compute.cluster import Outcome, Running, ShardOrder
+from eorouter_compute.nodes import Seen
 
 TOYS = Path(__file__).resolve().parents[2] / "toys"
 

@@ -130,7 +130,7 @@ async def test_failed_try_gives_its_pixels_back(stores, create):
     assert (await job(stores, job_id)).pixels_done == 0
 
 
-@pytest.mark.parametrize(("kind", "tries"), [("machine", 4), ("memory", 2), ("defect", 4), ("request", 1)])
+@pytest.mark.parametrize(("kind", "tries"), [("machine", 4), ("memory", 3), ("defect", 4), ("request", 1)])
 async def test_poisonous_shard_fails_its_job_after_so_many_tries(stores, create, kind, tries):
     job_id = await create(shards=1)
     outcome = Outcome(failure=Failure(kind=kind, code=f"{kind}_code", message="ill"))
@@ -140,6 +140,24 @@ async def test_poisonous_shard_fails_its_job_after_so_many_tries(stores, create,
         await record(stores, Landed(claim=each, outcome=outcome))
     row = await job(stores, job_id)
     assert (row.state, row.problem) == ("failed", {"code": f"{kind}_code", "message": "ill", "shard": 0})
+
+
+async def test_shard_out_of_memory_is_tried_again_in_smaller_pieces(stores, create):
+    await create(shards=1)
+    spent = Outcome(failure=Failure(kind="memory", code="job_out_of_memory", message="too much"))
+    seen = []
+    for hour, outcome in enumerate([spent, msgspec.structs.replace(spent, is_bystander=True), LOST, spent]):
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(hours=hour + 1))
+        seen.append(each.halvings)
+        await record(stores, Landed(claim=each, outcome=outcome))
+    assert seen == [0, 1, 1, 1]
+
+
+async def test_backoff_is_doubled_and_never_twice_the_same():
+    pauses = {leases.backoff(3).total_seconds() for _ in range(20)}
+    assert len(pauses) > 10
+    assert all(1.5 <= pause <= 2.5 for pause in pauses)
+    assert leases.backoff(50).total_seconds() <= 1.25 * 30
 
 
 async def test_bystander_of_a_killed_worker_keeps_its_tries(stores, create):

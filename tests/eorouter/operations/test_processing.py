@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from eorouter.errors import Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
-from eorouter.operation import Registry
+from eorouter.operation import Registry, SpendAuthority
 from eorouter.operations import processing
 from eorouter.operations.processing import (
     AnalyticsExecuteInput,
@@ -24,7 +24,7 @@ from eorouter.operations.processing import (
 )
 from eorouter.storage import items
 from eorouter.storage.tables import job_shards, jobs
-from eorouter.types import Principal, utc_now
+from eorouter.types import Principal, new_id, utc_now
 from eorouter_compute import method
 from eorouter_compute.attempt import ObjectRef
 from eorouter_compute.errors import AoiOutside, BandNotFound
@@ -59,6 +59,10 @@ async def item(peopled):
     return "itm_scene"
 
 
+def paying(who, key=None):
+    return SpendAuthority(principal=who, idempotency_key=key or new_id("key"))
+
+
 def asked(item_id, **changes):
     fields = {"project_id": "prj_a", "task": CLIP(aoi=BOX), "inputs": (InputRef(item_id=item_id),), "name": "field"}
     return ProcessingCreateInput(**(fields | changes))
@@ -67,11 +71,13 @@ def asked(item_id, **changes):
 def test_registry_takes_the_module_whole():
     registry = Registry.of([processing])
     assert [op.id for op in registry] == [
+        "analytics.estimate",
         "analytics.execute",
         "clip.create_from_item",
         "processing.create",
         "processing.create_and_dispatch",
         "processing.dispatch",
+        "processing.estimate",
         "processing.events.list",
         "processing.jobs.cancel",
         "processing.jobs.get",
@@ -105,7 +111,7 @@ async def test_create_tells_the_bound_and_starts_nothing(context, item):
 
 
 async def test_create_shards_are_those_of_the_plan(context, item, stores):
-    job = await processing.create_and_dispatch(context(ME), asked(item))
+    job = await processing.create_and_dispatch(context(ME), asked(item), spend=paying(ME))
     assert job.state == "queued"
     async with stores.db.read() as tx:
         inputs = await items.load_inputs(tx, stores.objects, ME, [item])
@@ -120,9 +126,9 @@ async def test_create_shards_are_those_of_the_plan(context, item, stores):
 @pytest.mark.parametrize("change", [{"project_id": "prj_other"}, {"inputs": (InputRef(item_id="itm_unknown"),)}])
 async def test_create_on_what_is_not_mine_is_not_found_and_writes_nothing(context, item, stores, change):
     with pytest.raises(NotFound):
-        await processing.create_and_dispatch(context(ME), asked(item, **change))
+        await processing.create_and_dispatch(context(ME), asked(item, **change), spend=paying(ME))
     with pytest.raises(NotFound):
-        await processing.create_and_dispatch(context(OTHER), asked(item, project_id="prj_other"))
+        await processing.create_and_dispatch(context(OTHER), asked(item, project_id="prj_other"), spend=paying(OTHER))
     async with stores.db.read() as tx:
         assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar() == 0
 
@@ -138,7 +144,7 @@ async def test_create_on_an_item_deleted_while_it_was_planned_is_not_found(conte
 
     monkeypatch.setattr(queue, "prepare", plan_slowly)
     with pytest.raises(NotFound) as refusal:
-        await processing.create_and_dispatch(context(ME), asked(item))
+        await processing.create_and_dispatch(context(ME), asked(item), spend=paying(ME))
     assert [fault.pointer for fault in refusal.value.errors] == ["/inputs/0"]
     async with stores.db.read() as tx:
         assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar() == 0
@@ -155,14 +161,16 @@ async def test_dispatch_queues_once(context, item):
     job = await processing.create(context(ME), asked(item))
     request = ProcessingDispatchInput(job_id=job.job_id)
     with pytest.raises(NotFound):
-        await processing.dispatch(context(OTHER), request)
-    assert (await processing.dispatch(context(ME), request)).state == "queued"
+        await processing.dispatch(context(OTHER), request, spend=paying(OTHER))
+    assert (await processing.dispatch(context(ME), request, spend=paying(ME))).state == "queued"
     with pytest.raises(Conflict, match="queued"):
-        await processing.dispatch(context(ME), request)
+        await processing.dispatch(context(ME), request, spend=paying(ME))
 
 
 async def test_clip_from_item_goes_to_the_items_project_and_first(context, item, stores):
-    job = await processing.clip_from_item(context(ME), ClipCreateFromItemInput(item_id=item, aoi=BOX, crop=False))
+    job = await processing.clip_from_item(
+        context(ME), ClipCreateFromItemInput(item_id=item, aoi=BOX, crop=False), spend=paying(ME)
+    )
     assert (job.project_id, job.method, job.state) == ("prj_a", "clip", "queued")
     row = await queue.wait(stores.db, job.job_id, 0)
     assert row.is_interactive
@@ -173,11 +181,11 @@ async def test_analytics_answers_after_its_wait_with_the_job_as_it_is(context, i
     request = AnalyticsExecuteInput(
         project_id="prj_a", task=CLIP(aoi=BOX), inputs=(InputRef(item_id=item),), wait_s=0.2
     )
-    assert (await processing.execute(context(ME), request)).state == "queued"
+    assert (await processing.execute(context(ME), request, spend=paying(ME))).state == "queued"
 
 
 async def test_get_tells_task_and_events_and_is_the_owners_only(context, item):
-    job = await processing.create_and_dispatch(context(ME), asked(item))
+    job = await processing.create_and_dispatch(context(ME), asked(item), spend=paying(ME))
     told = await processing.get_job(context(ME), ProcessingJobsGetInput(job_id=job.job_id))
     assert told.task["aoi"] == list(BOX)
     assert [event.type for event in told.events] == ["job.created", "job.queued"]
@@ -204,7 +212,7 @@ async def test_list_pages_through_each_job_once_newest_first(context, item):
 
 async def test_list_filters_and_binds_its_cursor_to_them(context, item):
     drafts = [await processing.create(context(ME), asked(item)) for _ in range(2)]
-    await processing.create_and_dispatch(context(ME), asked(item, project_id="prj_b"))
+    await processing.create_and_dispatch(context(ME), asked(item, project_id="prj_b"), spend=paying(ME))
     page = await processing.list_jobs(context(ME), ProcessingJobsListInput(state="created", limit=1))
     assert page.jobs[0].job_id in {job.job_id for job in drafts}
     with pytest.raises(InvalidCursor):
@@ -214,7 +222,7 @@ async def test_list_filters_and_binds_its_cursor_to_them(context, item):
 
 
 async def test_cancel_ends_a_queued_job_and_refuses_an_ended_one(context, item):
-    job = await processing.create_and_dispatch(context(ME), asked(item))
+    job = await processing.create_and_dispatch(context(ME), asked(item), spend=paying(ME))
     request = ProcessingJobsCancelInput(job_id=job.job_id)
     with pytest.raises(NotFound):
         await processing.cancel_job(context(OTHER), request)
@@ -226,7 +234,7 @@ async def test_cancel_ends_a_queued_job_and_refuses_an_ended_one(context, item):
 
 
 async def test_events_follow_a_job_without_gap_or_repeat(context, item):
-    job = await processing.create_and_dispatch(context(ME), asked(item))
+    job = await processing.create_and_dispatch(context(ME), asked(item), spend=paying(ME))
     first = await processing.list_events(context(ME), ProcessingEventsListInput(job_id=job.job_id, limit=1))
     rest = await processing.list_events(
         context(ME), ProcessingEventsListInput(job_id=job.job_id, after=first.next_after)
@@ -244,11 +252,11 @@ async def test_resume_a_failed_job_gives_another_that_names_it(peopled, context,
     job = await processing.create(context(principal=ME), asked(item, priority="interactive", time_limit_s=90))
     assert (job.priority, job.time_limit_s, job.resumed_from) == ("interactive", 90, None)
     with pytest.raises(Conflict, match="only a job that failed"):
-        await processing.resume(context(principal=ME), ProcessingResumeInput(job_id=job.job_id))
+        await processing.resume(context(principal=ME), ProcessingResumeInput(job_id=job.job_id), spend=paying(ME))
     async with peopled.db.write() as tx:
         failed = {"state": "failed", "problem": {"code": "x", "message": "y"}}
         until = utc_now() + timedelta(hours=1)
         await tx.execute(sa.update(jobs).where(jobs.c.id == job.job_id).values(resumable_until=until, **failed))
-    heir = await processing.resume(context(principal=ME), ProcessingResumeInput(job_id=job.job_id))
+    heir = await processing.resume(context(principal=ME), ProcessingResumeInput(job_id=job.job_id), spend=paying(ME))
     assert (heir.resumed_from, heir.priority, heir.time_limit_s) == (job.job_id, "interactive", 90)
     assert heir.state == "queued"

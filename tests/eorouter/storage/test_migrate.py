@@ -28,7 +28,7 @@ async def db(empty_database_url: str) -> AsyncIterator[Database]:
 
 
 def _catalog(connection: sa.Connection) -> list[tuple[str, ...]]:
-    """Every definition as the engine itself tells it, but for the version table and the index of boxes."""
+    """Every definition as the engine itself tells it, but for the version table, the index of boxes and triggers."""
     if connection.dialect.name == "sqlite":
         query = "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL"
     else:
@@ -44,7 +44,9 @@ def _catalog(connection: sa.Connection) -> list[tuple[str, ...]]:
             FROM information_schema.columns WHERE table_schema = 'public'
         """
     rows = connection.execute(sa.text(query))
-    return sorted(tuple(row) for row in rows if not BOX_INDEX.search(row[1]) and "alembic" not in row[1])
+    return sorted(
+        tuple(row) for row in rows if row[0] != "trigger" and not BOX_INDEX.search(row[1]) and "alembic" not in row[1]
+    )
 
 
 def _plain(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

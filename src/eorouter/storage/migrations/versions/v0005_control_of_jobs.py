@@ -1,4 +1,4 @@
-"""What jobs are steered by: pauses, weights and limits of organisations; deadlines, resumption and split shards."""
+"""What jobs are steered by: pauses, weights and limits of organisations; deadlines, resumption, smaller pieces."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,7 +12,7 @@ MOMENT = sa.DateTime(timezone=True)
 
 
 def upgrade() -> None:
-    """Organisations that are there weigh the same; shards that are there were never split."""
+    """Organisations that are there weigh the same; no shard that is there ran out of memory."""
     with op.batch_alter_table("organisations") as table:
         table.add_column(sa.Column("paused_at", MOMENT))
         table.add_column(sa.Column("weight", sa.Double, nullable=False, server_default="1"))
@@ -29,19 +29,15 @@ def upgrade() -> None:
         table.alter_column("build", server_default=None)
     op.create_index("ix_jobs_resumable_until", "jobs", ["resumable_until"])
     with op.batch_alter_table("job_shards") as table:
-        table.add_column(sa.Column("place", sa.BigInteger, nullable=False, server_default="0"))
-        table.add_column(sa.Column("depth", sa.Integer, nullable=False, server_default="0"))
-    op.execute("UPDATE job_shards SET place = CAST(number AS BIGINT) * 1048576")
+        table.add_column(sa.Column("halvings", sa.Integer, nullable=False, server_default="0"))
     with op.batch_alter_table("job_shards") as table:
-        table.alter_column("place", server_default=None)
-        table.alter_column("depth", server_default=None)
+        table.alter_column("halvings", server_default=None)
 
 
 def downgrade() -> None:
     """Forget all of it."""
     with op.batch_alter_table("job_shards") as table:
-        table.drop_column("depth")
-        table.drop_column("place")
+        table.drop_column("halvings")
     op.drop_index("ix_jobs_resumable_until", "jobs")
     with op.batch_alter_table("jobs") as table:
         for name in ("resumable_until", "resumed_from", "deadline_at", "time_limit_s", "build"):

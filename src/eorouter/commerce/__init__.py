@@ -1,0 +1,1 @@
+"""Money: what work costs, and who has how much of it."""
