@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
@@ -181,7 +182,9 @@ class _Timed:
         with witness.writing():
             return self._sink.__enter__()
 
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> bool | None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
         with witness.writing():
             return self._sink.__exit__(kind, error, trace)
 

@@ -14,7 +14,6 @@ import logging
 import os
 import resource
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Collection, Mapping
@@ -31,12 +30,13 @@ from distributed.client import FutureCancelledError
 from msgspec import Struct
 
 import eorouter_kernels
-from eorouter_compute import faults, meters, method, raster, tracing
+from eorouter_compute import faults, meters, method, nodes, raster, tracing, witness
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.build import build
 from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
-from eorouter_compute.witness import Line, Overhearing, Witness, overhear
+from eorouter_compute.nodes import Seen
+from eorouter_compute.witness import Line, Witness
 
 MERGE = -1
 """Number of the order that merges the parts of the last round; the turn to round n is order MERGE - n."""
@@ -177,7 +177,6 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True):
 _cancelled: frozenset[str] = frozenset()
 _running: dict[tuple[str, int, int], int] = {}
 _worker = f"{socket.gethostname()}:{os.getpid()}"
-_LEAST_STRETCH_NS = 100_000  # shorter computing between two reads is not worth a span
 
 
 def run_order(data: bytes) -> bytes:
@@ -205,7 +204,8 @@ def run_order(data: bytes) -> bytes:
         finally:
             pixels = _running.pop(order.run)
         seconds = time.perf_counter() - started
-        _note_end(order, span, failure, notes, seconds=seconds, pixels=pixels)
+        outcome = "completed" if failure is None else failure.kind
+        meters.note_end(order.label, outcome, notes, span, seconds=seconds, pixels=pixels, worker=_worker)
     return msgspec.msgpack.encode(
         Outcome(
             part=part,
@@ -228,32 +228,6 @@ def _span(order: ShardOrder) -> tracing.Span:
     name = "run" if order.number > MERGE else "merge" if order.number == MERGE else "turn"
     about: dict[str, tracing.Value] = {"job": order.job_id, "shard": order.number, "token": order.token}
     return tracing.span(f"{name} {order.label}", parent=order.traceparent, kind="CONSUMER", attributes=about)
-
-
-def _note_end(
-    order: ShardOrder, span: tracing.Span, failure: Failure | None, notes: Witness, *, seconds: float, pixels: int
-) -> None:
-    """Tell the job's log, the metrics and the trace how a try went."""
-    outcome = "completed" if failure is None else failure.kind
-    meters.count(order.label, outcome, seconds=seconds, pixels=pixels, notes=notes)
-    if failure is None:
-        stages = {"seconds": round(seconds, 4), "read_s": round(notes.read_s, 4), "write_s": round(notes.write_s, 4)}
-        notes.note({"event": "shard.completed", "logger": __name__, **stages, "pixels": pixels, "worker": _worker})
-        log.debug("shard.completed", job=order.job_id, shard=order.number, token=order.token, **stages)
-    if not tracing.is_on():
-        return
-    span.set("outcome", outcome)
-    span.set("pixels", pixels)
-    span.set("read_bytes", notes.read_bytes)
-    span.set("written_bytes", notes.written_bytes)
-    end = time.time_ns()
-    begin = end - int(seconds * 1e9)
-    for stage, since, until in [*notes.spans, ("", end, end)]:
-        if since - begin > _LEAST_STRETCH_NS:
-            span.stretch("compute", begin, since)
-        if stage:
-            span.stretch(stage, since, until)
-        begin = until
 
 
 def _execute(order: ShardOrder) -> Any:
@@ -355,7 +329,7 @@ def dask_setup(worker: Worker) -> None:
 
     Workers of a machine take turns: numba's cache does not bear two processes writing the same entry (numba#9348).
     """
-    _listen()
+    witness.listen()
     tracing.configure("eorouter-worker", os.environ.get(tracing.ENDPOINT, ""))
     with locket.lock_file(str(Path(worker.local_directory).parent / "warm-up.lock"), timeout=600):
         method.methods()
@@ -366,24 +340,6 @@ def dask_setup(worker: Worker) -> None:
 def dask_teardown(worker: Worker) -> None:
     """Send the spans that wait."""
     tracing.shut_down()
-
-
-def _listen() -> None:
-    """Have what is logged while a shard runs go to its job as well as to standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            overhear,
-            structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.captureWarnings(capture=True)
-    logging.getLogger().addHandler(Overhearing())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -401,13 +357,23 @@ class Cluster:
     """
 
     def __init__(
-        self, *, worker_count: int, worker_threads: int, worker_memory_bytes: int, dashboard_port: int, scratch: Path
+        self,
+        *,
+        worker_count: int,
+        worker_threads: int,
+        worker_memory_bytes: int,
+        dashboard_port: int,
+        scratch: Path,
+        dashboard_prefix: str = "",
+        otlp_endpoint: str = "",
     ) -> None:
         self.worker_count = worker_count
         self.worker_threads = worker_threads
         self._memory_bytes = worker_memory_bytes
         self._dashboard_port = dashboard_port
         self._scratch = scratch
+        self._dashboard_prefix = dashboard_prefix
+        self._otlp_endpoint = otlp_endpoint
         self._cluster: Any = None
         self._client: Any = None
         self._executing: dict[str, set[tuple[str, int, int]]] = {}
@@ -449,6 +415,9 @@ class Cluster:
         for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
             logging.getLogger(name).setLevel(logging.WARNING)
         dask_config.set(_DASK_CONFIG)
+        if self._otlp_endpoint:
+            environment = _WORKER_ENVIRONMENT | {tracing.ENDPOINT: self._otlp_endpoint}
+            dask_config.set({"distributed.nanny.pre-spawn-environ": environment})
         self._cluster = await LocalCluster(
             n_workers=self.worker_count,
             threads_per_worker=self.worker_threads,
@@ -463,6 +432,7 @@ class Cluster:
             local_directory=str(self._scratch),
             preload=[__name__],
             resources={_MEMORY: self._memory_bytes},
+            scheduler_kwargs={"http_prefix": self._dashboard_prefix},
         )
         self._client = await Client(self._cluster, asynchronous=True, set_as_default=False)
         self._client.subscribe_topic(_OUT_OF_MEMORY_TOPIC, self._note_out_of_memory)
@@ -531,6 +501,10 @@ class Cluster:
         """The order only waited at the worker that died: the last pulse saw another execute, which never ended."""
         executing = self._executing.get(worker, set())
         return bool(executing) and order.run not in executing
+
+    def census(self) -> list[Seen]:
+        """The workers, as the scheduler knows them."""
+        return [] if self._cluster is None else nodes.census(self._cluster.scheduler)
 
     async def pulse(self, cancelled: Collection[str]) -> list[Running]:
         """Tell workers which jobs and single tries (`run_name`) to give up; hear what they execute, and how far."""

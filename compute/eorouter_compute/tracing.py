@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -39,7 +40,9 @@ class Span(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class _Nothing:
@@ -54,7 +57,9 @@ class _Nothing:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 _NOTHING = _Nothing()
@@ -168,7 +173,9 @@ class _Real:
         self._entered.__enter__()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._entered.__exit__(kind, error, trace)
 
 

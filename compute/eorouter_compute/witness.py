@@ -9,11 +9,13 @@ bounded in number and length: a shard that talks without end is cut off, and the
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, Self
 
+import structlog
 from msgspec import Struct
 
 Stage = Literal["read", "write"]
@@ -26,8 +28,6 @@ _FIELDS_MAX = 32
 _SPANS_MAX = 128
 _OWN = "eorouter"
 _PLACED = frozenset({"event", "level", "logger", "timestamp"})  # these have a field of their own, or are of no use
-
-log_levels = logging.getLevelNamesMapping()
 
 
 class Line(Struct, frozen=True, kw_only=True, array_like=True):
@@ -182,6 +182,24 @@ class Overhearing(logging.Handler):
         """Keep the record."""
         if (witness := current()) is not None and not record.name.startswith(_OWN):
             witness.note({"event": record.getMessage(), "level": record.levelname.lower(), "logger": record.name})
+
+
+def listen() -> None:
+    """Have what this process logs while a shard runs go to its job as well as to standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            overhear,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.captureWarnings(capture=True)
+    logging.getLogger().addHandler(Overhearing())
 
 
 def _plain(value: Any) -> Any:

@@ -192,15 +192,18 @@ def create(settings: Settings) -> "Litestar":
     from eorouter import identity
     from eorouter.storage import migrate as migration
     from eorouter.surface import http, pages
+    from eorouter_compute import tracing
 
     stores = open_stores(settings)
 
     @asynccontextmanager
     async def opened(_: Litestar) -> AsyncIterator[None]:
+        tracing.configure("eorouter-api", settings.otlp_endpoint)
         try:
             await migration.check(stores.db)
             yield
         finally:
+            tracing.shut_down()
             await stores.db.close()
 
     return http.create(

@@ -86,6 +86,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "minio.lan:9000",
         ),
     ] = ""
+    metrics_token: Annotated[
+        str,
+        _field("Who asks for /metrics sends it as a bearer token; empty answers callers on loopback only.", "…"),
+    ] = ""
+    metrics_address: Annotated[
+        str,
+        _field(
+            "Where a dispatcher shows its metrics, host:port; port 0 takes a free one, empty shows none.",
+            "0.0.0.0:9464",
+            pattern=r"^(|.+:[0-9]{1,5})$",
+        ),
+    ] = "127.0.0.1:0"
+    otlp_endpoint: Annotated[
+        str,
+        _field("Where traces are sent by OTLP over HTTP; empty sends none.", "http://collector.lan:4318"),
+    ] = ""
     log_format: Annotated[Literal["text", "json"], _field("How logs are written.", "json")] = "text"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _field("Least level written.", "info")] = "info"
 

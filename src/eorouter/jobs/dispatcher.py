@@ -17,7 +17,6 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -33,7 +32,9 @@ from eorouter.jobs import leases
 from eorouter.jobs.attempts import attempts_key
 from eorouter.jobs.claims import Claim, OpenJob
 from eorouter.jobs.fairness import FairShare
+from eorouter.jobs.journal import without_addresses
 from eorouter.jobs.leases import Landed
+from eorouter.jobs.meters import Meters, shard_span
 from eorouter.jobs.paces import WINDOW_PER_THREAD, Costs, Pace
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
@@ -42,10 +43,11 @@ from eorouter.jobs.wakeup import watch
 from eorouter.settings import Settings, load, prepare, withdraw
 from eorouter.storage import Stores, deletions, dispatchers, uploads
 from eorouter.storage.database import Database, database_url
+from eorouter.storage.dispatchers import dashboard_path
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
-from eorouter_compute import faults
+from eorouter_compute import faults, tracing
 from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder, run_name
 from eorouter_compute.method import InputItem
 
@@ -72,6 +74,7 @@ class _Card(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
     attempts: str
+    traceparent: str
     task: bytes = b""
     inputs: bytes = b""
     shared: str | None = None
@@ -109,7 +112,10 @@ class Dispatcher:
             worker_memory_bytes=settings.worker_memory_mb << 20,
             dashboard_port=settings.dashboard_port,
             scratch=settings.data_dir / "scratch",
+            dashboard_prefix=dashboard_path(self.id),
+            otlp_endpoint=settings.otlp_endpoint,
         )
+        self._meters = Meters(settings, stores.db)
         self._share = FairShare()
         self._wakeup = asyncio.Event()
         self._stop = asyncio.Event()
@@ -196,11 +202,12 @@ class Dispatcher:
             if not landed and not waiting:
                 return False
             faults.reached("record" if landed else "claim")
-            now = utc_now()
+            now, began = utc_now(), time.perf_counter()
             async with self._stores.db.write() as tx:
                 publishing = await leases.record(tx, landed, now=now)
                 waiting += self._woken_by(landed, waiting)
                 taken = await claiming.claim(tx, waiting, share=self._share, room=room, owner=self.id, now=now)
+        self._meters.turned(time.perf_counter() - began, taken.claims, landed)
         for each in landed:
             self._learn(self._flights.pop(each.claim.run), each)
             self._dry.pop(each.claim.job_id, None)
@@ -258,8 +265,10 @@ class Dispatcher:
     async def _fly(self, flight: _Flight) -> None:
         try:
             order = await self._order(flight.claim)
-            outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
-            flight.outcome = _in_time(flight, self._without_addresses(outcome))
+            with shard_span(order, flight.born) as span:
+                order = msgspec.structs.replace(order, traceparent=span.traceparent)
+                outcome = await self._cluster.run(order, is_urgent=flight.claim.is_interactive)
+            flight.outcome = _in_time(flight, without_addresses(outcome, self._stores.objects.url))
         except Exception as error:
             claim = flight.claim
             log.warning(
@@ -269,13 +278,6 @@ class Dispatcher:
             message = f"The shard could not be sent to a worker ({type(error).__name__})."
             flight.outcome = Outcome(failure=Failure(kind="machine", code="not_sent", message=message))
         self._wakeup.set()
-
-    def _without_addresses(self, outcome: Outcome) -> Outcome:
-        """A failure that names sources by object key: where the store lies is not for the job's owner."""
-        if outcome.failure is None:
-            return outcome
-        message = outcome.failure.message.replace(f"{self._stores.objects.url}/", "")
-        return msgspec.structs.replace(outcome, failure=msgspec.structs.replace(outcome.failure, message=message))
 
     async def _order(self, claim: Claim) -> ShardOrder:
         card = await self._card(claim.job_id)
@@ -298,6 +300,7 @@ class Dispatcher:
             body=claim.body,
             parts=parts,
             memory_bytes=claim.bound.memory_bytes,
+            traceparent=card.traceparent,
             halvings=claim.halvings,
         )
 
@@ -320,11 +323,12 @@ class Dispatcher:
         # strict=False: nodata values that JSON cannot hold were written as strings
         inputs = msgspec.msgpack.encode(msgspec.convert(job.inputs, tuple[InputItem, ...], strict=False))
         attempts = attempts_key(job.org_id, job.project_id, job.id)
+        known = {"method": job.method, "attempts": attempts, "traceparent": job.traceparent}
         if len(task) + len(inputs) <= _SHARED_BYTES:
-            return _Card(method=job.method, attempts=attempts, task=task, inputs=inputs)
+            return _Card(**known, task=task, inputs=inputs)
         key = f"{attempts}shared.msgpack"
         await self._stores.objects.put(key, msgspec.msgpack.encode((task, inputs)))
-        return _Card(method=job.method, attempts=attempts, shared=self._stores.objects.href(key))
+        return _Card(**known, shared=self._stores.objects.href(key))
 
     async def _pulse(self) -> None:
         """Carry cancellations to the workers and progress back."""
@@ -414,21 +418,9 @@ class Dispatcher:
 
     async def _beat(self) -> None:
         """Say that we are alive, and what the cluster looks like."""
-        detail = {
-            "workers": self._cluster.alive_count,
-            "threads": self._cluster.threads,
-            "in_flight": len(self._flights),
-            "costs": self._costs.told(),
-            "dashboard_url": self._cluster.dashboard_url,
-            "version": version("eorouter"),
-            "pid": os.getpid(),
-            "pid_started": psutil.Process().create_time(),
-        }
-        async with self._stores.db.write() as tx:
-            await dispatchers.beat(
-                tx, self._stores.db, self.id,
-                host=socket.gethostname(), started_at=self._started_at, detail=detail, now=utc_now(),
-            )  # fmt: skip
+        await self._meters.beat(
+            self.id, self._cluster, in_flight=len(self._flights), started_at=self._started_at, costs=self._costs.told()
+        )
 
     async def _bury_neighbours(self) -> None:
         """Forget dispatchers of this host whose process is gone, so that their shards are taken back at once."""
@@ -461,6 +453,7 @@ class Dispatcher:
         if is_late or owners - alive:
             async with self._stores.db.write() as tx:
                 count = await leases.reap(tx, now=now, dead_owners=owners - alive)
+            self._meters.expired.inc(count)
             log.warning("dispatcher.reaped", shards=count)
             self._dry.clear()
             self._wakeup.set()
@@ -511,6 +504,7 @@ class Dispatcher:
             await leases.record(tx, done, now=now)
             await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
             await dispatchers.forget(tx, self.id)
+        self._meters.close()
         await self._cluster.close()
 
 
@@ -544,6 +538,7 @@ async def serve(settings: Settings, *, is_supervised: bool = False) -> None:
     """Run a dispatcher until SIGTERM or SIGINT, or, supervised, until the parent is gone."""
     db = Database(database_url(settings.database_url, settings.data_dir))
     dispatcher = Dispatcher(settings, Stores(db=db, objects=Objects(settings.objects_url, settings.data_dir)))
+    tracing.configure("eorouter-dispatcher", settings.otlp_endpoint)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, dispatcher.stop)
@@ -559,6 +554,7 @@ async def serve(settings: Settings, *, is_supervised: bool = False) -> None:
         await dispatcher.run()
     finally:
         await db.close()
+        tracing.shut_down()
 
 
 def main(arguments: list[str] | None = None) -> int:

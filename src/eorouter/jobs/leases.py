@@ -18,6 +18,7 @@ import structlog
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eorouter.jobs import journal
 from eorouter.jobs.attempts import RESUMABLE, attempts_key, forget
 from eorouter.jobs.claims import LEASE_S, Claim
 from eorouter.jobs.queue import append, move, ready_next, shard_row
@@ -71,16 +72,15 @@ async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime
 
 async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> bool:
     failed = [each for each in landed if each.outcome.failure is not None]
-    done = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
+    done, timings = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
+    lines = await journal.keep(tx, job, landed, now)
     gained = sum(each.claim.bound.pixels - each.pixels for each in done)
     shards = [each.claim.number for each in done if each.claim.number > MERGE]
     shards_done = job.shards_done + len(shards)
-    if done:
-        await tx.execute(
-            sa.update(jobs)
-            .where(jobs.c.id == job.id)
-            .values(shards_done=shards_done, pixels_done=jobs.c.pixels_done + gained)
-        )
+    if done or lines:
+        values = {"shards_done": shards_done, "pixels_done": jobs.c.pixels_done + gained}
+        values |= {"timing": journal.total(job.timing, timings), "log_lines": job.log_lines + lines}
+        await tx.execute(sa.update(jobs).where(jobs.c.id == job.id).values(values))
     if shards:
         progress = {"shards": shards, "shards_done": shards_done, "shards_total": job.shards_total}
         await append(tx, job.id, "shard.completed", progress | {"pixels_done": job.pixels_done + gained}, now)
@@ -118,35 +118,35 @@ async def _begin_round(tx: AsyncConnection, job: sa.Row[Any], turned: Landed, no
     await append(tx, job.id, "round.started", began, now)
 
 
-async def _finish(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> list[Landed]:
-    """Mark shards done whose token is still current; returns them, and has the objects of the others deleted.
+async def _finish(
+    tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime
+) -> tuple[list[Landed], list[dict[str, Any]]]:
+    """Mark shards done whose token is still current; returns them with their timings; has the others' objects deleted.
 
     Two statements for any number of shards. Nobody changes them in between: all who do lock the job's row first.
     """
     if not landed:
-        return []
+        return [], []
     rows = await tx.execute(
-        sa.select(job_shards.c.number, job_shards.c.token)
+        sa.select(job_shards.c.number, job_shards.c.token, job_shards.c.ready_at)
         .where(job_shards.c.job_id == job.id, job_shards.c.number.in_([each.claim.number for each in landed]))
         .where(job_shards.c.state == ShardState.LEASED.value)
     )
-    current = {(row.number, row.token) for row in rows}
+    current = {(row.number, row.token): row.ready_at for row in rows}
     done = [each for each in landed if (each.claim.number, each.claim.token) in current]
+    timings = [
+        journal.timing(each.outcome, ready_at=current[each.claim.number, each.claim.token], now=now) for each in done
+    ]
     if done:
-        await tx.execute(_FINISH, [_finished(each) for each in done])
+        await tx.execute(_FINISH, [_finished(*each) for each in zip(done, timings, strict=True)])
     for each in landed:
         if (each.claim.number, each.claim.token) not in current:
             await _discard(tx, job, each.claim, now)
-    return done
+    return done, timings
 
 
-def _finished(landed: Landed) -> dict[str, Any]:
+def _finished(landed: Landed, timing: dict[str, Any]) -> dict[str, Any]:
     claim, outcome = landed.claim, landed.outcome
-    timing = {
-        "seconds": round(outcome.seconds, 6),
-        "peak_rss_bytes": outcome.peak_rss_bytes,
-        "worker": outcome.worker,
-    }
     return {
         "at_job": claim.job_id,
         "at_number": claim.number,

@@ -25,7 +25,7 @@ from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
-from eorouter_compute import faults
+from eorouter_compute import faults, tracing
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import OutputItem, ReadReport, Result
 
@@ -55,6 +55,12 @@ async def publish(stores: Stores, job_id: str, *, now: datetime) -> bool:
     )  # on every line of whoever publishes, failures too
     if job.state != JobState.PUBLISHING:
         return False
+    with tracing.span("publish", parent=job.traceparent, attributes={"job": job_id}):
+        return await _copy_and_commit(stores, job, result, now=now)
+
+
+async def _copy_and_commit(stores: Stores, job: sa.Row[Any], result: Result, *, now: datetime) -> bool:
+    job_id = job.id
     keys = {output.name: _keys(job, output) for output in result.items}
     for output in result.items:
         for asset in output.assets:

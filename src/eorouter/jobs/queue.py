@@ -23,12 +23,13 @@ from eorouter.jobs.wakeup import notify
 from eorouter.storage.database import Database, spelled
 from eorouter.storage.tables import job_events, job_shards, jobs, owned
 from eorouter.types import Principal, new_id
-from eorouter_compute import method
+from eorouter_compute import method, tracing
 from eorouter_compute.build import build
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import InputItem, Params, Plan, Shard
 
 __all__ = [
+    "MERGE",
     "TERMINAL", "append", "cancel", "create", "dispatch", "find", "move", "prepare", "ready_next", "shard_row", "wait",
 ]  # fmt: skip
 
@@ -102,6 +103,7 @@ async def create(
             is_cancelling=False,
             created_by=principal.id,
             request_id=request_id,
+            traceparent=tracing.traceparent(),
             created_at=now,
             build=build(),
             time_limit_s=time_limit_s,

@@ -16,6 +16,7 @@ from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.jobs.wakeup import notify
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import Principal, new_id
+from eorouter_compute import tracing
 from eorouter_compute.build import build
 from eorouter_compute.cluster import MERGE
 
@@ -47,7 +48,7 @@ async def resume(tx: AsyncConnection, job_id: str, principal: Principal, *, requ
     fresh = {
         "id": new_job, "state": JobState.CREATED.value, "pixels_done": int(pixels_done), "shards_done": shards_done,
         "is_cancelling": False, "created_by": principal.id, "request_id": request_id, "created_at": now,
-        "resumed_from": job_id,
+        "resumed_from": job_id, "traceparent": tracing.traceparent(),
     }  # fmt: skip
     await tx.execute(sa.insert(jobs).values(inherited | fresh))
     await _take_over(tx, job_id, new_job, is_done=is_done, current=current, now=now)

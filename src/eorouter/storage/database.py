@@ -8,7 +8,7 @@ import asyncio
 import math
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect
@@ -84,9 +86,20 @@ class Database:
         )
         # SQLite has one writer; queueing here costs nothing, while its own wait is a poll.
         self._writer = asyncio.Lock()
+        self.statements = 0
+        self.seconds = 0.0
+        event.listen(self.engine.sync_engine, "before_cursor_execute", self._on_statement)
+        event.listen(self.engine.sync_engine, "after_cursor_execute", self._on_answer)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _on_sqlite_connect)
             event.listen(self.engine.sync_engine, "begin", _on_sqlite_begin)
+
+    def _on_statement(self, *event: Any) -> None:
+        event[4].eorouter_began = time.perf_counter()
+
+    def _on_answer(self, *event: Any) -> None:
+        self.statements += 1
+        self.seconds += time.perf_counter() - event[4].eorouter_began
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -118,6 +131,18 @@ class Database:
     async def close(self) -> None:
         """Give all connections back."""
         await self.engine.dispose()
+
+
+class DatabaseTime(Collector):
+    """Statements and seconds of a process with its database."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def collect(self) -> Iterator[Metric]:
+        """The two counters."""
+        yield CounterMetricFamily("eorouter_db_statements", "Statements sent.", value=self._db.statements)
+        yield CounterMetricFamily("eorouter_db_seconds", "Seconds waited for their answers.", value=self._db.seconds)
 
 
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:

@@ -18,6 +18,11 @@ _FORGOTTEN = timedelta(hours=1)
 _MINE = processes.c.role == "dispatcher"
 
 
+def dashboard_path(dispatcher_id: str) -> str:
+    """Where the API shows the pages of a dispatcher's cluster, and where its scheduler serves them."""
+    return f"/operator/dask/{dispatcher_id}"
+
+
 async def beat(
     tx: AsyncConnection,
     db: Database,

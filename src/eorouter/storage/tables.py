@@ -46,6 +46,7 @@ users = sa.Table(
     sa.Column("password_hash", sa.String(200), nullable=False),
     sa.Column("country_code", sa.String(2)),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("is_operator", sa.Boolean, nullable=False, default=False),  # given by `eorouter operators` only
 )
 
 organisations = sa.Table(
@@ -216,6 +217,9 @@ jobs = sa.Table(
     sa.Column("deadline_at", UtcDateTime),  # set when it starts
     sa.Column("resumed_from", Key),  # the failed job whose finished shards it took over
     sa.Column("resumable_until", UtcDateTime),  # a failed job's finished shards are kept until then
+    sa.Column("traceparent", sa.String(55), nullable=False, default=""),  # of the request that made it
+    sa.Column("timing", Json),  # seconds of all its shards by stage, bytes, and the largest peak
+    sa.Column("log_lines", sa.Integer, nullable=False, default=0),  # kept so far: their number is bounded
     sa.Column("reserved_cents", sa.BigInteger),  # the most it can cost; None where nothing is charged
     sa.Column("captured_cents", sa.BigInteger),  # what it came to, once it has ended
     sa.Column("price_book", sa.String(100)),  # version and digest of the prices it was promised at
@@ -256,6 +260,31 @@ job_events = sa.Table(
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Index(None, "job_id", "id"),
     sqlite_autoincrement=True,  # an id is never given twice, so Last-Event-ID never skips
+)
+
+job_logs = sa.Table(
+    "job_logs",
+    metadata,
+    sa.Column("id", BigId, primary_key=True, autoincrement=True),
+    sa.Column("job_id", Key, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # the shard that said it
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),  # by the worker's clock
+    sa.Column("level", sa.String(16), nullable=False),
+    sa.Column("logger", sa.String(100), nullable=False),
+    sa.Column("event", sa.String(2000), nullable=False),
+    sa.Column("data", Json, nullable=False),
+    sa.Index(None, "job_id", "id"),
+)
+
+throughput = sa.Table(
+    # What all dispatchers did, by minute; the operator's page draws its last hour.
+    "throughput",
+    metadata,
+    sa.Column("minute", sa.BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    sa.Column("shards", sa.BigInteger, nullable=False),
+    sa.Column("failures", sa.BigInteger, nullable=False),
+    sa.Column("pixels", sa.BigInteger, nullable=False),
 )
 
 ledger_accounts = sa.Table(

@@ -9,7 +9,9 @@ import msgspec
 import structlog
 
 from eorouter.errors import InternalFault
+from eorouter.surface.meters import ApiMeters
 from eorouter.types import new_id
+from eorouter_compute import tracing
 
 Message = MutableMapping[str, Any]
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -29,8 +31,9 @@ log = structlog.get_logger("eorouter.http")
 class Envelope:
     """ASGI application around the framework's, so that its own errors pass here too."""
 
-    def __init__(self, app: Asgi) -> None:
+    def __init__(self, app: Asgi, meters: ApiMeters) -> None:
         self.app = app
+        self.meters = meters
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one exchange."""
@@ -41,7 +44,8 @@ class Envelope:
         scope.setdefault("state", {})["request_id"] = request_id
         exchange = _Exchange(send, request_id, is_head=scope["method"] == "HEAD")
         started = time.perf_counter()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        self.meters.in_flight.inc()
+        with structlog.contextvars.bound_contextvars(request_id=request_id), _span(scope) as span:
             try:
                 await self.app(scope, receive, exchange.send)
             except Exception:
@@ -49,12 +53,17 @@ class Envelope:
                 if exchange.status is None:
                     await exchange.fail()
             finally:
+                operation, seconds = scope["state"].get("operation") or "", time.perf_counter() - started
+                self.meters.in_flight.dec()
+                self.meters.answered(operation, exchange.status, seconds, is_stream=exchange.is_stream)
+                span.set("operation", operation)
+                span.set("http.response.status_code", exchange.status or 0)
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=exchange.status,
-                    duration_ms=round((time.perf_counter() - started) * 1000, 2),
+                    duration_ms=round(seconds * 1000, 2),
                     operation=scope["state"].get("operation"),
                     principal=scope["state"].get("principal"),
                     sent_bytes=exchange.sent_bytes,
@@ -70,6 +79,7 @@ class _Exchange:
         self._is_head = is_head
         self.status: int | None = None
         self.sent_bytes = 0
+        self.is_stream = False
 
     async def send(self, message: Message) -> None:
         """Pass a message on; the first one gets the headers that every answer has."""
@@ -79,6 +89,7 @@ class _Exchange:
             present = {name.lower() for name, _ in headers}
             wanted = [(b"x-request-id", self._request_id.encode()), (b"x-content-type-options", b"nosniff")]
             kind = next((value for name, value in headers if name.lower() == b"content-type"), b"")
+            self.is_stream = kind.startswith((b"text/event-stream", b"application/x-ndjson"))
             if kind.startswith(b"text/html"):
                 wanted.extend(_HTML_HEADERS)
             elif b"cache-control" not in present:
@@ -97,6 +108,16 @@ class _Exchange:
         headers = [(b"content-type", PROBLEM_TYPE), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _span(scope: Any) -> tracing.Span:
+    """The span of a request, which belongs to the caller's where that sends a `traceparent`."""
+    if not tracing.is_on():
+        return tracing.span("")
+    parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), "")
+    about: dict[str, tracing.Value] = {"http.request.method": scope["method"], "url.path": scope["path"]}
+    about["request_id"] = scope["state"]["request_id"]
+    return tracing.span("request", parent=parent, kind="SERVER", attributes=about)
 
 
 def _request_id(headers: list[tuple[bytes, bytes]]) -> str:

@@ -30,7 +30,7 @@ from eorouter.operation import ANY, PUBLIC, Blob, Context, Operation, Registry, 
 from eorouter.operation import Route as IdiomaticRoute
 from eorouter.settings import Settings
 from eorouter.storage import Stores
-from eorouter.surface import binding, blobs, problems, readiness, replay, streams
+from eorouter.surface import binding, blobs, meters, problems, readiness, replay, streams
 from eorouter.surface.envelope import Envelope
 from eorouter.surface.faults import did_you_mean
 from eorouter.types import ANONYMOUS, Principal, utc_now
@@ -76,15 +76,16 @@ def create(
         status = 200 if state.state == "ready" else 503
         return Response(msgspec.json.encode(state), status_code=status, media_type="application/json")
 
+    counted = meters.ApiMeters()
     app = Litestar(
-        [healthz, readyz, *service.routes(), *pages],
+        [healthz, readyz, meters.handler(settings, counted, stores.db), *service.routes(), *pages],
         openapi_config=None,
         logging_config=None,
         debug=False,
         exception_handlers={Exception: problems.respond},
         lifespan=list(lifespan),
     )
-    app.asgi_handler = Envelope(app.asgi_handler)
+    app.asgi_handler = Envelope(app.asgi_handler, counted)
     return app
 
 

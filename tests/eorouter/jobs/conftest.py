@@ -19,6 +19,7 @@ from eorouter.types import Principal, utc_now
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
 from eorouter_compute.cluster import Outcome, Running, ShardOrder
+from eorouter_compute.nodes import Seen
 
 TOYS = Path(__file__).resolve().parents[2] / "toys"
 
@@ -105,6 +106,9 @@ class ThreadCluster:
             Running(job_id=job, number=number, token=token, pixels=pixels)
             for job, number, token, pixels in cluster_module.pulse(sorted(cancelled))
         ]
+
+    def census(self) -> list[Seen]:
+        return []
 
     async def restart_workers_of(self, runs: set[tuple[str, int, int]]) -> None:
         raise AssertionError("no toy of these tests is deaf")

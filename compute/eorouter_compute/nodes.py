@@ -1,0 +1,44 @@
+"""The workers of a cluster as its scheduler sees them: for the heartbeat, and so for whoever watches."""
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class Seen(Struct, frozen=True, kw_only=True):
+    """A worker as its scheduler sees it; `shards` are those it was given, as the dashboard names them."""
+
+    name: str
+    host: str
+    threads: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    shards: tuple[str, ...]
+    metrics_url: str
+
+
+def census(scheduler: Any) -> list[Seen]:
+    """The workers of a scheduler; it also forgets the names of tasks of which none is left.
+
+    Dask keeps a record per name for ever, and ours name jobs.
+    """
+    for name, prefix in list(scheduler.task_prefixes.items()):
+        if not prefix.groups:
+            del scheduler.task_prefixes[name]
+    return [
+        Seen(
+            name=str(worker.name),
+            host=worker.host,
+            threads=worker.nthreads,
+            memory_bytes=int(worker.metrics.get("memory", 0)),
+            memory_limit_bytes=worker.memory_limit,
+            shards=tuple(f"{task.key[0]} #{task.key[1]}" for task in worker.processing if isinstance(task.key, tuple)),
+            metrics_url=_metrics_url(worker),
+        )
+        for worker in scheduler.workers.values()
+    ]
+
+
+def _metrics_url(worker: Any) -> str:
+    port = worker.services.get("dashboard")
+    return f"http://{worker.host}:{port}/metrics" if port else ""
