@@ -412,9 +412,9 @@ def _trace(
 
 @kernel
 def _sum_rows(
-    window: Ints, sign: float, cells: Floats, bits: NDArray[np.uint64], left: Floats, made: int,
+    window: Ints, sign: float, cells: Floats, bits: NDArray[np.uint64], left: Floats, made: int | np.int64,
     span_row: Ints32, span_col: Ints32, span_length: Ints32, span_weight: Floats,
-) -> int:  # fmt: skip
+) -> int | np.int64:  # fmt: skip
     """The running sum along each row of a window, as spans; clears the scratch and returns how many spans there are."""
     row, col, width = window[0], window[1], window[3] - window[1]
     words = (width + 63) >> 6
@@ -464,7 +464,7 @@ def _cover(
     Nodata: none.
     Reference: see `coverage`.
     """
-    made = np.int64(0)
+    made = np.int64(0)  # a plain 0 would be a type of its own to numba, and its callees compiled twice
     first[0] = 0
     pair = start
     while pair < len(work.zone):

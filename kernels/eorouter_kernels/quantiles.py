@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 Ints32 = NDArray[np.int32]
 Keys = NDArray[Any]
 Bits = NDArray[np.uint64]
+Count = int | np.int64
 
 STEPS_LOG2 = 60
 STEPS = 1 << STEPS_LOG2
@@ -229,7 +230,7 @@ def _scratch(size: int, dtype: np.dtype[Any]) -> tuple[Ints32, Keys, Ints32]:
 
 
 @kernel
-def _drain(whole: Ints, part: Ints, bits: Bits, made: int, out_key: Keys, out_whole: Ints, out_part: Ints) -> int:
+def _drain(whole: Ints, part: Ints, bits: Bits, made: Count, out_key: Keys, out_whole: Ints, out_part: Ints) -> Count:
     """Empty the table into runs, in rising order of keys; returns how many runs there are now."""
     for word in range(len(bits)):
         pending = bits[word]
@@ -259,7 +260,7 @@ def _collect_narrow(
     Nodata: cells that are not valid, and slivers, are left out.
     Reference: counting sort; Knuth, TAOCP vol. 3, 5.2, with a bitmap instead of a scan of the table.
     """
-    made = np.int64(0)
+    made = np.int64(0)  # a plain 0 would be a type of its own to numba, and its callees compiled twice
     one, low = np.uint64(1), np.int64(STEPS - 1)
     for pair in range(len(batch.first) - 1):
         for span in range(batch.first[pair], batch.first[pair + 1]):
@@ -311,7 +312,7 @@ def _join_narrow(
 
 
 @kernel
-def _sort(n: int, key: Keys, index: Ints32, other_key: Keys, other_index: Ints32) -> None:
+def _sort(n: Count, key: Keys, index: Ints32, other_key: Keys, other_index: Ints32) -> None:
     """Sort keys 0 … n - 1 in place, and say in `index` where each came from; equal keys in any order.
 
     Shapes: all (≥ n).
@@ -360,9 +361,9 @@ def _sort(n: int, key: Keys, index: Ints32, other_key: Keys, other_index: Ints32
 
 @kernel
 def _condense(
-    n: int, key: Keys, index: Ints32, whole: Ints, part: Ints,
-    made: int, out_key: Keys, out_whole: Ints, out_part: Ints,
-) -> int:  # fmt: skip
+    n: Count, key: Keys, index: Ints32, whole: Ints, part: Ints,
+    made: Count, out_key: Keys, out_whole: Ints, out_part: Ints,
+) -> Count:  # fmt: skip
     """Runs of sorted keys 0 … n - 1, one per distinct key; returns how many runs there are now."""
     i = 0
     while i < n:
