@@ -220,10 +220,10 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
 
 
 async def _held(tx: AsyncConnection, job_id: str) -> sa.Row[Any] | None:
-    """The job's row, locked; None while somebody else holds it.
+    """The job's row, locked; None while somebody else holds it, and once it is being cancelled.
 
     Waiting for it here could close a circle: this transaction may hold another job that the other one waits for.
     """
     columns = (jobs.c[name] for name in ("state", "request_id", "method", "time_limit_s"))
-    query = sa.select(*columns).where(jobs.c.id == job_id).with_for_update(skip_locked=True)
-    return (await tx.execute(query)).one_or_none()
+    query = sa.select(*columns).where(jobs.c.id == job_id, jobs.c.is_cancelling.is_(False))
+    return (await tx.execute(query.with_for_update(skip_locked=True))).one_or_none()

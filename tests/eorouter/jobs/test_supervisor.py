@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,9 @@ from eorouter.jobs import queue
 from eorouter.jobs.supervisor import Supervisor, environment
 from eorouter.settings import PREFIX, Settings, load
 from eorouter.storage.tables import items, job_events, job_shards
+from eorouter.types import Principal, utc_now
+
+ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
 
 
 async def until(condition, timeout_s=60):
@@ -35,6 +39,10 @@ def workers_of(supervisor):
     return found
 
 
+# On SQLite the quick cells of the matrix kill the same processes.
+@pytest.mark.parametrize(
+    "empty_database_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.timeout(300)
 async def test_jobs_survive_the_death_of_workers_and_dispatcher(stores, settings, create, empty_database_url, tmp_path):
     address = "" if stores.db.is_sqlite else empty_database_url
@@ -52,6 +60,19 @@ async def test_jobs_survive_the_death_of_workers_and_dispatcher(stores, settings
         shaken = await queue.wait(stores.db, job_id, 60)
         assert (shaken.state, shaken.result["checksums"]) == ("completed", calm.result["checksums"])
         assert await count_events(stores, job_id, "shard.retried") >= 1
+
+        doomed = await create(shards=6, blocks=600, block_s=0.1)
+
+        async def is_going():
+            return (await queue.wait(stores.db, doomed, 0)).pixels_done > 0
+
+        await until(is_going)
+        asked_at = utc_now()
+        async with stores.db.write() as tx:
+            await queue.cancel(tx, doomed, ALICE, asked_at)
+        cancelled = await queue.wait(stores.db, doomed, 20)
+        assert cancelled.state == "cancelled"
+        assert cancelled.finished_at - asked_at < timedelta(seconds=5)  # two, where nothing else keeps the cores busy
 
         orphan = await create(shards=4, blocks=20, block_s=0.1)
 
