@@ -153,30 +153,31 @@ def encode(
     return segment, {"segment": attempt.refs["segment.bin"]}
 
 
-def _in_parts(compute: Callable[[Window], Pixels], side: int) -> Callable[[Window], Pixels]:
-    """`compute`, asked for squares of `side` pixels only."""
+def _in_parts(compute: Callable[[Window], Pixels | Stored], side: int) -> Callable[[Window], Stored]:
+    """`compute`, asked for squares of `side` pixels only; a multiple of a tile's side, so that the same tiles pass."""
 
-    def whole(window: Window) -> Pixels:
-        places = list(tiles(window, side))
-        if len(places) == 1:
-            return compute(window)
+    def whole(window: Window) -> Stored:
         pixels, valid = None, None
-        for place in places:
-            rows = slice(place.row - window.row, place.row_stop - window.row)
-            at = (..., rows, slice(place.col - window.col, place.col_stop - window.col))
-            part, part_valid = compute(place)
+        packed: dict[tuple[int, int], bytes] = {}
+        for place in tiles(window, side):
+            made = compute(place)
+            part = made if isinstance(made, Stored) else Stored(*made, {})
+            if place == window:
+                return part
+            at = (..., *place.relative_to(window))
             if pixels is None:
-                pixels = np.empty((len(part), window.height, window.width), part.dtype)
-            pixels[at] = part
-            if part_valid is not None:
+                pixels = np.empty((len(part.pixels), window.height, window.width), part.pixels.dtype)
+            pixels[at] = part.pixels
+            packed |= part.tiles
+            if part.valid is not None:
                 if valid is None:
-                    valid = np.ones((*part_valid.shape[:-2], window.height, window.width), np.bool_)
-                elif part_valid.ndim > valid.ndim:
+                    valid = np.ones((*part.valid.shape[:-2], window.height, window.width), np.bool_)
+                elif part.valid.ndim > valid.ndim:
                     valid = np.repeat(valid[None], len(pixels), axis=0)
-                valid[at] = part_valid
+                valid[at] = part.valid
         if pixels is None:
             raise ValueError(f"{window} is empty")
-        return pixels, valid
+        return Stored(pixels, valid, packed)
 
     return whole
 

@@ -101,7 +101,7 @@ def to_values(stored: Array, missing: float, scale: float, offset: float, clear:
 
 def look_up(stored: Array, table: NDArray[np.bool_], clear: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Twin of `look_up`: (pixel)."""
-    return clear & table[stored]
+    return clear & table[stored.astype(np.int64)]
 
 
 def count_whole(values: Array) -> int:
