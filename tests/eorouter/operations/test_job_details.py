@@ -37,7 +37,7 @@ async def job(peopled):
             is_done = number == 0
             shard = {
                 "job_id": "job_1", "number": number, "round": 0, "state": "done" if is_done else "ready", "body": b"",
-                "bound": {"pixels": 4}, "attempt": 1, "token": 1, "ready_at": NOW, "place": number, "depth": 0,
+                "bound": {"pixels": 4}, "attempt": 1, "token": 1, "ready_at": NOW, "halvings": 0,
                 "timing": spent if is_done else None,
             }  # fmt: skip
             await tx.execute(sa.insert(job_shards).values(shard))
