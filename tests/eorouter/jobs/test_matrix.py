@@ -25,15 +25,18 @@ import psutil
 import pytest
 import pytest_asyncio
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.jobs import queue, supervisor
+from eorouter.commerce import ledger
+from eorouter.jobs import charges, queue, supervisor
 from eorouter.jobs.supervisor import Supervisor, environment
+from eorouter.operation import SpendAuthority
 from eorouter.settings import Settings
 from eorouter.storage import Stores, deletions, migrate
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
-from eorouter.storage.tables import items, job_events, organisations, projects
-from eorouter.types import Principal, utc_now
+from eorouter.storage.tables import items, job_events, ledger_transfers, organisations, projects
+from eorouter.types import Principal, new_id, utc_now
 from eorouter_compute import faults, method
 
 TOYS = Path(__file__).resolve().parents[2] / "toys"
@@ -80,11 +83,15 @@ class Installation(msgspec.Struct):
         return [each for each in self.dispatcher.children() if "spawn_main" in " ".join(each.cmdline())]
 
     async def create(self, **fields: object) -> str:
+        """Queue a job, with the money for it set aside."""
+        paying = SpendAuthority(principal=ALICE, idempotency_key=new_id("key"))
         async with self.stores.db.write() as tx:
-            return await queue.create(
+            job_id = await queue.create(
                 tx, principal=ALICE, project_id="prj_a", task=method.get("toy").params(**fields), inputs=[], name="",
                 is_interactive=False, request_id="req_test", now=utc_now(), dispatches=True,
             )  # fmt: skip
+            await charges.reserve(tx, self.stores.db, paying, job_id, welcome=100_000, now=utc_now())
+        return job_id
 
     async def reached(self, moment: str) -> tuple[int, Path]:
         """Wait until a process stands still at an armed moment; its id, and the file that holds it."""
@@ -198,9 +205,12 @@ def _is_worker(here: Installation, pid: int) -> bool:
     return pid in {each.pid for each in here.workers()}
 
 
-def assert_settled(job) -> None:
-    """What was reserved for the job is resolved, once. Nothing is reserved yet: money comes with the ledger."""
-    assert job.state in {"completed", "failed", "cancelled"}
+async def assert_settled(tx: AsyncConnection, job: sa.Row) -> None:
+    """What was reserved for the job was captured, once and never more, and the ledger balances."""
+    assert 0 < job.captured_cents <= job.reserved_cents
+    kinds = sa.select(ledger_transfers.c.kind).where(ledger_transfers.c.reference == job.id)
+    assert sorted((await tx.execute(kinds)).scalars()) == ["capture", "reserve"]
+    assert await ledger.verify(tx, ended=await charges.forgotten(tx)) == []
 
 
 async def assert_as_if_nothing_happened(here: Installation, job_id: str) -> None:
@@ -208,8 +218,8 @@ async def assert_as_if_nothing_happened(here: Installation, job_id: str) -> None
     assert (row.state, row.problem) == ("completed", None)
     assert row.result["checksums"] == here.calm
     assert row.pixels_done == row.bound["pixels"]
-    assert_settled(row)
     async with here.stores.db.read() as tx:
+        await assert_settled(tx, row)
         ends = sa.select(sa.func.count()).where(job_events.c.job_id == job_id, job_events.c.type == "job.completed")
         assert (await tx.execute(ends)).scalar() == 1
         documents = (await tx.execute(sa.select(items.c.document))).scalars().all()
