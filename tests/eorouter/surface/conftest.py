@@ -29,8 +29,9 @@ from eorouter.settings import Settings
 from eorouter.storage import Stores
 from eorouter.storage.database import Database, database_url
 from eorouter.storage.objects import Objects
+from eorouter.storage.tables import metadata, organisations, requests_done
 from eorouter.surface import http
-from eorouter.types import ANONYMOUS, Cursor, Id, Input, Output, PageLimit, Principal
+from eorouter.types import ANONYMOUS, Cursor, Id, Input, Output, PageLimit, Principal, utc_now
 from eorouter_compute.errors import AoiOutside
 
 SCENE = bytes(range(256)) * 20_000  # longer than one chunk of the object store
@@ -358,8 +359,12 @@ def logs() -> Iterator[list[Any]]:
 
 @pytest.fixture
 async def toy_stores(tmp_path: Path) -> AsyncIterator[Stores]:
-    """Stores that no toy asks anything of but objects."""
+    """Stores with what spending needs, and nothing else: no toy asks anything of them but objects."""
     stores = Stores(db=Database(database_url("", tmp_path)), objects=Objects("", tmp_path))
+    async with stores.db.write() as tx:
+        await tx.run_sync(lambda sync: metadata.create_all(sync, tables=[organisations, requests_done]))
+        row = {"id": "org_1", "name": "", "quota_bytes": 0, "used_bytes": 0, "created_at": utc_now(), "weight": 1.0}
+        await tx.execute(sa.insert(organisations).values(row))
     yield stores
     await stores.db.close()
 
