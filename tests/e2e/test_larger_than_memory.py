@@ -53,7 +53,7 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         {"value": {"index": "NDVI"}, "group": {"by": "all"}, "analysis": {"type": "composite", "statistics": ["mean"]}},
     ),
 }
-QUICK = {"clip", "zonal_statistics"}
+QUICK = {"zonal_statistics"}
 INSTALLED = {method for method, record in methods().items() if not record.is_internal}
 
 
