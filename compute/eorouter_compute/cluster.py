@@ -6,7 +6,8 @@ re-run under the same fencing token would meet its own objects) or on its queue 
 
 Facts about Dask this module rests on, measured with 2026.8: a cancelled future's function keeps running, so a shard
 asks a flag between its blocks; all tasks of a dead worker fail with `KilledWorker`, also those that had not begun; a
-worker whose scheduler is gone exits after about two seconds.
+worker whose scheduler is gone exits after about two seconds. A `LocalCluster` closes the nanny of a worker that is not
+back after `lost-worker-timeout` (15 s; a loaded machine needs longer to start one), and starts none in its place.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ import structlog
 from dask import config as dask_config
 from distributed import Client, KilledWorker, LocalCluster, Security, Worker
 from distributed.client import FutureCancelledError
+from distributed.core import Status
 from msgspec import Struct
 
 import eorouter_kernels
@@ -69,6 +71,7 @@ _DASK_CONFIG: Mapping[str, Any] = {
     "distributed.admin.large-graph-warning-threshold": "1GB",
     "distributed.admin.log-length": 1000,
     "distributed.comm.timeouts.connect": "10s",
+    "distributed.deploy.lost-worker-timeout": "15m",  # more than a warm-up on a cold machine takes, waiting its turn
     "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
 }
 
@@ -443,6 +446,16 @@ class Cluster:
         builds = {"the scheduler": await self._client.run_on_scheduler(build)}
         builds |= {f"worker {address}": told for address, told in (await self._client.run(build)).items()}
         check_builds(build(), builds)
+
+    def refill(self) -> None:
+        """Have nannies started in the place of those that gave up; a nanny that lives starts its worker by itself."""
+        nannies = self._cluster.workers
+        gone = [name for name, nanny in nannies.items() if nanny.status in {Status.closed, Status.failed}]
+        for name in gone:
+            del nannies[name]
+        if len(nannies) < self.worker_count:
+            log.warning("cluster.workers.refilled", missing=self.worker_count - len(nannies))
+            self._cluster.scale(self.worker_count)
 
     async def close(self) -> None:
         """Stop everything that was started."""

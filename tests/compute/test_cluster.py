@@ -3,13 +3,17 @@
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import pytest_asyncio
+from dask import config as dask_config
+from distributed.core import Status
 
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
@@ -124,6 +128,33 @@ async def test_run_on_a_worker_that_dies_is_lost_and_the_next_try_succeeds(clust
     outcome = await cluster.run(order(**sick))
     assert msgspec.msgpack.decode(outcome.part, type=Part).objects["numbers"].size == 1000
     await until_alive(cluster)
+
+
+async def test_a_dead_worker_that_is_slow_to_come_back_costs_no_other_and_is_replaced(cluster):
+    """Dask, asked to, closes its nanny for good: `refill` starts another, and what runs elsewhere stays."""
+    nannies = cluster._cluster.workers
+    assert dask_config.get("distributed.deploy.lost-worker-timeout") == "15m"
+    kept = nannies[1].pid
+    with dask_config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
+        os.kill(nannies[0].pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while 0 in nannies:  # noqa: ASYNC110 - Dask takes its time
+                await asyncio.sleep(0.01)
+    cluster.refill()
+    await until_alive(cluster)
+    assert nannies[1].pid == kept
+
+
+async def test_refill_replaces_nannies_that_gave_up():
+    bare = Cluster(worker_count=2, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    asked = []
+    nannies = {0: SimpleNamespace(status=Status.failed), 1: SimpleNamespace(status=Status.running)}
+    bare._cluster = SimpleNamespace(workers=nannies, scale=asked.append)
+    bare.refill()
+    assert (list(nannies), asked) == ([1], [2])
+    nannies[0] = SimpleNamespace(status=Status.starting)
+    bare.refill()
+    assert asked == [2]
 
 
 async def test_restart_workers_of_ends_a_shard_that_does_not_listen(cluster, order):

@@ -92,6 +92,9 @@ class ThreadCluster:
     async def start(self) -> None:
         method.methods()
 
+    def refill(self) -> None:
+        """Threads do not die."""
+
     async def close(self) -> None:
         self.is_healthy = False
 
