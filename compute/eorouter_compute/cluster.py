@@ -35,7 +35,7 @@ import eorouter_kernels
 from eorouter_compute import faults, meters, method, nodes, raster, tracing, witness
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.build import build
-from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
+from eorouter_compute.errors import AttemptExists, ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
 from eorouter_compute.nodes import Seen
 from eorouter_compute.witness import Line, Witness
@@ -146,6 +146,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         seconds: on the worker; of it, `read_s` and `write_s` were spent with reading and writing.
         waited_s: with the cluster, but not on a worker: the way there and back, and the wait for a free thread.
         read_bytes, written_bytes: as `witness` counts them.
+        is_bystander: the order failed through no fault of its own; the try does not count.
         lines, lines_lost: what was logged meanwhile.
     """
 
@@ -188,13 +189,16 @@ def run_order(data: bytes) -> bytes:
     started = time.perf_counter()
     _reset_peak()
     _running[order.run] = 0
-    part, failure = None, None
+    part, failure, is_bystander = None, None, False
     with Witness(keeps_spans=tracing.is_on()) as notes, _span(order) as span:
         try:
             part = msgspec.msgpack.encode(_execute(order))
             faults.reached("written")
         except ComputeError as error:
             failure = _failure(error)
+            # Dask runs an order again whose worker died after it, before the answer was fetched. The first run's part
+            # is lost, so another token has to write it anew, but the shard is not to blame.
+            is_bystander = isinstance(error, AttemptExists)
         except MemoryError:
             failure = _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
         except Exception as error:  # noqa: BLE001 - whatever a method does wrong is told as data
@@ -220,6 +224,7 @@ def run_order(data: bytes) -> bytes:
             written_bytes=notes.written_bytes,
             peak_rss_bytes=_peak_rss_bytes(),
             worker=_worker,
+            is_bystander=is_bystander,
             lines=tuple(notes.lines),
             lines_lost=notes.lines_lost,
         ),

@@ -107,8 +107,9 @@ async def test_run_defect_tells_its_traceback_to_the_logs_only(cluster, order):
 async def test_run_same_attempt_twice_loses_to_its_own_objects(cluster, order):
     first = order(token=7)
     assert (await cluster.run(first)).failure is None
-    failure = (await cluster.run(msgspec.structs.replace(first, job_id="job_ghost"))).failure
-    assert (failure.kind, failure.code) == ("machine", "attempt_exists")
+    outcome = await cluster.run(msgspec.structs.replace(first, job_id="job_ghost"))
+    assert (outcome.failure.kind, outcome.failure.code) == ("machine", "attempt_exists")
+    assert outcome.is_bystander
 
 
 async def test_pulse_reports_progress_and_carries_a_cancellation(cluster, order):
