@@ -137,6 +137,7 @@ class Attempt:
         self.prefix = prefix if prefix.endswith("/") else prefix + "/"
         self.refs: dict[str, ObjectRef] = {}
         self.halvings = halvings
+        self._names: set[str] = set()
         self._is_cancelled = is_cancelled
         self._on_progress = on_progress
 
@@ -157,11 +158,19 @@ class Attempt:
 
         Raises:
             AttemptExists: the object is there already: two processes run the same attempt, and this one lost.
+            ValueError: this very process wrote it, or is about to: a defect of the method, and no loss to another.
         """
+        if name in self._names:
+            raise ValueError(f"A shard writes {name} twice.")
+        self._names.add(name)
         href = self.prefix + name
-        with _Timed(_create_once(href)) as target, closing(HashingWriter(target)) as writer:
-            yield cast("BinaryIO", writer)
-            faults.reached("write")
+        try:
+            with _Timed(_create_once(href)) as target, closing(HashingWriter(target)) as writer:
+                yield cast("BinaryIO", writer)
+                faults.reached("write")
+        except BaseException:
+            self._names.discard(name)
+            raise
         witness.count_written(writer.size)
         self.refs[name] = ObjectRef(href=href, size=writer.size, sha256=writer.sha256)
 

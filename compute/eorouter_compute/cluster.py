@@ -6,7 +6,8 @@ re-run under the same fencing token would meet its own objects) or on its queue 
 
 Facts about Dask this module rests on, measured with 2026.8: a cancelled future's function keeps running, so a shard
 asks a flag between its blocks; all tasks of a dead worker fail with `KilledWorker`, also those that had not begun; a
-worker whose scheduler is gone exits after about two seconds.
+worker whose scheduler is gone exits after about two seconds. A `LocalCluster` closes the nanny of a worker that is not
+back after `lost-worker-timeout` (15 s; a loaded machine needs longer to start one), and starts none in its place.
 """
 
 import asyncio
@@ -27,13 +28,14 @@ import structlog
 from dask import config as dask_config
 from distributed import Client, KilledWorker, LocalCluster, Security, Worker
 from distributed.client import FutureCancelledError
+from distributed.core import Status
 from msgspec import Struct
 
 import eorouter_kernels
 from eorouter_compute import faults, meters, method, nodes, raster, tracing, witness
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.build import build
-from eorouter_compute.errors import ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
+from eorouter_compute.errors import AttemptExists, ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
 from eorouter_compute.method import InputItem, Part
 from eorouter_compute.nodes import Seen
 from eorouter_compute.witness import Line, Witness
@@ -69,6 +71,7 @@ _DASK_CONFIG: Mapping[str, Any] = {
     "distributed.admin.large-graph-warning-threshold": "1GB",
     "distributed.admin.log-length": 1000,
     "distributed.comm.timeouts.connect": "10s",
+    "distributed.deploy.lost-worker-timeout": "15m",  # more than a warm-up on a cold machine takes, waiting its turn
     "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
 }
 
@@ -143,6 +146,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         seconds: on the worker; of it, `read_s` and `write_s` were spent with reading and writing.
         waited_s: with the cluster, but not on a worker: the way there and back, and the wait for a free thread.
         read_bytes, written_bytes: as `witness` counts them.
+        is_bystander: the order failed through no fault of its own; the try does not count.
         lines, lines_lost: what was logged meanwhile.
     """
 
@@ -185,13 +189,16 @@ def run_order(data: bytes) -> bytes:
     started = time.perf_counter()
     _reset_peak()
     _running[order.run] = 0
-    part, failure = None, None
+    part, failure, is_bystander = None, None, False
     with Witness(keeps_spans=tracing.is_on()) as notes, _span(order) as span:
         try:
             part = msgspec.msgpack.encode(_execute(order))
             faults.reached("written")
         except ComputeError as error:
             failure = _failure(error)
+            # Dask runs an order again whose worker died after it, before the answer was fetched. The first run's part
+            # is lost, so another token has to write it anew, but the shard is not to blame.
+            is_bystander = isinstance(error, AttemptExists)
         except MemoryError:
             failure = _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
         except Exception as error:  # noqa: BLE001 - whatever a method does wrong is told as data
@@ -217,6 +224,7 @@ def run_order(data: bytes) -> bytes:
             written_bytes=notes.written_bytes,
             peak_rss_bytes=_peak_rss_bytes(),
             worker=_worker,
+            is_bystander=is_bystander,
             lines=tuple(notes.lines),
             lines_lost=notes.lines_lost,
         ),
@@ -443,6 +451,16 @@ class Cluster:
         builds = {"the scheduler": await self._client.run_on_scheduler(build)}
         builds |= {f"worker {address}": told for address, told in (await self._client.run(build)).items()}
         check_builds(build(), builds)
+
+    def refill(self) -> None:
+        """Have nannies started in the place of those that gave up; a nanny that lives starts its worker by itself."""
+        nannies = self._cluster.workers
+        gone = [name for name, nanny in nannies.items() if nanny.status in {Status.closed, Status.failed}]
+        for name in gone:
+            del nannies[name]
+        if len(nannies) < self.worker_count:
+            log.warning("cluster.workers.refilled", missing=self.worker_count - len(nannies))
+            self._cluster.scale(self.worker_count)
 
     async def close(self) -> None:
         """Stop everything that was started."""

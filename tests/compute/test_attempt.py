@@ -37,6 +37,15 @@ def test_an_object_appears_whole_or_never(tmp_path):
     assert attempt.refs == {}
 
 
+def test_a_method_that_writes_a_name_twice_is_told_so_unless_the_first_came_to_nothing(tmp_path):
+    attempt = Attempt(tmp_path.as_uri())
+    with pytest.raises(ZeroDivisionError), attempt.create("one.bin"):
+        raise ZeroDivisionError
+    attempt.write("one.bin", b"first")
+    with pytest.raises(ValueError, match=r"one\.bin twice"):
+        attempt.write("one.bin", b"second")
+
+
 def test_a_second_writer_of_the_same_name_loses(tmp_path):
     first = Attempt(tmp_path.as_uri()).write("one.bin", b"first")
     with pytest.raises(AttemptExists, match=r"one\.bin"):

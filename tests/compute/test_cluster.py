@@ -3,13 +3,17 @@
 import asyncio
 import os
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import pytest_asyncio
+from dask import config as dask_config
+from distributed.core import Status
 
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
@@ -103,8 +107,9 @@ async def test_run_defect_tells_its_traceback_to_the_logs_only(cluster, order):
 async def test_run_same_attempt_twice_loses_to_its_own_objects(cluster, order):
     first = order(token=7)
     assert (await cluster.run(first)).failure is None
-    failure = (await cluster.run(msgspec.structs.replace(first, job_id="job_ghost"))).failure
-    assert (failure.kind, failure.code) == ("machine", "attempt_exists")
+    outcome = await cluster.run(msgspec.structs.replace(first, job_id="job_ghost"))
+    assert (outcome.failure.kind, outcome.failure.code) == ("machine", "attempt_exists")
+    assert outcome.is_bystander
 
 
 async def test_pulse_reports_progress_and_carries_a_cancellation(cluster, order):
@@ -124,6 +129,33 @@ async def test_run_on_a_worker_that_dies_is_lost_and_the_next_try_succeeds(clust
     outcome = await cluster.run(order(**sick))
     assert msgspec.msgpack.decode(outcome.part, type=Part).objects["numbers"].size == 1000
     await until_alive(cluster)
+
+
+async def test_a_dead_worker_that_is_slow_to_come_back_costs_no_other_and_is_replaced(cluster):
+    """Dask, asked to, closes its nanny for good: `refill` starts another, and what runs elsewhere stays."""
+    nannies = cluster._cluster.workers
+    assert dask_config.get("distributed.deploy.lost-worker-timeout") == "15m"
+    kept = nannies[1].pid
+    with dask_config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
+        os.kill(nannies[0].pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while 0 in nannies:  # noqa: ASYNC110 - Dask takes its time
+                await asyncio.sleep(0.01)
+    cluster.refill()
+    await until_alive(cluster)
+    assert nannies[1].pid == kept
+
+
+async def test_refill_replaces_nannies_that_gave_up():
+    bare = Cluster(worker_count=2, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    asked = []
+    nannies = {0: SimpleNamespace(status=Status.failed), 1: SimpleNamespace(status=Status.running)}
+    bare._cluster = SimpleNamespace(workers=nannies, scale=asked.append)
+    bare.refill()
+    assert (list(nannies), asked) == ([1], [2])
+    nannies[0] = SimpleNamespace(status=Status.starting)
+    bare.refill()
+    assert asked == [2]
 
 
 async def test_restart_workers_of_ends_a_shard_that_does_not_listen(cluster, order):

@@ -461,7 +461,9 @@ class Dispatcher:
             self._publish_soon(job_id)
 
     async def _tend_cluster(self) -> None:
-        """Start the cluster anew when its scheduler, or for a while every worker, is gone."""
+        """Fill up workers; start the cluster anew when its scheduler, or for a while every worker, is gone."""
+        if self._cluster.is_healthy:
+            self._cluster.refill()
         if self._cluster.is_healthy and self._cluster.alive_count:
             self._cluster_lost_at = None
             return

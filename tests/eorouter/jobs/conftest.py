@@ -86,11 +86,16 @@ class ThreadCluster:
         self.is_healthy = True
         self.dashboard_url = ""
         self.begun: list[ShardOrder] = []
+        self.repeats = 0
+        """So many orders are run twice, and only the second answer arrives, as Dask does when it loses the first."""
         self.lost: set[tuple[str, int, int]] = set()
         self._places = asyncio.Semaphore(2)
 
     async def start(self) -> None:
         method.methods()
+
+    def refill(self) -> None:
+        """Threads do not die."""
 
     async def close(self) -> None:
         self.is_healthy = False
@@ -99,6 +104,9 @@ class ThreadCluster:
         async with self._places:
             self.begun.append(order)
             answer = await asyncio.to_thread(cluster_module.run_order, msgspec.msgpack.encode(order))
+            if self.repeats > 0:
+                self.repeats -= 1
+                answer = await asyncio.to_thread(cluster_module.run_order, msgspec.msgpack.encode(order))
         return msgspec.msgpack.decode(answer, type=Outcome)
 
     async def pulse(self, cancelled: set[str]) -> list[Running]:

@@ -232,6 +232,20 @@ async def test_stop_gives_leases_back_and_another_dispatcher_finishes(stores, se
     assert (row.state, row.result["summary"]["sum"]) == ("completed", 3)
 
 
+async def test_order_that_dask_ran_twice_is_tried_under_a_new_token_and_costs_no_try(
+    stores, create, cluster, dispatcher
+):
+    cluster.repeats = 5  # more than a shard has tries
+    job_id = await create(shards=1)
+    row = await queue.wait(stores.db, job_id, 30)
+    assert (row.state, row.result["summary"]["sum"]) == ("completed", 0)
+    async with stores.db.read() as tx:
+        query = sa.select(job_shards.c.attempt, job_shards.c.token).where(job_shards.c.job_id == job_id)
+        shard, merge = (await tx.execute(query.order_by(job_shards.c.number.desc()))).all()
+    assert (shard, merge) == ((1, 6), (1, 1))
+    assert [each.token for each in cluster.begun] == [1, 2, 3, 4, 5, 6, 1]
+
+
 async def test_job_past_its_time_limit_fails_by_name(stores, create, dispatcher):
     job_id = await create(shards=4, blocks=500, block_s=0.02, time_limit_s=1)
     row = await queue.wait(stores.db, job_id, 10)
