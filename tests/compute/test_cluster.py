@@ -197,7 +197,9 @@ async def test_only_silence_on_pulse_after_pulse_ends_a_worker(monkeypatch):
 
 async def test_run_without_a_cluster_is_a_lost_try(order):
     bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
-    assert (await bare.run(order())).failure.kind == "machine"
+    failure = (await bare.run(order())).failure
+    assert failure is not None
+    assert failure.kind == "machine"
     assert not bare.is_healthy
 
 

@@ -72,7 +72,7 @@ async def test_jobs_survive_the_death_of_workers_and_dispatcher(stores, settings
             await queue.cancel(tx, doomed, ALICE, asked_at)
         cancelled = await queue.wait(stores.db, doomed, 20)
         assert cancelled.state == "cancelled"
-        assert cancelled.finished_at - asked_at < timedelta(seconds=5)  # two, where nothing else keeps the cores busy
+        assert cancelled.finished_at - asked_at < timedelta(seconds=2)
 
         orphan = await create(shards=4, blocks=20, block_s=0.1)
 
