@@ -1,4 +1,4 @@
-"""What waits and what runs, by organisation and class: for the operator's page, for metrics and for autoscaling.
+"""What waits and what runs, by organisation and class: for metrics, and for a page of the operator that is yet to come.
 
 Everything is read from the rows of open jobs, of which there are few; of their shards only the first ready one of each
 is looked at, so a backlog of a hundred thousand costs what one of ten does.

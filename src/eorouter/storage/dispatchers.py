@@ -19,7 +19,7 @@ _MINE = processes.c.role == "dispatcher"
 
 
 def dashboard_path(dispatcher_id: str) -> str:
-    """Where the API shows the pages of a dispatcher's cluster, and where its scheduler serves them."""
+    """Below which a scheduler serves the pages of its cluster, on loopback; the API does not pass them on yet."""
     return f"/operator/dask/{dispatcher_id}"
 
 

@@ -46,7 +46,7 @@ users = sa.Table(
     sa.Column("password_hash", sa.String(200), nullable=False),
     sa.Column("country_code", sa.String(2)),
     sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Column("is_operator", sa.Boolean, nullable=False, default=False),  # given by `eorouter operators` only
+    sa.Column("is_operator", sa.Boolean, nullable=False, default=False),  # no command gives it yet
 )
 
 organisations = sa.Table(
@@ -278,7 +278,7 @@ job_logs = sa.Table(
 )
 
 throughput = sa.Table(
-    # What all dispatchers did, by minute; the operator's page draws its last hour.
+    # What all dispatchers did, by minute, for an hour's look back.
     "throughput",
     metadata,
     sa.Column("minute", sa.BigInteger, primary_key=True, autoincrement=False),  # since 1970
