@@ -164,6 +164,11 @@ class Outcome(Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...] = ()
     lines_lost: int = 0
 
+    @property
+    def compute_s(self) -> float:
+        """Seconds on the worker that were neither reading nor writing."""
+        return max(self.seconds - self.read_s - self.write_s, 0.0)
+
 
 class Running(Struct, frozen=True, kw_only=True, array_like=True):
     """An order that a worker is executing, and the pixels it reported."""
@@ -372,7 +377,6 @@ class Cluster:
         worker_memory_bytes: int,
         dashboard_port: int,
         scratch: Path,
-        dashboard_prefix: str = "",
         otlp_endpoint: str = "",
     ) -> None:
         self.worker_count = worker_count
@@ -380,7 +384,6 @@ class Cluster:
         self._memory_bytes = worker_memory_bytes
         self._dashboard_port = dashboard_port
         self._scratch = scratch
-        self._dashboard_prefix = dashboard_prefix
         self._otlp_endpoint = otlp_endpoint
         self._cluster: Any = None
         self._client: Any = None
@@ -440,7 +443,6 @@ class Cluster:
             local_directory=str(self._scratch),
             preload=[__name__],
             resources={_MEMORY: self._memory_bytes},
-            scheduler_kwargs={"http_prefix": self._dashboard_prefix},
         )
         self._client = await Client(self._cluster, asynchronous=True, set_as_default=False)
         self._client.subscribe_topic(_OUT_OF_MEMORY_TOPIC, self._note_out_of_memory)

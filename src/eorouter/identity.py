@@ -33,7 +33,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter import signing
-from eorouter.errors import Fault, InvalidInput, InvalidToken, SignatureInvalid, Unauthenticated
+from eorouter.errors import Fault, InvalidInput, InvalidToken, MissingScope, SignatureInvalid, Unauthenticated
 from eorouter.operation import Registry
 from eorouter.settings import Settings
 from eorouter.storage import Stores
@@ -492,3 +492,20 @@ def _claims(settings: Settings, token: str, *, now: datetime) -> dict[str, Any]:
 
 def _refused(message: str) -> Unauthenticated:
     return Unauthenticated(message, headers={"WWW-Authenticate": 'Bearer realm="eorouter"'})
+
+
+async def check_owner(tx: AsyncConnection, principal: Principal, deed: str) -> None:
+    """Let nobody pass but owners of the organisation; a key may do what whoever made it may do.
+
+    Raises:
+        MissingScope: says who may do the `deed`.
+    """
+    if principal.project_id is not None:
+        raise MissingScope(f"This key is restricted to project {principal.project_id}; that is the organisation's.")
+    person = principal.user_id
+    if principal.kind == "key":
+        person = (await tx.execute(sa.select(api_keys.c.created_by).where(api_keys.c.id == principal.id))).scalar()
+    mine = memberships.c.org_id == principal.org_id, memberships.c.user_id == person
+    role = (await tx.execute(sa.select(memberships.c.role).where(*mine))).scalar_one_or_none()
+    if role != Role.OWNER:
+        raise MissingScope(f"Only an owner of the organisation may {deed}.")

@@ -233,4 +233,4 @@ async def test_run_out_of_memory_is_a_named_result(cluster, order):
     assert (outcome.failure.kind, outcome.failure.code) == ("memory", "job_out_of_memory")
     told = re.search(r"has \(700 MiB\).* need 64 MiB .* at (\d+) MiB when", outcome.failure.message)
     assert told
-    assert int(told[1]) >= 0.9 * 700
+    assert int(told[1]) >= 0.95 * 700  # Dask's limit, told in whole MiB

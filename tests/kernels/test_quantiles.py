@@ -74,8 +74,7 @@ def test_quantiles_equal_twin(seed: int, dtype: str, distinct: int, masked: floa
         seen = np.ones(shape, bool) if valid is None else valid
         chosen = np.where(weight[part] >= 1e-9, weight[part], 0.0)
         twin = [reference.zonal_quantile(chosen, pixels[part], seen[part], level) for level in levels]
-        # Between neighbours of hardly any weight the twin's floating sums are off by their rounding over that weight.
-        np.testing.assert_allclose(found[pair], twin, rtol=1e-7, atol=1e-7 * scale)
+        np.testing.assert_allclose(found[pair], twin, rtol=1e-9, atol=1e-9 * scale)
 
 
 @SEEDED

@@ -7,7 +7,7 @@
 Every organisation has, per mode, three accounts: `customer` (what it may spend), `funding` (where its credits come
 from) and `revenue` (what it has paid). No account is shared by organisations, so none is a point where all wait. A
 transfer is never changed: a reservation is resolved by a second transfer that names it, and a unique index lets only
-one do so. Balances are four counters per account, kept in the same transaction; `books.verify` replays the log
+one do so. Balances are four counters per account, kept in the same transaction; `verify` replays the log
 against them. Amounts are whole cents; 1 credit is 1 EUR.
 
 Functions work in the caller's transaction, after all other locks it takes: first budgets in order of id, then accounts
@@ -200,11 +200,16 @@ async def release(tx: AsyncConnection, reservation: Reservation, *, now: datetim
     return await _resolve(tx, reservation.transfer_id, "release", 0, now)
 
 
-async def expire(tx: AsyncConnection, *, now: datetime, limit: int = 500) -> int:
-    """Release reservations nobody came for in time; returns how many."""
+async def expire(db: Database, *, now: datetime, limit: int = 500) -> int:
+    """Release reservations nobody came for in time, each in a transaction of its own; returns how many."""
     query = sa.select(ledger_open.c.transfer_id).where(ledger_open.c.expires_at <= now)
-    due = (await tx.execute(query.order_by(ledger_open.c.expires_at).limit(limit))).scalars().all()
-    return sum([await _resolve(tx, transfer_id, "expire", 0, now) for transfer_id in sorted(due)])
+    async with db.read() as tx:
+        due = (await tx.execute(query.order_by(ledger_open.c.expires_at).limit(limit))).scalars().all()
+    expired = 0
+    for transfer_id in due:
+        async with db.write() as tx:
+            expired += await _resolve(tx, transfer_id, "expire", 0, now)
+    return expired
 
 
 def euros(cents: int) -> str:

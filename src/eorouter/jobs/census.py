@@ -1,10 +1,10 @@
-"""What waits and what runs, by organisation and class: for metrics, and for a page of the operator that is yet to come.
+"""What waits and what runs, by organisation and class: for metrics.
 
 Everything is read from the rows of open jobs, of which there are few; of their shards only the first ready one of each
 is looked at, so a backlog of a hundred thousand costs what one of ten does.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.jobs.states import JobState, ShardState
-from eorouter.storage.tables import job_shards, jobs, organisations, throughput
+from eorouter.storage.tables import job_shards, jobs, organisations
 
 CLASSES = ("batch", "interactive")
 """By `jobs.is_interactive`."""
@@ -40,17 +40,6 @@ class Queue(Struct, frozen=True, kw_only=True):
     age_s: float
     oldest_id: str
     oldest_s: float
-
-
-class Failed(Struct, frozen=True, kw_only=True):
-    """A job that failed lately."""
-
-    job_id: str
-    org_name: str
-    method: str
-    code: str
-    message: str
-    at: datetime
 
 
 async def queues(tx: AsyncConnection, now: datetime) -> list[Queue]:
@@ -86,38 +75,3 @@ def _queue(rows: list[sa.Row[Any]], now: datetime) -> Queue:
         oldest_id=first.id,
         oldest_s=(now - (first.queued_at or now)).total_seconds(),
     )
-
-
-async def failed(tx: AsyncConnection, *, limit: int = 10) -> list[Failed]:
-    """The jobs that failed last, newest first."""
-    columns = [jobs.c[name] for name in ("id", "method", "problem", "finished_at")]
-    query = sa.select(*columns, organisations.c.name).join(organisations, organisations.c.id == jobs.c.org_id)
-    rows = await tx.execute(query.where(jobs.c.state == JobState.FAILED.value).order_by(jobs.c.id.desc()).limit(limit))
-    return [
-        Failed(
-            job_id=row.id,
-            org_name=row.name,
-            method=row.method,
-            code=(row.problem or {}).get("code", ""),
-            message=(row.problem or {}).get("message", ""),
-            at=row.finished_at,
-        )
-        for row in rows
-    ]
-
-
-async def last_hour(tx: AsyncConnection, now: datetime) -> list[tuple[int, int]]:
-    """Shards done and tries failed in each of the last sixty minutes, oldest first."""
-    last = int(now.timestamp()) // 60
-    query = sa.select(throughput).where(throughput.c.minute > last - 60)
-    known = {row.minute: (row.shards, row.failures) for row in await tx.execute(query)}
-    return [known.get(minute, (0, 0)) for minute in range(last - 59, last + 1)]
-
-
-def since(seconds: float) -> str:
-    """A length of time for people: 12 s, 3 min, 2 h, 4 d."""
-    length = timedelta(seconds=max(seconds, 0))
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if length.total_seconds() >= 2 * size:
-            return f"{length.total_seconds() / size:.0f} {unit}"
-    return f"{length.total_seconds():.0f} s"

@@ -52,7 +52,9 @@ async def capture(tx: AsyncConnection, job: sa.Row[Any], result: Result, *, now:
     held = await ledger.reserved_for(tx, job.id)
     if held is None:
         return
-    seconds = sa.select(sa.func.sum(job_shards.c.timing["seconds"].as_float())).where(job_shards.c.job_id == job.id)
+    # Shards that were taken over from a failed job were never claimed here: what they took was that job's, and free.
+    own = (job_shards.c.job_id == job.id) & (job_shards.c.token > 0)
+    seconds = sa.select(sa.func.sum(job_shards.c.timing["seconds"].as_float())).where(own)
     use = Use(
         pixels=int(job.bound.get("pixels", 0)),
         core_seconds=float((await tx.execute(seconds)).scalar_one() or 0.0),

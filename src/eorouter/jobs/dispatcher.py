@@ -26,6 +26,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from eorouter import logs
+from eorouter.commerce import ledger
 from eorouter.jobs import attempts as kept
 from eorouter.jobs import claims as claiming
 from eorouter.jobs import leases
@@ -43,7 +44,6 @@ from eorouter.jobs.wakeup import watch
 from eorouter.settings import Settings, load, prepare, withdraw
 from eorouter.storage import Stores, deletions, dispatchers, uploads
 from eorouter.storage.database import Database, database_url
-from eorouter.storage.dispatchers import dashboard_path
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
@@ -112,7 +112,6 @@ class Dispatcher:
             worker_memory_bytes=settings.worker_memory_mb << 20,
             dashboard_port=settings.dashboard_port,
             scratch=settings.data_dir / "scratch",
-            dashboard_prefix=dashboard_path(self.id),
             otlp_endpoint=settings.otlp_endpoint,
         )
         self._meters = Meters(settings, stores.db)
@@ -480,10 +479,11 @@ class Dispatcher:
         await deletions.sweep(self._stores, now=utc_now())
 
     async def _expire(self) -> None:
-        """End uploads that nobody completed, and forget what failed jobs left that nobody resumed."""
+        """End uploads that nobody completed, forget what failed jobs left that nobody resumed, give money back."""
         async with self._stores.db.write() as tx:
             await uploads.expire(tx, utc_now())
             await kept.expire(tx, utc_now())
+        await ledger.expire(self._stores.db, now=utc_now())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -17,7 +17,6 @@ import msgspec
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from eorouter.jobs import journal
 from eorouter.jobs.census import CLASSES, Queue, queues
 from eorouter.jobs.claims import Claim
 from eorouter.jobs.leases import Landed
@@ -39,7 +38,6 @@ class Meters:
         self._settings = settings
         self._db = db
         self._server: Any = None
-        self._shards = self._failures = self._pixels = 0
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"eorouter_dispatcher_{name}", text, labels, registry=self.registry)
@@ -90,21 +88,17 @@ class Meters:
         for each in landed:
             outcome = each.outcome
             if outcome.failure is not None:
-                self._failures += 1
                 self._failed.labels(outcome.failure.kind, outcome.failure.code).inc()
                 continue
-            self._shards += 1
-            self._pixels += each.claim.bound.pixels
             self._completed.inc()
-            compute_s = max(outcome.seconds - outcome.read_s - outcome.write_s, 0.0)
-            spent = (outcome.waited_s, outcome.read_s, compute_s, outcome.write_s)
+            spent = (outcome.waited_s, outcome.read_s, outcome.compute_s, outcome.write_s)
             for meter, seconds_spent in zip(self._by_stage.values(), spent, strict=True):
                 meter.inc(seconds_spent)
 
     async def beat(
         self, dispatcher_id: str, cluster: Cluster, *, in_flight: int, started_at: datetime, costs: Any
     ) -> None:
-        """Say that the dispatcher is alive, and what its cluster looks like; look at the queue; count throughput."""
+        """Say that the dispatcher is alive, and what its cluster looks like; look at the queue."""
         now = utc_now()
         detail = {
             "workers": cluster.alive_count,
@@ -125,10 +119,6 @@ class Meters:
             await dispatchers.beat(
                 tx, self._db, dispatcher_id, host=host, started_at=started_at, detail=detail, now=now
             )
-            if self._shards or self._failures:
-                done = {"shards": self._shards, "failures": self._failures, "pixels": self._pixels}
-                self._shards = self._failures = self._pixels = 0
-                await journal.count(tx, self._db, now=now, **done)
 
     def _look(self, found: Iterable[Queue], *, workers: int, in_flight: int) -> None:
         self._workers.set(workers)

@@ -10,13 +10,14 @@ import sqlalchemy as sa
 from msgspec import Meta
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eorouter import identity
 from eorouter.commerce import ledger
 from eorouter.errors import InvalidCursor, InvalidInput, MissingScope, NotFound
 from eorouter.operation import Context, Example, Route, Tier, operation
 from eorouter.storage import projects
 from eorouter.storage.pages import page
-from eorouter.storage.tables import api_keys, budget_usage, budgets, ledger_transfers, memberships, owned
-from eorouter.types import Id, Input, Mode, Output, PageInput, Principal, Role, new_id
+from eorouter.storage.tables import api_keys, budget_usage, budgets, ledger_transfers, owned
+from eorouter.types import Id, Input, Mode, Output, PageInput, Principal, new_id
 
 DOMAINS = ("billing", "budgets")
 
@@ -187,7 +188,7 @@ async def create_budget(ctx: Context, request: BudgetsCreateInput) -> Budget:
         "limit_cents": request.limit_cents, "created_at": ctx.clock(),
     }  # fmt: skip
     async with ctx.stores.db.write() as tx:
-        await _check_owner(tx, who)
+        await identity.check_owner(tx, who, "set budgets")
         if request.project_id is not None:
             await projects.get(tx, who, request.project_id, held="shared")
         if request.key_id is not None:
@@ -236,7 +237,7 @@ class BudgetsUpdateInput(Input):
 async def update_budget(ctx: Context, request: BudgetsUpdateInput) -> Budget:
     """Change a budget's limit; below what is committed it stops all further spending, and takes nothing back."""
     async with ctx.stores.db.write() as tx:
-        await _check_owner(tx, ctx.principal)
+        await identity.check_owner(tx, ctx.principal, "set budgets")
         await _found(tx, ctx.principal, request.budget_id, ctx.clock())
         change = sa.update(budgets).where(budgets.c.id == request.budget_id)
         await tx.execute(change.values(limit_cents=request.limit_cents))
@@ -260,21 +261,9 @@ class BudgetsDeleteInput(Input):
 async def delete_budget(ctx: Context, request: BudgetsDeleteInput) -> None:
     """Drop a budget; the credits are not touched."""
     async with ctx.stores.db.write() as tx:
-        await _check_owner(tx, ctx.principal)
+        await identity.check_owner(tx, ctx.principal, "set budgets")
         await _found(tx, ctx.principal, request.budget_id, ctx.clock())
         await tx.execute(sa.delete(budgets).where(budgets.c.id == request.budget_id))
-
-
-async def _check_owner(tx: AsyncConnection, who: Principal) -> None:
-    """A key may do what whoever made it may do; raises MissingScope for all others."""
-    if who.project_id is not None:
-        raise MissingScope(f"This key is restricted to project {who.project_id}; budgets are the organisation's.")
-    person = who.user_id
-    if who.kind == "key":
-        person = (await tx.execute(sa.select(api_keys.c.created_by).where(api_keys.c.id == who.id))).scalar()
-    mine = memberships.c.org_id == who.org_id, memberships.c.user_id == person
-    if (await tx.execute(sa.select(memberships.c.role).where(*mine))).scalar_one_or_none() != Role.OWNER:
-        raise MissingScope("Only an owner of the organisation may set budgets.")
 
 
 def _with_usage(who: Principal, now: datetime) -> sa.Select[Any]:

@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError as StoreError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from eorouter import identity
 from eorouter.errors import Conflict, InvalidCursor, MissingScope, NotFound, Unavailable
 from eorouter.jobs.wakeup import notify
 from eorouter.operation import Context, Example, Route, Tier, operation
@@ -35,7 +36,7 @@ from eorouter.storage.tables import (
     uploads,
     users,
 )
-from eorouter.types import Id, Input, Output, PageInput, Principal, Role, new_id
+from eorouter.types import Id, Input, Output, PageInput, Role, new_id
 
 DOMAINS = ("projects", "organisations")
 
@@ -321,7 +322,7 @@ async def organisations_pause(ctx: Context, request: OrganisationsPauseInput) ->
     """
     del request
     async with ctx.stores.db.write() as tx:
-        await _check_owner(tx, ctx.principal)
+        await identity.check_owner(tx, ctx.principal, "pause its jobs and let them go on")
         await allotments.pause(tx, ctx.principal.org_id, at=ctx.clock())
         return await _organisation(tx, ctx.principal.org_id)
 
@@ -342,23 +343,10 @@ async def organisations_resume(ctx: Context, request: OrganisationsResumeInput) 
     """Let your organisation's jobs go on after a pause. Only an owner, or a key that an owner made, may do this."""
     del request
     async with ctx.stores.db.write() as tx:
-        await _check_owner(tx, ctx.principal)
+        await identity.check_owner(tx, ctx.principal, "pause its jobs and let them go on")
         await allotments.pause(tx, ctx.principal.org_id, at=None)
         await notify(tx)
         return await _organisation(tx, ctx.principal.org_id)
-
-
-async def _check_owner(tx: AsyncConnection, principal: Principal) -> None:
-    """A key may do what whoever made it may do."""
-    if principal.project_id is not None:
-        raise MissingScope(f"This key is restricted to project {principal.project_id}.")
-    person = principal.user_id
-    if principal.kind == "key":
-        person = (await tx.execute(sa.select(api_keys.c.created_by).where(api_keys.c.id == principal.id))).scalar()
-    mine = memberships.c.org_id == principal.org_id, memberships.c.user_id == person
-    role = (await tx.execute(sa.select(memberships.c.role).where(*mine))).scalar_one_or_none()
-    if role != Role.OWNER:
-        raise MissingScope("Only an owner of the organisation may pause its jobs and let them go on.")
 
 
 async def _organisation(tx: AsyncConnection, org_id: str) -> Organisation:

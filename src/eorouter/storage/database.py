@@ -102,9 +102,14 @@ class Database:
         self.seconds += time.perf_counter() - event[4].eorouter_began
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that reads; it is rolled back at the end."""
+    async def read(self, *, sees_one_moment: bool = False) -> AsyncIterator[AsyncConnection]:
+        """A transaction that reads; it is rolled back at the end.
+
+        With `sees_one_moment` all its statements see the database as it was at the first, as on SQLite they always do.
+        """
         async with self.engine.connect() as connection:
+            if sees_one_moment and not self.is_sqlite:
+                await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     @asynccontextmanager

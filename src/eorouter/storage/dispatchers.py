@@ -18,11 +18,6 @@ _FORGOTTEN = timedelta(hours=1)
 _MINE = processes.c.role == "dispatcher"
 
 
-def dashboard_path(dispatcher_id: str) -> str:
-    """Below which a scheduler serves the pages of its cluster, on loopback; the API does not pass them on yet."""
-    return f"/operator/dask/{dispatcher_id}"
-
-
 async def beat(
     tx: AsyncConnection,
     db: Database,

@@ -46,7 +46,6 @@ users = sa.Table(
     sa.Column("password_hash", sa.String(200), nullable=False),
     sa.Column("country_code", sa.String(2)),
     sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Column("is_operator", sa.Boolean, nullable=False, default=False),  # no command gives it yet
 )
 
 organisations = sa.Table(
@@ -275,16 +274,6 @@ job_logs = sa.Table(
     sa.Column("event", sa.String(2000), nullable=False),
     sa.Column("data", Json, nullable=False),
     sa.Index(None, "job_id", "id"),
-)
-
-throughput = sa.Table(
-    # What all dispatchers did, by minute, for an hour's look back.
-    "throughput",
-    metadata,
-    sa.Column("minute", sa.BigInteger, primary_key=True, autoincrement=False),  # since 1970
-    sa.Column("shards", sa.BigInteger, nullable=False),
-    sa.Column("failures", sa.BigInteger, nullable=False),
-    sa.Column("pixels", sa.BigInteger, nullable=False),
 )
 
 ledger_accounts = sa.Table(

@@ -169,15 +169,15 @@ class _Service:
     async def _spend(self, op: Operation, ctx: Context, asked: Any, authority: SpendAuthority) -> Response[Any]:
         """The answer of an operation that spends: the first one, however often the request comes."""
         db = self._stores.db
-        kept = await replay.begin(db, op, asked, authority, now=self._clock())
-        if kept is not None:
-            return _json(kept.body, kept.status, {replay.HEADER: "true"})
+        turn = await replay.begin(db, op, asked, authority, now=self._clock())
+        if isinstance(turn, replay.Kept):
+            return _json(turn.body, turn.status, {replay.HEADER: "true"})
         try:
             body = msgspec.json.encode(await op.handler(ctx, asked, spend=authority))
         except BaseException:
-            await replay.abandon(db, authority)
+            await replay.abandon(db, turn)
             raise
-        await replay.finish(db, authority, op.status, body)
+        await replay.finish(db, turn, op.status, body)
         return _json(body, op.status, {})
 
     async def _principal(self, op: Operation, request: AnyRequest) -> Principal:

@@ -23,7 +23,6 @@ from eorouter.storage.tables import requests_done
 
 BUSY_FOR = timedelta(seconds=120)
 KEPT_FOR = timedelta(days=30)
-_DROPPED_AT_ONCE = 100
 
 HEADER = "idempotent-replayed"
 
@@ -35,13 +34,20 @@ class Kept(Struct, frozen=True):
     body: bytes
 
 
+class Turn(Struct, frozen=True):
+    """The right to carry a request out: it is lost to whoever takes the request up after `busy_until`."""
+
+    authority: SpendAuthority
+    busy_until: datetime
+
+
 def _mine(authority: SpendAuthority) -> sa.ColumnElement[bool]:
     return sa.and_(
         requests_done.c.org_id == authority.principal.org_id, requests_done.c.key == authority.idempotency_key
     )
 
 
-async def begin(db: Database, op: Operation, request: Any, authority: SpendAuthority, *, now: datetime) -> Kept | None:
+async def begin(db: Database, op: Operation, request: Any, authority: SpendAuthority, *, now: datetime) -> Kept | Turn:
     """Note that a request is being carried out, or find its first answer.
 
     Raises:
@@ -53,14 +59,12 @@ async def begin(db: Database, op: Operation, request: Any, authority: SpendAutho
         "org_id": authority.principal.org_id, "key": authority.idempotency_key, "operation": op.id, "digest": digest,
         "busy_until": now + BUSY_FOR, "created_at": now,
     }  # fmt: skip
+    turn = Turn(authority, now + BUSY_FOR)
     async with db.write() as tx:
-        old = sa.select(requests_done.c.org_id, requests_done.c.key).where(requests_done.c.created_at < now - KEPT_FOR)
-        for row in (await tx.execute(old.limit(_DROPPED_AT_ONCE))).all():
-            gone = (requests_done.c.org_id == row.org_id) & (requests_done.c.key == row.key)
-            await tx.execute(sa.delete(requests_done).where(gone))
+        await tx.execute(sa.delete(requests_done).where(requests_done.c.created_at < now - KEPT_FOR))
         insert = db.insert(requests_done).values(fresh).on_conflict_do_nothing().returning(requests_done.c.key)
         if (await tx.execute(insert)).one_or_none() is not None:
-            return None
+            return turn
         row = (await tx.execute(sa.select(requests_done).where(_mine(authority)).with_for_update())).one_or_none()
         if row is not None and row.digest != digest:
             raise IdempotencyKeyReused(
@@ -74,18 +78,22 @@ async def begin(db: Database, op: Operation, request: Any, authority: SpendAutho
                 "A request with this Idempotency-Key is being carried out. Repeat it in a moment for its answer.",
                 headers={"retry-after": "1"},
             )
-        await tx.execute(sa.update(requests_done).where(_mine(authority)).values(busy_until=now + BUSY_FOR))
-        return None
+        await tx.execute(sa.update(requests_done).where(_mine(authority)).values(busy_until=turn.busy_until))
+        return turn
 
 
-async def finish(db: Database, authority: SpendAuthority, status: int, body: bytes) -> None:
+async def finish(db: Database, turn: Turn, status: int, body: bytes) -> None:
     """Keep the first answer."""
     async with db.write() as tx:
         values = {"busy_until": None, "status": status, "body": body}
-        await tx.execute(sa.update(requests_done).where(_mine(authority)).values(values))
+        await tx.execute(sa.update(requests_done).where(_at(turn)).values(values))
 
 
-async def abandon(db: Database, authority: SpendAuthority) -> None:
+async def abandon(db: Database, turn: Turn) -> None:
     """Forget a request that was refused."""
     async with db.write() as tx:
-        await tx.execute(sa.delete(requests_done).where(_mine(authority), requests_done.c.status.is_(None)))
+        await tx.execute(sa.delete(requests_done).where(_at(turn)))
+
+
+def _at(turn: Turn) -> sa.ColumnElement[bool]:
+    return sa.and_(_mine(turn.authority), requests_done.c.busy_until == turn.busy_until)

@@ -273,12 +273,20 @@ async def test_pause_lets_running_shards_finish_and_begins_no_other(stores, crea
     await until(is_running)
     async with stores.db.write() as tx:
         await allotments.pause(tx, "org_a", at=utc_now())
-    await asyncio.sleep(1.5)
-    async with stores.db.read() as tx:
-        counts = dict(
-            (await tx.execute(sa.select(job_shards.c.state, sa.func.count()).group_by(job_shards.c.state))).all()
-        )
-    assert "leased" not in counts
+
+    async def counted():
+        query = sa.select(job_shards.c.state, sa.func.count()).group_by(job_shards.c.state)
+        async with stores.db.read() as tx:
+            return dict((await tx.execute(query)).all())
+
+    async def is_quiet():
+        return "leased" not in await counted()
+
+    await until(is_quiet)
+    begun = len(cluster.begun)
+    await asyncio.sleep(1.0)  # long enough for ten turns of the dispatcher: none of them begins anything
+    counts = await counted()
+    assert (len(cluster.begun), "leased" in counts) == (begun, False)
     assert (counts["ready"] > 0, counts["done"] > 0) == (True, True)
     assert counts["done"] == len(cluster.begun)
     async with stores.db.write() as tx:

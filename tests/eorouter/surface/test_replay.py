@@ -5,10 +5,10 @@ from datetime import timedelta
 import sqlalchemy as sa
 
 from eorouter.client.runtime import SPENDING
-from eorouter.operation import Tier
+from eorouter.operation import SpendAuthority, Tier
 from eorouter.storage.tables import requests_done
 from eorouter.surface import replay
-from eorouter.types import utc_now
+from eorouter.types import Principal, utc_now
 
 BUY = "/v1/toys/ball/purchase"
 
@@ -49,6 +49,21 @@ async def test_request_under_way_is_told_and_one_whose_process_died_goes_on(clie
         taken_up = await client.post(BUY, headers=key("k"))
     assert taken_up.json()["request_id"] != first.json()["request_id"]
     assert replay.HEADER not in taken_up.headers
+
+
+async def test_who_was_overtaken_neither_keeps_nor_removes_the_answer(client_of, toy_stores, toys):
+    who = SpendAuthority(
+        principal=Principal(kind="key", id="key_1", org_id="org_1", scopes=frozenset()), idempotency_key="k"
+    )
+    op, now = toys.get("toys.place"), utc_now()
+    request = op.input(toy_id="ball")
+    slow = await replay.begin(toy_stores.db, op, request, who, now=now)
+    quick = await replay.begin(toy_stores.db, op, request, who, now=now + replay.BUSY_FOR + timedelta(seconds=1))
+    await replay.finish(toy_stores.db, slow, 200, b"late")
+    await replay.abandon(toy_stores.db, slow)
+    await replay.finish(toy_stores.db, quick, 200, b"first")
+    again = await replay.begin(toy_stores.db, op, request, who, now=now + timedelta(hours=1))
+    assert again == replay.Kept(200, b"first")
 
 
 async def test_refused_request_may_be_tried_again_under_its_key(client_of, toy_stores):

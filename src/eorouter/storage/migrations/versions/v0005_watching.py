@@ -1,11 +1,11 @@
-"""What is kept for those who watch: lines and timings of jobs, throughput by minute, who is an operator."""
+"""What is kept for those who watch: lines and timings of jobs."""
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision = "0006"
-down_revision = "0005"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -15,11 +15,7 @@ JSON = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
 def upgrade() -> None:
-    """Nobody is an operator yet, and no job said anything."""
-    with op.batch_alter_table("users") as table:
-        table.add_column(sa.Column("is_operator", sa.Boolean, nullable=False, server_default=sa.false()))
-    with op.batch_alter_table("users") as table:
-        table.alter_column("is_operator", server_default=None)
+    """No job said anything yet."""
     with op.batch_alter_table("jobs") as table:
         table.add_column(sa.Column("traceparent", sa.String(55), nullable=False, server_default=""))
         table.add_column(sa.Column("timing", JSON))
@@ -42,22 +38,11 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_logs_job_id_jobs", ondelete="CASCADE"),
     )
     op.create_index("ix_job_logs_job_id_id", "job_logs", ["job_id", "id"])
-    op.create_table(
-        "throughput",
-        sa.Column("minute", sa.BigInteger, autoincrement=False, nullable=False),
-        sa.Column("shards", sa.BigInteger, nullable=False),
-        sa.Column("failures", sa.BigInteger, nullable=False),
-        sa.Column("pixels", sa.BigInteger, nullable=False),
-        sa.PrimaryKeyConstraint("minute", name="pk_throughput"),
-    )
 
 
 def downgrade() -> None:
     """Forget all of it."""
-    op.drop_table("throughput")
     op.drop_table("job_logs")
     with op.batch_alter_table("jobs") as table:
         for name in ("log_lines", "timing", "traceparent"):
             table.drop_column(name)
-    with op.batch_alter_table("users") as table:
-        table.drop_column("is_operator")
