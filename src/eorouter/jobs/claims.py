@@ -18,6 +18,8 @@ from eorouter.jobs.fairness import FairShare, Lane
 from eorouter.jobs.queue import move
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage.tables import job_shards, jobs, organisations
+from eorouter_compute import method
+from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import Bound
 
 LEASE_S = 30.0
@@ -29,7 +31,7 @@ _OPEN_PER_ORG = 64
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """A shard this dispatcher answers for."""
+    """A shard this dispatcher answers for; with `merges` it is the only one, and its worker merges it at once."""
 
     job_id: str
     org_id: str
@@ -43,6 +45,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     is_interactive: bool
     request_id: str
     halvings: int = 0
+    merges: bool = False
 
     @property
     def run(self) -> tuple[str, int, int]:
@@ -180,6 +183,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     held = await _held(tx, job.id)
     if held is None:
         return []
+    merges = held.shards_total == 1 and not _has_turns(held.method)
     rows = await tx.execute(
         sa.update(job_shards)
         .where(job_shards.c.job_id == job.id, job_shards.c.number.in_(numbers))
@@ -205,8 +209,9 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             attempt=row.attempt,
             round=row.round,
             body=row.body,
-            bound=msgspec.convert(row.bound, Bound),
+            bound=msgspec.convert(held.bound if merges else row.bound, Bound),
             halvings=row.halvings,
+            merges=merges and row.number > MERGE,
             is_interactive=job.lane[1],
             method=held.method,
             request_id=held.request_id,
@@ -219,11 +224,16 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     return claims
 
 
+def _has_turns(method_id: str) -> bool:
+    found = method.methods().get(method_id)
+    return found is None or found.turn is not None
+
+
 async def _held(tx: AsyncConnection, job_id: str) -> sa.Row[Any] | None:
     """The job's row, locked; None while somebody else holds it, and once it is being cancelled.
 
     Waiting for it here could close a circle: this transaction may hold another job that the other one waits for.
     """
-    columns = (jobs.c[name] for name in ("state", "request_id", "method", "time_limit_s"))
+    columns = (jobs.c[name] for name in ("state", "request_id", "method", "time_limit_s", "shards_total", "bound"))
     query = sa.select(*columns).where(jobs.c.id == job_id, jobs.c.is_cancelling.is_(False))
     return (await tx.execute(query.with_for_update(skip_locked=True))).one_or_none()
