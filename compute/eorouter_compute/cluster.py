@@ -99,8 +99,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
             round before it.
         memory_bytes: peak memory by the plan's bound.
         halvings: how often to halve the side of the shard's pieces, see `Attempt`.
-        merge_prefix: for the only shard of a job, URL below which its merge writes, which is then done along with it;
-            for any other, empty.
+        merge_prefix: for the only shard of a job, URL below which its merge writes, which is done along with it.
         traceparent: of the span this try belongs to, where traces are on.
         build: of whoever sends it; a worker of another one refuses.
     """

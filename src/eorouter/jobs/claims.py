@@ -18,7 +18,6 @@ from eorouter.jobs.fairness import FairShare, Lane
 from eorouter.jobs.queue import move
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage.tables import job_shards, jobs, organisations
-from eorouter_compute import method
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import Bound
 
@@ -183,7 +182,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     held = await _held(tx, job.id)
     if held is None:
         return []
-    merges = held.shards_total == 1 and not _has_turns(held.method)
+    merges = held.shards_total == 1 and not held.has_turns
     rows = await tx.execute(
         sa.update(job_shards)
         .where(job_shards.c.job_id == job.id, job_shards.c.number.in_(numbers))
@@ -224,16 +223,12 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     return claims
 
 
-def _has_turns(method_id: str) -> bool:
-    found = method.methods().get(method_id)
-    return found is None or found.turn is not None
-
-
 async def _held(tx: AsyncConnection, job_id: str) -> sa.Row[Any] | None:
     """The job's row, locked; None while somebody else holds it, and once it is being cancelled.
 
     Waiting for it here could close a circle: this transaction may hold another job that the other one waits for.
     """
     columns = (jobs.c[name] for name in ("state", "request_id", "method", "time_limit_s", "shards_total", "bound"))
-    query = sa.select(*columns).where(jobs.c.id == job_id, jobs.c.is_cancelling.is_(False))
+    has_turns = sa.exists().where(job_shards.c.job_id == job_id, job_shards.c.number < MERGE).label("has_turns")
+    query = sa.select(*columns, has_turns).where(jobs.c.id == job_id, jobs.c.is_cancelling.is_(False))
     return (await tx.execute(query.with_for_update(skip_locked=True))).one_or_none()
