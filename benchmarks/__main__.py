@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from benchmarks import curves, report, service
+from benchmarks import curves, load, report, service
 from benchmarks.data import SIDES
 from benchmarks.harness import Measured, machine, measure, not_run
 from benchmarks.rows import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERY = [*ROWS, *service.ROWS]
+EVERY = [*ROWS, *service.ROWS, *load.ROWS]
 
 
 def arguments() -> argparse.Namespace:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,25 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     client: EoRouterClient
     project_id: str
     pid: int
+    url: str
+    token: str
+    place: Path
+    workers: int
+
+    @property
+    def data_dir(self) -> Path:
+        """Where it keeps everything."""
+        return self.place / "data"
+
+    def kill(self) -> None:
+        """End all its processes at once, without a word."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def again(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """The same command over the same data, to be called after `kill`."""
+        return _serving(self.place, self.workers)
 
     def peak_mb(self) -> float:
         """Of all its processes since `reset`."""
@@ -59,6 +78,18 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
 def running(folder: Path, *, workers: int) -> Iterator[Running]:
     """Run `eorouter serve` with so many workers, with the method that does nothing installed beside ours."""
     place = Path(tempfile.mkdtemp(prefix="service-", dir=folder))
+    with _serving(place, workers) as process:
+        url = _address(process, place / "log")
+        with EoRouterClient(url, polling=Polling()) as client:
+            session = client.signup("bench@example.org", "correct horse battery", name="Bench")
+            yield Running(
+                client=client, project_id=client.projects.create("bench")["project_id"], pid=process.pid, url=url,
+                token=session["access_token"], place=place, workers=workers,
+            )  # fmt: skip
+
+
+@contextmanager
+def _serving(place: Path, workers: int) -> Iterator[subprocess.Popen[bytes]]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
     path = os.pathsep.join([str(ROOT / "tests" / "toys"), *(entry for entry in sys.path if entry)])
     command = [
@@ -71,9 +102,7 @@ def running(folder: Path, *, workers: int) -> Iterator[Running]:
             start_new_session=True,
         )  # fmt: skip
     try:
-        with EoRouterClient(_address(process, place / "log"), polling=Polling()) as client:
-            client.signup("bench@example.org", "correct horse battery", name="Bench")
-            yield Running(client=client, project_id=client.projects.create("bench")["project_id"], pid=process.pid)
+        yield process
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,7 +145,8 @@ def measure(row: ServiceRow, folder: Path, side: int, pairs: int) -> Measured:
         return not_run(row.id, row.peer, row.floor, str(error))
 
 
-def _result(row: str, seconds: list[float], *, floor: float, median: float, least: float, **fields: Any) -> Measured:
+def result(row: str, seconds: list[float], *, floor: float, median: float, least: float, **fields: Any) -> Measured:
+    """What a row without a peer came to; seconds of its own, and ratios as it defines them."""
     given = {"peer_s": [], "mpixel_per_s": 0.0, "peak_rss_mb": 0.0, "peer_peak_rss_mb": 0.0, "bound_s": 0.0} | fields
     return Measured(
         id=row, peer=NO_PEER, agrees=True, ours_s=seconds, ratio_median=median, ratio_min=least, floor=floor, **given
@@ -139,7 +169,7 @@ def job_latency(folder: Path, _: int, pairs: int) -> Measured:
             if number >= 5:
                 seconds.append(taken)
     p50, p99 = statistics.median(seconds), statistics.quantiles(seconds, n=100, method="inclusive")[98]
-    return _result(
+    return result(
         "job-latency", seconds, floor=1.0, median=LATENCY_S / p50, least=LATENCY_S / p99,
         shown=f"p50 {1000 * p50:.0f} ms, p99 {1000 * p99:.0f} ms of {len(seconds)} jobs (wanted: p50 under 150 ms)",
     )  # fmt: skip
@@ -155,7 +185,7 @@ def shards(folder: Path, _: int, pairs: int) -> Measured:
             assert job.seconds
             if number:
                 rates.append(SHARDS / job.seconds)
-    return _result(
+    return result(
         "shards", [1 / rate for rate in rates], floor=1.0, median=statistics.median(rates) / SHARDS_PER_S,
         least=min(rates) / SHARDS_PER_S,
         shown=f"{statistics.median(rates):.0f} shards/s through the dispatcher (wanted: 200)",
@@ -166,7 +196,7 @@ def scale_2(folder: Path, side: int, pairs: int) -> Measured:
     """The same job on services of one and of two workers, in turn."""
     seconds = workers_curve(folder, side, pairs, (1, 2))
     ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
-    return _result(
+    return result(
         "scale-2", seconds[2], floor=SPEED_UP, median=statistics.median(ratios), least=min(ratios), peer_s=seconds[1],
         shown=f"{statistics.median(ratios):.2f} times as fast with two workers as with one (wanted: 1.85)",
     )  # fmt: skip
@@ -202,7 +232,7 @@ def memory(folder: Path, _: int, pairs: int) -> Measured:
     points, idle = curves.pixels(folder, steps=(1, 10, 100)), curves.idle_mb()
     least, most = points[0].peak_rss_mb, points[-1].peak_rss_mb
     growth = (idle + most) / (idle + least)
-    return _result(
+    return result(
         "memory", [point.seconds for point in points], floor=1.0, median=GROWTH / growth, least=GROWTH / growth,
         peak_rss_mb=idle + most,
         shown=f"{growth:.2f} times the peak memory for 100 times the pixels (wanted: 1.2 at most); above the idle "
