@@ -49,7 +49,7 @@ serve: $(VENV)/server
 test: $(VENV)/test
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-test-all: $(VENV)/test
+test-all: $(VENV)/test $(VENV)/bench
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/test
