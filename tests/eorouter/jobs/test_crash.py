@@ -10,13 +10,14 @@ import asyncio
 import multiprocessing
 import signal
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
 import mortal
 import msgspec
 import pytest
+import scene
 import sqlalchemy as sa
 from mortal import ALICE
 
@@ -26,7 +27,7 @@ from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Landed
 from eorouter.jobs.states import TERMINAL
 from eorouter.operation import SpendAuthority
-from eorouter.storage import Stores, items
+from eorouter.storage import Stores
 from eorouter.storage.tables import (
     budget_usage,
     budgets,
@@ -38,28 +39,13 @@ from eorouter.storage.tables import (
     requests_done,
 )
 from eorouter.types import Mode, new_id, utc_now
-from eorouter_compute.attempt import Attempt, ObjectRef
+from eorouter_compute.attempt import Attempt
 from eorouter_compute.cluster import Failure, Outcome
-from eorouter_compute.method import Band, OutputAsset, OutputItem, Part, RasterAsset, Result
+from eorouter_compute.method import OutputAsset, OutputItem, Part, Result
 
 WELCOME = 10_000_000
 DONE = Outcome(part=msgspec.msgpack.encode(Part()), seconds=0.1)
 STOPPED = Outcome(failure=Failure(kind="cancelled", code="cancelled", message="The job was cancelled."))
-SQUARE = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
-RASTER = RasterAsset(
-    key="data", href="", crs="EPSG:4326", transform=(0.001, 0.0, 0.0, 0.0, -0.001, 1.0), shape=(1000, 1000),
-    bands=(Band(name="B04", index=1, dtype="uint16", nodata=0.0),), block_shape=(256, 256),
-)  # fmt: skip
-SCENE = OutputItem(
-    name="scene", footprint=SQUARE, bbox=(0, 0, 1, 1), at=datetime(2024, 5, 1, tzinfo=UTC),
-    assets=(
-        OutputAsset(
-            key="data", object=ObjectRef(href="x", size=10, sha256="0" * 64), media_type="image/tiff", roles=("data",),
-            filename="data.tif", raster=RASTER,
-        ),
-    ),
-)  # fmt: skip
-
 Kill = Callable[[str, dict[str, Any], int], Awaitable[bool]]
 
 
@@ -158,7 +144,7 @@ class World:
             key="sums", object=attempt.write("sums.bin", b"x" * 100), media_type="application/octet-stream",
             roles=("data",), filename="sums.bin",
         )  # fmt: skip
-        return Result(items=(OutputItem(name="sums", assets=(asset,), footprint=SQUARE, bbox=(0, 0, 1, 1)),))
+        return Result(items=(OutputItem(name="sums", assets=(asset,), footprint=scene.SQUARE, bbox=(0, 0, 1, 1)),))
 
     # Afterwards
 
@@ -237,10 +223,7 @@ async def world(stores, settings, create) -> World:
             "period": "ever", "limit_cents": WELCOME, "created_at": utc_now(),
         }  # fmt: skip
         await tx.execute(sa.insert(budgets).values(row))
-        await items.add(
-            tx, stores.db, org_id="org_a", project_id="prj_a", item_id="itm_scene", output=SCENE,
-            keys={"data": "org_a/prj_a/items/itm_scene/data.tif"}, job_id=None, provenance={}, now=utc_now(),
-        )  # fmt: skip
+    await scene.shelve(stores.db, "org_a", "prj_a", "itm_scene")
     return World(stores, settings, create)
 
 
