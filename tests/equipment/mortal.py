@@ -119,6 +119,10 @@ async def _ask(stores: Stores, settings: Settings, subject: Subject) -> None:
     assert answer.is_success, answer.text
 
 
+async def _ask_in_vain(stores: Stores, settings: Settings, subject: Subject) -> None:
+    assert (await ask(stores, settings, subject)).status_code == 404
+
+
 # What a dispatcher does -----------------------------------------------------------------------------------------------
 
 
@@ -153,6 +157,7 @@ STEPS: Mapping[str, Step] = {
     "create": _ask,
     "dispatch": _ask,
     "resume": _ask,
+    "refuse": _ask_in_vain,
     "cancel": _ask,
     "complete": _complete,
     "give up": _give_up,

@@ -67,6 +67,9 @@ class World:
         body = {"project_id": "prj_a", "task": clip, "inputs": [{"item_id": "itm_scene"}]}
         return self._asked("processing.create_and_dispatch", body)
 
+    async def _refuse(self) -> dict[str, Any]:
+        return self._asked("processing.dispatch", {"job_id": "job_of_nobody"})
+
     async def _dispatch(self) -> dict[str, Any]:
         job_id = await self.create(shards=1, dispatches=False)
         return self._asked("processing.dispatch", {"job_id": job_id}, job_id=job_id)
@@ -159,17 +162,31 @@ class World:
         """What follows a death at once; returns the references whose money is to be resolved in the end."""
         if step in {"create", "dispatch", "resume"}:
             return [await self._repeated(subject)]
+        if step == "refuse":
+            return await self._refused(subject)
         if step == "cancel":
             assert (await mortal.ask(self.stores, self.settings, subject)).status_code in {200, 409}
         elif step in {"overdue", "stop", "expire"}:
             await mortal.STEPS[step](self.stores, self.settings, subject)
         return subject["references"] if step == "expire" else [subject["job_id"]]
 
-    async def _repeated(self, subject: dict[str, Any]) -> str:
-        """The caller, who has no answer, sends the request until there is one; then it is always the same."""
+    async def _refused(self, subject: dict[str, Any]) -> list[str]:
+        """The caller sends the request until it is refused; the key is as if it had never been used."""
+        await self._free_the_busy()
+        assert (await mortal.ask(self.stores, self.settings, subject)).status_code == 404
+        async with self.stores.db.read() as tx:
+            assert (await tx.execute(sa.select(requests_done))).all() == []
+        return []
+
+    async def _free_the_busy(self) -> None:
+        """So much time passes that a request which nobody answered may be carried out again."""
         async with self.stores.db.write() as tx:
             busy = requests_done.c.busy_until.is_not(None)
             await tx.execute(sa.update(requests_done).where(busy).values(busy_until=utc_now() - timedelta(seconds=1)))
+
+    async def _repeated(self, subject: dict[str, Any]) -> str:
+        """The caller, who has no answer, sends the request until there is one; then it is always the same."""
+        await self._free_the_busy()
         answer = await mortal.ask(self.stores, self.settings, subject)
         assert answer.is_success, answer.text
         again = await mortal.ask(self.stores, self.settings, subject)
@@ -200,7 +217,7 @@ class World:
             spent = sa.select(sa.func.sum(ledger_transfers.c.amount)).where(ledger_transfers.c.kind == "capture")
             spent_cents = int((await tx.execute(spent)).scalar_one() or 0)
             found = await ledger.balance(tx, "org_a", Mode.LIVE)
-            committed = (await tx.execute(sa.select(budget_usage.c.committed))).scalar_one()
+            committed = (await tx.execute(sa.select(sa.func.sum(budget_usage.c.committed)))).scalar_one() or 0
         assert found == ledger.Balance(WELCOME - spent_cents, 0, spent_cents)
         assert committed == spent_cents
         assert await self.faults() == []
