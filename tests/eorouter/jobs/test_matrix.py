@@ -43,13 +43,13 @@ from eorouter_compute import faults, method
 
 TOYS = Path(__file__).resolve().parents[2] / "toys"
 ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
-WAIT_S = 150
+WAIT_S = 240
 REFUSALS = {
     "503": 3,
     "outage": 40,
 }  # few are the store client's own to try again; after many it gives up, and then we do
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 AT_WORKERS = ("read", "write", "written", "merge")
 AT_DISPATCHER = ("claim", "record", "copy", "publish")
@@ -104,7 +104,7 @@ class Installation(msgspec.Struct):
 
     async def reached(self, moment: str) -> tuple[int, Path]:
         """Wait until a process stands still at an armed moment; its id, and the file that holds it."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 for path in self.folder.glob(f"{moment}.*"):
                     if path.suffix != ".armed":
@@ -144,7 +144,7 @@ class Places:
             here = await getattr(self, f"_{kind}")()
             self.made[kind] = here
             await here.supervisor.start()
-            row = await queue.wait(here.stores.db, await here.create(shards=4), 60)
+            row = await queue.wait(here.stores.db, await here.create(shards=4), WAIT_S)
             assert (row.state, row.problem) == ("completed", None)
             here.calm = row.result["checksums"]
         return self.made[kind]
