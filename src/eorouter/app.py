@@ -44,6 +44,7 @@ def registry() -> Registry:
     return Registry.of([import_module(f"{package.__name__}.{name}") for name in names])
 
 
+@cache
 def document() -> dict[str, Any]:
     """The OpenAPI document of this build."""
     from eorouter.surface import openapi

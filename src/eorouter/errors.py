@@ -39,7 +39,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of every error answer, `application/problem+json`."""
+    """Body of every error answer, `application/problem+json`; the last three are a refused payment's."""
 
     type: str
     title: str
@@ -49,6 +49,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     errors: tuple[Fault, ...]
     request_id: str
+    required_cents: int | msgspec.UnsetType = msgspec.UNSET
+    available_cents: int | msgspec.UnsetType = msgspec.UNSET
+    budget_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ApiError(Exception):
@@ -126,6 +129,10 @@ class PaymentRequired(ApiError):
     """The account cannot pay for this."""
 
     code, status = "payment_required", 402
+
+    def problem(self, request_id: str) -> Problem:
+        """The body, with the amounts for programs."""
+        return msgspec.structs.replace(super().problem(request_id), **self.data)
 
 
 class InsufficientBalance(PaymentRequired):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import s3
 import sqlalchemy as sa
 
 from eorouter.operation import Context, Registry
@@ -56,6 +57,13 @@ def postgres_server(postgres_programs: Path) -> Iterator[str]:
     yield f"postgresql+psycopg://eorouter@127.0.0.1:{port}"
     run("pg_ctl", "-w", "-m", "immediate", "stop")
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Address of an S3 server in a process of its own."""
+    with s3.server() as address:
+        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -45,6 +45,7 @@ class ApiProblem(EoRouterError):
         errors: each fault of the request, located.
         request_id: finds this request in the service's logs.
         retry_after_s: how long the service asks to wait, when it says so.
+        data: what else the answer says: of a refused payment `required_cents` and `available_cents`, say.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ApiProblem(EoRouterError):
         errors: tuple[Fault, ...] = (),
         request_id: str = "",
         retry_after_s: float | None = None,
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -64,6 +66,7 @@ class ApiProblem(EoRouterError):
         self.errors = errors
         self.request_id = request_id
         self.retry_after_s = retry_after_s
+        self.data = dict(data or {})
 
     def __str__(self) -> str:
         """Message, code and request id on the first line; then a line per located fault."""
@@ -181,6 +184,9 @@ _BY_STATUS: dict[int, type[ApiProblem]] = {
 }
 
 
+_KNOWN = frozenset({"type", "title", "status", "detail", "code", "message", "errors", "request_id"})
+
+
 def problem_of(status: int, body: bytes, headers: Mapping[str, str]) -> ApiProblem:
     """The exception for an error answer, also when a proxy wrote it and the body is no problem document."""
     kind = _BY_STATUS.get(status, ServiceFault if status >= 500 else ApiProblem)
@@ -201,6 +207,7 @@ def problem_of(status: int, body: bytes, headers: Mapping[str, str]) -> ApiProbl
         errors=_faults(document.get("errors")),
         request_id=str(document.get("request_id") or headers.get("x-request-id", "")),
         retry_after_s=retry_after_s(headers),
+        data={name: value for name, value in document.items() if name not in _KNOWN},
     )
 
 

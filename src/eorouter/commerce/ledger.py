@@ -267,7 +267,8 @@ async def _charge_budgets(
             committed = (await tx.execute(sa.select(budget_usage.c.committed).where(is_here))).scalar_one()
             raise BudgetExceeded(
                 f"The budget {budget.name!r} allows {euros(budget.limit_cents)} per {budget.period}, and "
-                f"{euros(committed)} of it are spent or reserved; this can cost up to {euros(amount)}.",
+                f"{euros(committed)} of it are spent or reserved; this can cost up to {euros(amount)}. "
+                "Ask for less, or have an owner raise the budget.",
                 budget_id=budget.id,
                 required_cents=amount,
                 available_cents=max(budget.limit_cents - committed, 0),

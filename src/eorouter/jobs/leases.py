@@ -31,6 +31,8 @@ from eorouter_compute.cluster import MERGE, Failure, Outcome
 from eorouter_compute.method import Bound, Retries, Shard, total
 
 _MEMORY_ATTEMPT_LIMIT = 3  # as planned, then in pieces of half the side, then of a quarter
+_FREE_TRIES = 16
+"""So many tries of a shard may end without counting; who is a bystander that often is one no more, and each counts."""
 _JITTER = 0.25  # shards that failed together do not come back together
 
 log = structlog.get_logger(__name__)
@@ -197,10 +199,8 @@ async def _discard(tx: AsyncConnection, job: sa.Row[Any], claim: Claim, now: dat
 async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now: datetime) -> bool:
     """Retry a shard later, or fail its job by name; returns True when the job failed."""
     claim, outcome = landed.claim, landed.outcome
-    failure = outcome.failure
-    if failure is None:
-        raise ValueError("Only a failed order can be a failed shard.")
-    tries = claim.attempt - outcome.is_bystander
+    failure, counts = _judged(claim, outcome)
+    tries = claim.attempt - (not counts)
     retries = retries_of(job.method)
     limits = {"request": 0, "source": retries.source_attempts, "memory": _MEMORY_ATTEMPT_LIMIT}
     limit = limits.get(failure.kind, retries.attempts)
@@ -214,7 +214,7 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
             owner=None,
             lease_until=None,
             timing=None,
-            halvings=claim.halvings + (failure.kind == "memory" and not outcome.is_bystander),
+            halvings=claim.halvings + (failure.kind == "memory" and counts),
             ready_at=now + backoff(max(claim.attempt, 1), retries),
         )
     )
@@ -242,6 +242,18 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
     data = {"shard": claim.number, "attempt": claim.attempt, "code": failure.code, "message": failure.message}
     await append(tx, job.id, "shard.retried", data, now)
     return False
+
+
+def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:
+    """Why a try failed, and whether it counts: a bystander's does not, up to a number of times."""
+    failure = outcome.failure
+    if failure is None:
+        raise ValueError("Only a failed order can be a failed shard.")
+    free = claim.token - claim.attempt  # a claim raises both, and what does not count lowers one of them again
+    if not outcome.is_bystander or free < _FREE_TRIES:
+        return failure, not outcome.is_bystander
+    lost = f"The shard was tried {claim.token} times, and its worker was lost each time before the answer arrived."
+    return msgspec.structs.replace(failure, kind="machine", code="worker_lost", message=lost), True
 
 
 def problem(failure: Failure, *, shard: int) -> dict[str, Any]:

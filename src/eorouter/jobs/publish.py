@@ -62,6 +62,7 @@ async def publish(stores: Stores, job_id: str, *, now: datetime) -> bool:
 async def _copy_and_commit(stores: Stores, job: sa.Row[Any], result: Result, *, now: datetime) -> bool:
     job_id = job.id
     keys = {output.name: _keys(job, output) for output in result.items}
+    faults.reached("copy")
     for output in result.items:
         for asset in output.assets:
             await stores.objects.copy(_key_of(stores, asset.object.href), keys[output.name][asset.key])

@@ -145,3 +145,4 @@ def _link(source: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.hardlink_to(source)
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # where both names were the same file already, a rename leaves both

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from eorouter.errors import BudgetExceeded, InsufficientBalance
 from eorouter.operation import SpendAuthority
 from eorouter.storage import migrate
 from eorouter.storage.database import Database
-from eorouter.storage.tables import budgets, ledger_transfers, organisations, projects
+from eorouter.storage.tables import budget_usage, budgets, ledger_transfers, organisations, projects
 from eorouter.types import Mode, Principal, new_id
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -54,6 +55,29 @@ async def faults(db: Database) -> list[str]:
         return await ledger.verify(tx)
 
 
+class Held(NamedTuple):
+    """An open reservation as the model knows it."""
+
+    reservation: ledger.Reservation
+    mode: Mode
+    ends: datetime | None
+    counted: tuple[tuple[str, str], ...]
+
+
+class Limit(NamedTuple):
+    """A budget as the model knows it."""
+
+    mode: Mode
+    project: str | None
+    key: str | None
+    period: str
+    cents: int
+
+
+MODES = st.sampled_from(list(Mode))
+PROJECTS, KEYS = ("a", "b"), ("key_a", "key_b")
+
+
 class Machine(RuleBasedStateMachine):
     """One organisation of a database that all runs share; every run has an organisation of its own."""
 
@@ -63,66 +87,133 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.org = new_id("org")
-        self.available, self.spent = 500, 0
-        self.held: dict[str, tuple[ledger.Reservation, datetime | None]] = {}
+        self.available, self.spent = dict.fromkeys(Mode, 500), dict.fromkeys(Mode, 0)
+        self.held: dict[str, Held] = {}
         self.closed: list[ledger.Reservation] = []
+        self.limits: dict[str, Limit] = {}
+        self.committed: dict[tuple[str, str], int] = {}
         self.now = NOW
         self.do(self._begin())
 
     def do(self, work):
         return self.run.run(work)
 
+    def project(self, name: str) -> str:
+        return f"prj_{name}{self.org}"
+
     async def _begin(self) -> None:
         async with self.db.write() as tx:
             row = {"id": self.org, "name": "o", "quota_bytes": 1, "used_bytes": 0, "created_at": NOW}
             await tx.execute(sa.insert(organisations).values(row))
-        await opened(self.db, self.org, 500)
-        await opened(self.db, self.org, 9)  # a second time changes nothing
+            fields = {"org_id": self.org, "name": "p", "description": "", "created_at": NOW}
+            rows = [fields | {"id": self.project(name)} for name in PROJECTS]
+            await tx.execute(sa.insert(projects), rows)
+        for mode in Mode:
+            await opened(self.db, self.org, 500, mode)
+            await opened(self.db, self.org, 9, mode)  # a second time changes nothing
 
     async def _resolve(self, how, reservation: ledger.Reservation, *more):
         async with self.db.write() as tx:
             return await how(tx, reservation, *more, now=self.now)
 
-    @rule(amount=st.integers(1, 400), name=st.sampled_from(["a", "b", "c"]))
-    def grant(self, amount: int, name: str) -> None:
+    def _closed(self, held: Held, taken: int) -> None:
+        amount = held.reservation.amount
+        self.spent[held.mode] += taken
+        self.available[held.mode] += amount - taken
+        for place in held.counted:
+            if place in self.committed:  # its budget is still there
+                self.committed[place] -= amount - taken
+        self.closed.append(held.reservation)
+
+    def _draw_held(self, data) -> Held:
+        return self.held.pop(data.draw(st.sampled_from(sorted(self.held))))
+
+    @rule(amount=st.integers(1, 400), name=st.sampled_from(["a", "b", "c"]), mode=MODES)
+    def grant(self, amount: int, name: str, mode: Mode) -> None:
         async def give() -> bool:
             async with self.db.write() as tx:
-                return await ledger.grant(
-                    tx, self.org, Mode.LIVE, f"{self.org}/{name}/{amount}", amount, memo="", now=NOW
-                )
+                name_ = f"{self.org}/{mode}/{name}/{amount}"
+                return await ledger.grant(tx, self.org, mode, name_, amount, memo="", now=NOW)
 
         if self.do(give()):
-            self.available += amount
+            self.available[mode] += amount
 
-    @rule(amount=st.integers(1, 700), life=st.sampled_from([None, 1, 5]))
-    def reserve(self, amount: int, life: int | None) -> None:
+    @precondition(lambda self: len(self.limits) < 4)
+    @rule(
+        mode=MODES, project=st.sampled_from([None, *PROJECTS]), key=st.sampled_from([None, *KEYS]),
+        period=st.sampled_from(["day", "month", "ever"]), cents=st.integers(0, 900),
+    )  # fmt: skip
+    def limit(self, mode: Mode, project: str | None, key: str | None, period: str, cents: int) -> None:
+        name = new_id("bud")
+        self.limits[name] = Limit(mode, project, key, period, cents)
+        where = None if project is None else self.project(project)
+        row = {"id": name, "org_id": self.org, "project_id": where, "key_id": key, "mode": mode.value, "name": name,
+               "period": period, "limit_cents": cents, "created_at": NOW}  # fmt: skip
+        self.do(self._write(sa.insert(budgets).values(row)))
+
+    @precondition(lambda self: self.limits)
+    @rule(data=st.data(), cents=st.none() | st.integers(0, 2000))
+    def limit_anew(self, data, cents: int | None) -> None:
+        """Change a budget, or take it away with all that it counted."""
+        name = data.draw(st.sampled_from(sorted(self.limits)))
+        found = self.limits.pop(name)
+        mine = budgets.c.id == name
+        if cents is None:
+            self.committed = {place: count for place, count in self.committed.items() if place[0] != name}
+            self.do(self._write(sa.delete(budgets).where(mine)))
+        else:
+            self.limits[name] = found._replace(cents=cents)
+            self.do(self._write(sa.update(budgets).where(mine).values(limit_cents=cents)))
+
+    async def _write(self, statement) -> None:
+        async with self.db.write() as tx:
+            await tx.execute(statement)
+
+    @rule(
+        amount=st.integers(1, 700), life=st.sampled_from([None, 1, 5]), mode=MODES, project=st.sampled_from(PROJECTS),
+        key=st.sampled_from(KEYS),
+    )  # fmt: skip
+    def reserve(self, amount: int, life: int | None, mode: Mode, project: str, key: str) -> None:
         ends = None if life is None else self.now + timedelta(hours=life)
-        work = reserve(self.db, spender(self.org), amount, now=self.now, expires_at=ends)
-        if amount > self.available:
-            with pytest.raises(InsufficientBalance):
+        counted = tuple(
+            (name, ledger.period_of(limit.period, self.now)) for name, limit in sorted(self.limits.items())
+            if limit.mode is mode and limit.project in {None, project} and limit.key in {None, key}
+        )  # fmt: skip
+        who = spender(self.org, mode=mode, who=key)
+        more = {"now": self.now, "expires_at": ends, "project_id": self.project(project)}
+        work = reserve(self.db, who, amount, **more)
+        over = [place for place in counted if self.committed.get(place, 0) + amount > self.limits[place[0]].cents]
+        if over:
+            left = max(self.limits[over[0][0]].cents - self.committed.get(over[0], 0), 0)
+            with pytest.raises(BudgetExceeded) as refusal:
                 self.do(work)
-            return
-        found = self.do(work)
-        self.held[found.transfer_id] = found, ends
-        self.available -= amount
+            data = {"budget_id": over[0][0], "required_cents": amount, "available_cents": left}
+            assert refusal.value.data == data
+        elif amount > self.available[mode]:
+            with pytest.raises(InsufficientBalance) as lack:
+                self.do(work)
+            assert lack.value.data == {"required_cents": amount, "available_cents": self.available[mode]}
+        else:
+            found = self.do(work)
+            self.held[found.transfer_id] = Held(found, mode, ends, counted)
+            self.available[mode] -= amount
+            self.committed |= {place: self.committed.get(place, 0) + amount for place in counted}
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), share=st.sampled_from([0.0, 0.3, 1.0, 2.0]))
     def capture(self, data, share: float) -> None:
-        reservation, _ = self.held.pop(data.draw(st.sampled_from(sorted(self.held))))
-        taken = self.do(self._resolve(ledger.capture, reservation, int(reservation.amount * share)))
-        assert taken == min(int(reservation.amount * share), reservation.amount)
-        self.spent += taken
-        self.available += reservation.amount - taken
-        self.closed.append(reservation)
+        held = self._draw_held(data)
+        asked = int(held.reservation.amount * share)
+        taken = self.do(self._resolve(ledger.capture, held.reservation, asked))
+        assert taken == min(asked, held.reservation.amount)
+        self._closed(held, taken)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data) -> None:
-        reservation, _ = self.held.pop(data.draw(st.sampled_from(sorted(self.held))))
-        assert self.do(self._resolve(ledger.release, reservation))
-        self.available += reservation.amount
-        self.closed.append(reservation)
+        held = self._draw_held(data)
+        assert self.do(self._resolve(ledger.release, held.reservation))
+        self._closed(held, 0)
 
     @precondition(lambda self: self.closed)
     @rule(data=st.data())
@@ -131,21 +222,28 @@ class Machine(RuleBasedStateMachine):
         assert self.do(self._resolve(ledger.capture, reservation, reservation.amount)) == 0
         assert not self.do(self._resolve(ledger.release, reservation))
 
-    @rule(hours=st.integers(1, 4))
+    @rule(hours=st.integers(1, 14))
     def time_passes(self, hours: int) -> None:
         self.now += timedelta(hours=hours)
 
-        due = [name for name, (_, ends) in self.held.items() if ends is not None and ends <= self.now]
+        due = [name for name, held in self.held.items() if held.ends is not None and held.ends <= self.now]
         assert self.do(ledger.expire(self.db, now=self.now)) >= len(due)
         for name in due:
-            reservation, _ = self.held.pop(name)
-            self.available += reservation.amount
-            self.closed.append(reservation)
+            self._closed(self.held.pop(name), 0)
 
     @invariant()
     def balances(self) -> None:
-        held = sum(reservation.amount for reservation, _ in self.held.values())
-        assert self.do(balance(self.db, self.org)) == ledger.Balance(self.available, held, self.spent)
+        for mode in Mode:
+            reserved = sum(held.reservation.amount for held in self.held.values() if held.mode is mode)
+            expected = ledger.Balance(self.available[mode], reserved, self.spent[mode])
+            assert self.do(balance(self.db, self.org, mode)) == expected
+        assert self.do(self._counted()) == {place: count for place, count in self.committed.items() if count}
+
+    async def _counted(self) -> dict[tuple[str, str], int]:
+        query = sa.select(budget_usage).join(budgets).where(budgets.c.org_id == self.org)
+        async with self.db.read() as tx:
+            rows = (await tx.execute(query.where(budget_usage.c.committed != 0))).all()
+        return {(row.budget_id, row.period): row.committed for row in rows}
 
     def teardown(self) -> None:
         assert self.do(faults(self.db)) == []
@@ -161,7 +259,7 @@ def machine(empty_database_url: str) -> Iterator[type[Machine]]:
 
 
 def test_ledger_does_what_the_model_does(machine: type[Machine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=25, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=12, stateful_step_count=30, deadline=None))
 
 
 async def test_transfers_are_never_changed(peopled):
@@ -255,8 +353,8 @@ from eorouter.operation import SpendAuthority
 from eorouter.storage.database import Database
 from eorouter.types import Principal, new_id
 
-async def spend(url, tries):
-    db, room = Database(url), asyncio.Semaphore(4)
+async def spend(url, tries, amount):
+    db, room = Database(url), asyncio.Semaphore(8)
     who = Principal(kind="key", id="key_a", org_id="org_me", scopes=frozenset())
 
     async def one():
@@ -265,7 +363,7 @@ async def spend(url, tries):
         async with room:
             try:
                 async with db.write() as tx:
-                    await ledger.reserve(tx, db, authority, transfer_id=name, amount=1, project_id="prj_a",
+                    await ledger.reserve(tx, db, authority, transfer_id=name, amount=amount, project_id="prj_a",
                                          reference=name, memo="", now=datetime.now(UTC))
             except InsufficientBalance:
                 return 0
@@ -274,19 +372,29 @@ async def spend(url, tries):
     print(sum(await asyncio.gather(*(one() for _ in range(tries)))))
     await db.close()
 
-asyncio.run(spend(sys.argv[1], int(sys.argv[2])))
+asyncio.run(spend(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
 """
+PROCESSES, CENTS = 4, 7
 
 
 @pytest.mark.parametrize("tries", [120, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 async def test_processes_at_once_spend_what_there_is_and_no_more(peopled, empty_database_url, tries):
     affordable = tries * 2 // 3
-    await opened(peopled.db, cents=affordable)
-    command = [sys.executable, "-c", SPENDER, empty_database_url, str(tries // 3)]
-    started = [await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE) for _ in range(3)]
-    shares = [int((await each.communicate())[0]) for each in started]
-    assert sum(shares) == affordable
-    assert await balance(peopled.db) == ledger.Balance(0, affordable, 0)
+    has = affordable * CENTS + CENTS - 1  # nearly one more
+    await opened(peopled.db, cents=has)
+    await _limit(peopled.db, limit_cents=2 * has)
+    command = [sys.executable, "-c", SPENDER, empty_database_url, str(tries // PROCESSES), str(CENTS)]
+    started = [await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
+    storm = asyncio.gather(*(each.communicate() for each in started))
+    seen = [await balance(peopled.db)]
+    while not (await asyncio.wait([storm], timeout=0.05))[0]:
+        seen.append(await balance(peopled.db))
+    shares = [int(told) for told, _ in await storm]
+    assert [each for each in seen if each.available < 0 or each.available + each.reserved != has] == []
+    assert sum(shares) == has // CENTS == affordable
+    assert await balance(peopled.db) == ledger.Balance(CENTS - 1, affordable * CENTS, 0)
+    async with peopled.db.read() as tx:
+        assert (await tx.execute(sa.select(budget_usage.c.committed))).scalar_one() == affordable * CENTS
     assert await faults(peopled.db) == []
 
 

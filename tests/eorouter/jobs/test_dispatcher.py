@@ -246,6 +246,17 @@ async def test_order_that_dask_ran_twice_is_tried_under_a_new_token_and_costs_no
     assert [each.token for each in cluster.begun] == [1, 2, 3, 4, 5, 6]
 
 
+async def test_order_whose_worker_always_dies_after_it_fails_its_job_in_the_end(
+    stores, create, cluster, dispatcher, monkeypatch
+):
+    monkeypatch.setattr("eorouter.jobs.leases._FREE_TRIES", 1)
+    cluster.repeats = 1_000_000
+    job_id = await create(shards=1)
+    row = await queue.wait(stores.db, job_id, 60)
+    assert (row.state, row.problem["code"], row.problem["shard"]) == ("failed", "worker_lost", 0)
+    assert len(cluster.begun) == 1 + 4
+
+
 async def test_job_past_its_time_limit_fails_by_name(stores, create, dispatcher):
     job_id = await create(shards=4, blocks=500, block_s=0.02, time_limit_s=1)
     row = await queue.wait(stores.db, job_id, 10)

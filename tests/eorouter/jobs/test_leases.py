@@ -169,6 +169,19 @@ async def test_bystander_of_a_killed_worker_keeps_its_tries(stores, create):
     assert (await shard(stores, job_id, 0)).attempt == 0
 
 
+async def test_bystander_for_ever_is_one_no_more(stores, create):
+    job_id = await create(shards=1)
+    claimed = 0
+    while (await job(stores, job_id)).state in {"queued", "running"}:
+        claimed += 1
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(hours=claimed))
+        await record(stores, Landed(claim=each, outcome=msgspec.structs.replace(LOST, is_bystander=True)))
+    assert claimed == leases._FREE_TRIES + 4
+    row = await job(stores, job_id)
+    assert (row.state, row.problem["code"], row.problem["shard"]) == ("failed", "worker_lost", 0)
+    assert "tried 20 times" in row.problem["message"]
+
+
 async def test_a_turn_adds_the_shards_of_the_next_round(stores, create):
     job_id = await create(shards=2, rounds=2)
     first, _ = await claim(stores)

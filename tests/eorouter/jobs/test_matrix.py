@@ -5,8 +5,8 @@ makes one of them stand still at a named moment; then somebody is killed (SIGKIL
 or out of space, and the one that stood still goes on, if it still can.
 
 What makes no matrix of its own here: Dask's scheduler and the nannies live in the dispatcher's process, so the rows of
-the dispatcher are theirs. Before a claim no worker has anything to lose and nothing is written, so of the rows of the
-store and the disk those columns do not exist; publishing is the dispatcher's, so no worker is at work then.
+the dispatcher are theirs. Before a claim no worker has anything to lose, and publishing is the dispatcher's, so those
+columns of the workers' rows do not exist.
 """
 
 import asyncio
@@ -20,10 +20,12 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
+import httpx2
 import msgspec
 import psutil
 import pytest
 import pytest_asyncio
+import s3
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -41,12 +43,16 @@ from eorouter_compute import faults, method
 
 TOYS = Path(__file__).resolve().parents[2] / "toys"
 ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
-WAIT_S = 150
+WAIT_S = 240
+REFUSALS = {
+    "503": 3,
+    "outage": 40,
+}  # few are the store client's own to try again; after many it gives up, and then we do
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 
 AT_WORKERS = ("read", "write", "written", "merge")
-AT_DISPATCHER = ("claim", "record", "publish")
+AT_DISPATCHER = ("claim", "record", "copy", "publish")
 CELLS = [
     *(("dispatcher", "kill", moment) for moment in (*AT_DISPATCHER, *AT_WORKERS)),
     *(("dispatcher", "freeze", moment) for moment in (*AT_DISPATCHER, *AT_WORKERS)),
@@ -54,7 +60,9 @@ CELLS = [
     *(("worker", "freeze", moment) for moment in AT_WORKERS),
     *(("api", "kill", moment) for moment in (*AT_DISPATCHER, *AT_WORKERS)),
     *(("database", "cut", moment) for moment in (*AT_DISPATCHER, *AT_WORKERS)),
-    *(("disk", "full", moment) for moment in ("read", "publish", "merge")),
+    *(("disk", "full", moment) for moment in (*AT_DISPATCHER, *AT_WORKERS)),
+    *(("store", "503", moment) for moment in (*AT_DISPATCHER, *AT_WORKERS)),
+    *(("store", "outage", moment) for moment in ("read", "merge", "copy")),
 ]
 FAST = {
     ("dispatcher", "kill", "record"),
@@ -66,12 +74,13 @@ GRID = [pytest.param(*cell, id="-".join(cell), marks=() if cell in FAST else pyt
 
 
 class Installation(msgspec.Struct):
-    """A service under test: its supervisor, its stores, and the folder where processes stand still."""
+    """A service under test: its supervisor, its stores with their gate, and the folder where processes stand still."""
 
     settings: Settings
     stores: Stores
     folder: Path
     supervisor: Supervisor
+    gate: s3.Gate | None = None
     calm: dict[str, str] = {}
 
     @property
@@ -95,7 +104,7 @@ class Installation(msgspec.Struct):
 
     async def reached(self, moment: str) -> tuple[int, Path]:
         """Wait until a process stands still at an armed moment; its id, and the file that holds it."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 for path in self.folder.glob(f"{moment}.*"):
                     if path.suffix != ".armed":
@@ -103,7 +112,7 @@ class Installation(msgspec.Struct):
                 await asyncio.sleep(0.01)
 
 
-async def installed(folder: Path, url: str, held: Path) -> Installation:
+async def installed(folder: Path, url: str, held: Path, *, objects: str = "") -> Installation:
     data = folder / "data"
     data.mkdir()
     db = Database(url or database_url("", data))
@@ -114,37 +123,53 @@ async def installed(folder: Path, url: str, held: Path) -> Installation:
         await tx.execute(sa.insert(organisations).values(org))
         project = {"id": "prj_a", "org_id": "org_a", "name": "a", "description": "", "created_at": now}
         await tx.execute(sa.insert(projects).values(project))
-    settings = Settings(data_dir=data, secret="s" * 40, worker_count=2, database_url=url)
-    stores = Stores(db=db, objects=Objects("", data))
+    settings = Settings(data_dir=data, secret="s" * 40, worker_count=2, database_url=url, objects_url=objects)
+    stores = Stores(db=db, objects=Objects(objects, data))
     return Installation(settings=settings, stores=stores, folder=held, supervisor=Supervisor(settings))
 
 
 class Places:
-    """Installations by engine, started when first asked for."""
+    """Installations by what they keep their state in, started when first asked for."""
 
-    def __init__(self, folder: Path, request: pytest.FixtureRequest) -> None:
+    def __init__(self, folder: Path, request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> None:
         self._folder = folder
         self._request = request
+        self._patch = patch
         self.made: dict[str, Installation] = {}
         self.faults = folder / "faults"
         self.faults.mkdir()
 
-    async def on(self, engine: str) -> Installation:
-        if engine not in self.made:
-            url = ""
-            if engine == "postgresql":
-                server = self._request.getfixturevalue("postgres_server")
-                admin = sa.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
-                with admin.connect() as connection:
-                    connection.execute(sa.text("CREATE DATABASE matrix"))
-                admin.dispose()
-                url = f"{server}/matrix"
-            here = self.made[engine] = await installed(self.new(engine), url, self.faults)
+    async def on(self, kind: str) -> Installation:
+        if kind not in self.made:
+            here = await getattr(self, f"_{kind}")()
+            self.made[kind] = here
             await here.supervisor.start()
-            row = await queue.wait(here.stores.db, await here.create(shards=4), 60)
+            row = await queue.wait(here.stores.db, await here.create(shards=4), WAIT_S)
             assert (row.state, row.problem) == ("completed", None)
             here.calm = row.result["checksums"]
-        return self.made[engine]
+        return self.made[kind]
+
+    async def _sqlite(self) -> Installation:
+        return await installed(self.new("sqlite"), "", self.faults)
+
+    async def _postgresql(self) -> Installation:
+        server = self._request.getfixturevalue("postgres_server")
+        admin = sa.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(sa.text("CREATE DATABASE matrix"))
+        admin.dispose()
+        return await installed(self.new("postgresql"), f"{server}/matrix", self.faults)
+
+    async def _s3(self) -> Installation:
+        """Objects behind a gate; only processes that are started from now on, and this one, go through it."""
+        gate = s3.Gate(self._request.getfixturevalue("s3_server"))
+        await gate.open()
+        for name, value in (s3.CREDENTIALS | {"AWS_ENDPOINT_URL": gate.address}).items():
+            self._patch.setenv(name, value)
+        await asyncio.to_thread(lambda: httpx2.put(f"{gate.address}/matrix").raise_for_status())
+        here = await installed(self.new("s3"), "", self.faults, objects="s3://matrix/here")
+        here.gate = gate
+        return here
 
     def new(self, name: str) -> Path:
         folder = self._folder / name
@@ -156,7 +181,7 @@ class Places:
 async def places(tmp_path_factory, request) -> AsyncIterator[Places]:
     """Where jobs are disturbed; every process that is started from here knows the toy and stands still when told."""
     with pytest.MonkeyPatch.context() as patch:
-        made = Places(tmp_path_factory.mktemp("matrix"), request)
+        made = Places(tmp_path_factory.mktemp("matrix"), request, patch)
         patch.syspath_prepend(str(TOYS))
         patch.setenv("PYTHONPATH", os.pathsep.join([path for path in sys.path if "site-packages" not in path]))
         patch.setenv(faults.VARIABLE, str(made.faults))
@@ -166,6 +191,8 @@ async def places(tmp_path_factory, request) -> AsyncIterator[Places]:
         for each in made.made.values():
             await each.supervisor.stop()
             await each.stores.db.close()
+            if each.gate is not None:
+                await each.gate.close()
         method.methods.cache_clear()
 
 
@@ -226,9 +253,15 @@ async def assert_as_if_nothing_happened(here: Installation, job_id: str) -> None
     while await deletions.sweep(here.stores, now=utc_now() + timedelta(hours=1)):
         pass
     kept = {asset["href"] for document in documents for asset in document["assets"].values()}
-    root = here.stores.objects.local_path("org_a")
-    files = {path for path in root.rglob("*") if path.is_file()}
-    assert files == {here.stores.objects.local_path(key) for key in kept}
+    assert await files(here.stores.objects) == kept
+
+
+async def files(objects: Objects) -> set[str]:
+    """Keys of everything there is, of unfinished files of dead workers too."""
+    root = objects.local_path("org_a")
+    if root is None:
+        return {key async for key, _ in objects.list("org_a")}
+    return {f"org_a/{path.relative_to(root)}" for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("who", "how", "moment"), GRID)
@@ -236,12 +269,17 @@ async def test_job_survives(places, who, how, moment):
     if who == "api":
         await _kill_the_api(places, moment)
         return
-    here = await places.on("postgresql" if who == "database" else "sqlite")
+    here = await places.on({"database": "postgresql", "store": "s3"}.get(who, "sqlite"))
     (here.folder / f"{moment}.armed").touch()
     job_id = await here.create(shards=4)
     pid, held = await here.reached(moment)
-    await disturb(here, who, how, pid)
-    held.unlink()
+    if here.gate is not None:
+        shut = asyncio.create_task(here.gate.refuse(REFUSALS[how]))
+        held.unlink()
+        await asyncio.wait_for(shut, WAIT_S)
+    else:
+        await disturb(here, who, how, pid)
+        held.unlink()
     await assert_as_if_nothing_happened(here, job_id)
 
 

@@ -2,23 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import msgspec
 import pytest
+import scene
 import sqlalchemy as sa
 
 from eorouter.jobs import publish
 from eorouter.jobs.leases import fail_job
 from eorouter.jobs.states import JobState
-from eorouter.storage import Stores, items
+from eorouter.storage import Stores
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import utc_now
 from eorouter_compute import method
-from eorouter_compute.attempt import Attempt, ObjectRef
+from eorouter_compute.attempt import Attempt
 from eorouter_compute.cluster import MERGE
 from eorouter_compute.errors import ComputeError
-from eorouter_compute.method import Band, OutputAsset, OutputItem, RasterAsset
 
 QUOTA = 50_000_000
 
@@ -79,21 +78,4 @@ def _run(stores: Stores, job: sa.Row, shards: list) -> bytes:
 @pytest.fixture
 async def item(peopled):
     """An item of `prj_a`: one band, a thousand pixels a side, over the degree north-east of the origin."""
-    raster = RasterAsset(
-        key="data", href="", crs="EPSG:4326", transform=(0.001, 0.0, 0.0, 0.0, -0.001, 1.0), shape=(1000, 1000),
-        bands=(Band(name="B04", index=1, dtype="uint16", common_name="red", nodata=0.0),), block_shape=(256, 256),
-    )  # fmt: skip
-    asset = OutputAsset(
-        key="data", object=ObjectRef(href="x", size=10, sha256="0" * 64), media_type="image/tiff", roles=("data",),
-        filename="data.tif", raster=raster,
-    )  # fmt: skip
-    square = {"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]}
-    output = OutputItem(
-        name="scene", assets=(asset,), footprint=square, bbox=(0, 0, 1, 1), at=datetime(2024, 5, 1, tzinfo=UTC)
-    )
-    async with peopled.db.write() as tx:
-        await items.add(
-            tx, peopled.db, org_id="org_me", project_id="prj_a", item_id="itm_scene", output=output,
-            keys={"data": "org_me/prj_a/items/itm_scene/data.tif"}, job_id=None, provenance={}, now=utc_now(),
-        )  # fmt: skip
-    return "itm_scene"
+    return await scene.shelve(peopled.db, "org_me", "prj_a", "itm_scene")
