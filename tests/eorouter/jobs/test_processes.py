@@ -209,7 +209,8 @@ def installation(commands, s3_servers, tmp_path: Path, empty_database_url: str) 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
 def test_an_installation_of_many_processes_does_a_job_and_outlives_a_worker(installation, tmp_path, empty_database_url):
-    scene = testing.write_raster(tmp_path / "scene.tif", testing.asymmetric((1, 1500, 1400)))
+    scene = tmp_path / "scene.tif"
+    testing.write_raster(scene, testing.asymmetric((1500, 1400)))
     with EoRouterClient(installation.urls[0]) as client, EoRouterClient(installation.urls[1]) as other:
         client.signup("ada@example.org", "correct horse battery", name="Ada")
         project = client.projects.create("fields")["project_id"]
