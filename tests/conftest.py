@@ -2,6 +2,10 @@
 
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,49 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real scenes are absent: set EOROUTER_TEST_DATA (looked in {folder})")
     return folder
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@contextmanager
+def _commands(folder: Path, **everywhere: str) -> Iterator[Start]:
+    """`start("worker", log="first", EOROUTER_…="…")` runs `eorouter worker`; all that were started end with the block.
+
+    What they say on standard error is appended to `log` in the folder; standard output is the test's to read.
+    """
+    started: list[subprocess.Popen[str]] = []
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
+    clean["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path and "site-packages" not in path)
+
+    def start(*arguments: str, log: str = "log", **environment: str) -> subprocess.Popen[str]:
+        with (folder / log).open("a") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "eorouter", *arguments],
+                env=clean | everywhere | environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(30)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def commands() -> Callable[..., AbstractContextManager[Start]]:
+    """`with commands(folder, AWS_REGION="…") as start:` for tests that run parts of the service as processes."""
+    return _commands
 
 
 def _postgres_programs() -> Path | None:

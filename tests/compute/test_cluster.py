@@ -14,12 +14,14 @@ import pytest
 import pytest_asyncio
 from dask import config as dask_config
 from distributed.core import Status
+from distributed.versions import get_versions
 
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
 from eorouter_compute.build import build
-from eorouter_compute.cluster import MERGE, Cluster, Outcome, ShardOrder
+from eorouter_compute.cluster import Cluster
 from eorouter_compute.method import Part, Result
+from eorouter_compute.orders import MERGE, Outcome, ShardOrder, run_order
 
 TOYS = Path(__file__).resolve().parents[1] / "toys"
 MEMORY_BYTES = 700 << 20
@@ -237,12 +239,22 @@ async def test_check_builds_says_which_part_is_of_another():
         cluster_module.check_builds("1+a", {"the scheduler": "1+a", "worker tls://h:1": "1+b"})
 
 
+async def test_check_versions_says_which_library_differs():
+    mine = get_versions()
+    cluster_module.check_versions(mine, {"tls://h:1": mine})
+    other = {"packages": mine["packages"] | {"distributed": "1.0"}}
+    with pytest.raises(cluster_module.OtherBuild, match=r"distributed .*1\.0"):
+        cluster_module.check_versions(mine, {"tls://h:1": mine, "tls://h:2": other})
+    with pytest.raises(cluster_module.OtherBuild, match="than the dispatcher"):
+        cluster_module.check_versions(other, {})
+
+
 async def test_run_order_with_shared_parameters_reads_them_from_their_object(cluster, order, tmp_path):
     (tmp_path / "shared").write_bytes(
         msgspec.msgpack.encode((msgspec.json.encode({"method": "toy"}), msgspec.msgpack.encode([])))
     )
     shared = msgspec.structs.replace(order(5), task=b"", inputs=b"", shared=f"file://{tmp_path}/shared")
-    answer = cluster_module.run_order(msgspec.msgpack.encode(shared))
+    answer = run_order(msgspec.msgpack.encode(shared))
     assert msgspec.msgpack.decode(answer, type=Outcome).failure is None
 
 

@@ -19,7 +19,10 @@ import pytest
 from eorouter import __main__ as command
 from eorouter.app import registry
 
-COMMANDS = ("serve", "demo", "op", "operations", "methods", "settings", "migrate", "allot", "dispatcher", "derive")
+COMMANDS = (
+    "serve", "api", "demo", "op", "operations", "methods", "settings", "migrate", "allot", "dispatcher", "scheduler",
+    "worker", "certificates", "derive",
+)  # fmt: skip
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
 
 
@@ -137,6 +140,15 @@ def test_op_prints_a_problem_as_an_error(capfd, service, monkeypatch):
     assert json.loads(err) == {"code": "unauthenticated"}
 
 
+def test_certificates_are_made_once(capfd, tmp_path):
+    code, out, _ = run(capfd, "certificates", str(tmp_path / "tls"), "--host", "a.lan", "--host", "b.lan")
+    assert code == 0
+    assert [Path(line.split()[1]).name for line in out.splitlines()] == ["ca.crt", "tls.crt", "tls.key"]
+    code, out, err = run(capfd, "certificates", str(tmp_path / "tls"))
+    assert (code, out) == (2, "")
+    assert "exists already" in err
+
+
 def test_bad_setting_is_one_message_and_exit_code_2(tmp_path):
     done = started("serve", "--data-dir", str(tmp_path), EOROUTER_WORKER_COUNT="many")
     assert (done.returncode, done.stdout) == (2, "")
@@ -154,6 +166,17 @@ def test_taken_port_is_one_message_and_exit_code_2(tmp_path):
     assert f"127.0.0.1:{port}" in done.stderr
     assert "--port" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_api_says_what_other_replicas_would_not_share(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("EOROUTER_SECRET", "s" * 40)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, out, err = run(capfd, "api", "--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path))
+    assert (code, out) == (2, "")
+    said = [line for line in err.splitlines() if "Replicas on other machines do not share it" in line]
+    assert [line.split()[1] for line in said] == ["EOROUTER_DATABASE_URL", "EOROUTER_OBJECTS_URL"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from eorouter.storage.database import Database
 from eorouter.storage.objects import Objects
 from eorouter.surface import http
 from eorouter.types import Principal, utc_now
-from eorouter_compute.cluster import Failure, Outcome
+from eorouter_compute.orders import Failure, Outcome
 
 ALICE = Principal(
     kind="user", id="usr_alice", org_id="org_a", scopes=frozenset({"processing:read", "processing:write"}),

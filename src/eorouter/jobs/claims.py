@@ -18,8 +18,8 @@ from eorouter.jobs.fairness import FairShare, Lane
 from eorouter.jobs.queue import move
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage.tables import job_shards, jobs, organisations
-from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import Bound
+from eorouter_compute.orders import MERGE
 
 LEASE_S = 30.0
 

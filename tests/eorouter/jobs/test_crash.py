@@ -40,8 +40,8 @@ from eorouter.storage.tables import (
 )
 from eorouter.types import Mode, new_id, utc_now
 from eorouter_compute.attempt import Attempt
-from eorouter_compute.cluster import Failure, Outcome
 from eorouter_compute.method import OutputAsset, OutputItem, Part, Result
+from eorouter_compute.orders import Failure, Outcome
 
 WELCOME = 10_000_000
 DONE = Outcome(part=msgspec.msgpack.encode(Part()), seconds=0.1)

@@ -164,7 +164,7 @@ class Places:
         """Objects behind a gate; only processes that are started from now on, and this one, go through it."""
         gate = s3.Gate(self._request.getfixturevalue("s3_server"))
         await gate.open()
-        for name, value in (s3.CREDENTIALS | {"AWS_ENDPOINT_URL": gate.address}).items():
+        for name, value in s3.variables(gate.address).items():
             self._patch.setenv(name, value)
         await asyncio.to_thread(lambda: httpx2.put(f"{gate.address}/matrix").raise_for_status())
         here = await installed(self.new("s3"), "", self.faults, objects="s3://matrix/here")

@@ -16,8 +16,8 @@ from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import utc_now
 from eorouter_compute import method
 from eorouter_compute.attempt import Attempt
-from eorouter_compute.cluster import MERGE
 from eorouter_compute.errors import ComputeError
+from eorouter_compute.orders import MERGE
 
 QUOTA = 50_000_000
 

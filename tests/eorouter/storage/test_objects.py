@@ -31,7 +31,7 @@ def remote_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Objects:
     address = request.getfixturevalue("s3_server")
-    for name, value in (s3.CREDENTIALS | {"AWS_ENDPOINT_URL": address}).items():
+    for name, value in s3.variables(address).items():
         monkeypatch.setenv(name, value)
     name = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
     httpx2.put(f"{address}/{name}").raise_for_status()
