@@ -1,3 +1,4 @@
+# ruff: noqa: INP001
 """Whether the process in a container is well; the images have neither curl nor a shell for it.
 
 `health.py http URL` asks an address. `health.py connected PORT` looks for a connection to that port, of anybody in the

@@ -1,0 +1,123 @@
+"""The chart, rendered by Helm itself; in a process of its own, since its library brings Go's signal handlers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy/helm/eorouter"
+
+_PROGRAM = """
+import json, sys
+import helm_python as helm
+
+order = json.load(sys.stdin)
+try:
+    with helm.Chart.load(order["chart"]) as chart:
+        chart.validate_schema(order["values"])
+        said = {"files": chart.render(order["values"], name="eo", namespace="earth", is_upgrade=order["is_upgrade"])}
+        said["lint"] = helm.lint(order["chart"], order["values"], strict=True)
+except helm.HelmError as error:
+    said = {"refused": str(error)}
+json.dump(said, sys.stdout)
+"""
+
+
+class Refused(Exception):
+    """Helm does not take the values; the message is its own."""
+
+
+class Rendered:
+    """What Helm makes of the chart with some values."""
+
+    def __init__(self, values: dict[str, Any], *, is_upgrade: bool = False) -> None:
+        order = {"chart": str(CHART), "values": values, "is_upgrade": is_upgrade}
+        ran = subprocess.run(
+            [sys.executable, "-c", _PROGRAM], input=json.dumps(order), capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        said = json.loads(ran.stdout)
+        if "refused" in said:
+            raise Refused(said["refused"])
+        self.values = values
+        self.files: dict[str, str] = said["files"]
+        self.lint: dict[str, Any] = said["lint"]
+        self.objects: list[dict[str, Any]] = [
+            found
+            for name, text in sorted(self.files.items())
+            if name.endswith(".yaml")
+            for found in yaml.safe_load_all(text)
+            if found is not None
+        ]
+
+    def of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Objects of a kind by name, without the name of the release."""
+        return {
+            found["metadata"]["name"].removeprefix("eo-eorouter-"): found
+            for found in self.objects
+            if found["kind"] == kind
+        }
+
+    @property
+    def pods(self) -> dict[str, dict[str, Any]]:
+        """Pod templates by part."""
+        return {
+            name: found["spec"]["template"]
+            for kind in ("Deployment", "Job")
+            for name, found in self.of(kind).items()
+        }
+
+
+@pytest.fixture(scope="session")
+def render():
+    """Renders the chart; `Refused` where Helm does not take the values."""
+    return Rendered
+
+
+@pytest.fixture(scope="session")
+def least_values() -> dict[str, Any]:
+    """The values that the runbook shows as the least that install."""
+    page = (ROOT / "docs/runbook.md").read_text()
+    return yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
+
+
+@pytest.fixture(scope="session")
+def least(least_values) -> Rendered:
+    return Rendered(least_values)
+
+
+@pytest.fixture(scope="session")
+def everything(least_values) -> Rendered:
+    """The chart with all its options."""
+    return Rendered(FULL(least_values))
+
+
+def FULL(least: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - a table, which builds on another
+    digest = "sha256:" + "0123456789abcdef" * 4
+    return least | {
+        "image": {
+            "pullSecrets": ["registry"],
+            "api": {"repository": "registry.example/eo/api", "digest": digest},
+            "worker": {"repository": "registry.example/eo/worker", "tag": "0.1.0-7"},
+        },
+        "settings": {
+            "quota_bytes": 107374182400, "ingest_wait_s": 2.5, "remote_hosts": "minio.lan:9000", "log_level": "debug",
+        },
+        "otlpEndpoint": "http://collector.observability:4318",
+        "worker": {
+            "nodeSelector": {"pool": "compute"},
+            "tolerations": [{"key": "compute", "operator": "Exists", "effect": "NoSchedule"}],
+            "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/eo"}},
+            "podAnnotations": {"a": "b"},
+            "autoscaling": {"kind": "hpa"},
+        },
+        "networkPolicy": least["networkPolicy"] | {
+            "collector": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}]}
+        },
+        "monitoring": least["monitoring"] | {"labels": {"release": "prometheus"}, "runbook": "https://wiki.example/eo"},
+    }  # fmt: skip
