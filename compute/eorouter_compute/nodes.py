@@ -6,15 +6,28 @@ from msgspec import Struct
 
 
 class Seen(Struct, frozen=True, kw_only=True):
-    """A worker as its scheduler sees it; `shards` are those it was given, as the dashboard names them."""
+    """A worker as its scheduler sees it; `shards` are those it was given, as the dashboard names them.
+
+    `build` is empty where the worker does not say which it runs.
+    """
 
     name: str
+    address: str
+    build: str
     host: str
     threads: int
     memory_bytes: int
     memory_limit_bytes: int
     shards: tuple[str, ...]
     metrics_url: str
+
+
+_BUILD = "BUILD "
+
+
+def resource(build: str) -> str:
+    """Name of the resource that workers of a build have and its orders ask for: no other worker is given them."""
+    return _BUILD + build
 
 
 def census(scheduler: Any) -> list[Seen]:
@@ -28,6 +41,8 @@ def census(scheduler: Any) -> list[Seen]:
     return [
         Seen(
             name=str(worker.name),
+            address=worker.address,
+            build=_build(worker),
             host=worker.host,
             threads=worker.nthreads,
             memory_bytes=int(worker.metrics.get("memory", 0)),
@@ -37,6 +52,10 @@ def census(scheduler: Any) -> list[Seen]:
         )
         for worker in scheduler.workers.values()
     ]
+
+
+def _build(worker: Any) -> str:
+    return next((name.removeprefix(_BUILD) for name in worker.resources if name.startswith(_BUILD)), "")
 
 
 def _metrics_url(worker: Any) -> str:

@@ -44,6 +44,27 @@ def serve(
     app.run(app.serve(settings, has_cluster=cluster, migrates_postgresql=migrate, announce=_announce))
 
 
+def api(*, host: str | None = None, port: int | None = None, data_dir: Path | None = None) -> None:
+    """Run the API alone. It keeps nothing: run as many as you like over one PostgreSQL and one object store.
+
+    Give all of them the same EOROUTER_DATABASE_URL, EOROUTER_OBJECTS_URL and EOROUTER_SECRET; what is not set is kept
+    in the data folder, and said at the start. `eorouter migrate` brings the schema up to date, `eorouter dispatcher`
+    runs the jobs.
+
+    Args:
+        host: Address to listen on; 0.0.0.0 for all of this machine.
+        port: Port to listen on; 0 takes a free one.
+        data_dir: Folder for what is not kept elsewhere.
+    """
+    from eorouter import app
+    from eorouter.settings import kept_here, load
+
+    for fact in kept_here(load(data_dir=data_dir)):
+        print(f"eorouter: {fact} Replicas on other machines do not share it.", file=sys.stderr)  # noqa: T201
+    settings = app.prepared(host=host, port=port, data_dir=data_dir)
+    app.run(app.serve(settings, has_cluster=False, migrates_postgresql=False, announce=_announce))
+
+
 def _announce(settings: "Settings") -> None:
     host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104
     url = settings.public_url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
@@ -52,21 +73,72 @@ def _announce(settings: "Settings") -> None:
     _say(f"Documents at {url}/docs, data in {kept}. Ctrl-C stops it.")
 
 
-def dispatcher(*, data_dir: Path | None = None, workers: int | None = None) -> None:
+def dispatcher(
+    *, scheduler_address: str | None = None, data_dir: Path | None = None, workers: int | None = None
+) -> None:
     """Run jobs without the API: take them from the database, hand them to workers, publish what they make.
 
-    One runs inside `eorouter serve`. Run more of them, on any machine that reaches the same database and object store,
-    to do more jobs at once; each brings its own workers.
+    One runs inside `eorouter serve`. Run more of them, on any machine that reaches the same database and object store.
+    Without a scheduler's address each brings its own workers; with one they share those that `eorouter worker` brings.
 
     Args:
+        scheduler_address: Scheduler to hand shards to, such as tls://scheduler.lan:8786.
         data_dir: Folder of an embedded database and objects; the one of `eorouter serve`.
-        workers: Worker processes; 0 means one per core.
+        workers: Worker processes of its own; 0 means one per core.
     """
     from eorouter import app
     from eorouter.jobs import dispatcher as jobs
 
-    settings = app.prepared(data_dir=data_dir, worker_count=workers)
-    app.run(jobs.serve(settings, is_supervised=False))
+    settings = app.prepared(scheduler_address=scheduler_address, data_dir=data_dir, worker_count=workers)
+    jobs.run(settings, supervised=False)
+
+
+def scheduler(*, scheduler_address: str | None = None) -> None:
+    """Run the scheduler that dispatchers and workers on several machines meet at.
+
+    It needs the certificates (EOROUTER_TLS_CA, EOROUTER_TLS_CERTIFICATE, EOROUTER_TLS_KEY) and nothing else, and takes
+    the secret and the database's address out of its environment. Dask's pages are on this machine's loopback.
+
+    Args:
+        scheduler_address: Where to listen: an IP address of this machine, or a name for all of them;
+            tls://0.0.0.0:8786 by default.
+    """
+    from eorouter.jobs import processes
+
+    settings = processes.part_settings(scheduler_address=scheduler_address)
+    processes.run_scheduler(settings, lambda address: _say(f"eorouter scheduler listening on {address}"))
+
+
+def worker(*, scheduler_address: str | None = None, data_dir: Path | None = None) -> None:
+    """Run one worker for a scheduler; start as many as there are cores to use.
+
+    It needs the certificates and the object store's own variables (AWS_… for S3), and takes the secret and the
+    database's address out of its environment. SIGTERM lets it finish what it runs, for up to EOROUTER_WORKER_DRAIN_S.
+    When the scheduler is gone it waits for it to come back.
+
+    Args:
+        scheduler_address: Scheduler to work for, such as tls://scheduler.lan:8786.
+        data_dir: Folder for scratch files; workers of one machine share it.
+    """
+    from eorouter.jobs import processes
+
+    processes.run_worker(processes.part_settings(scheduler_address=scheduler_address, data_dir=data_dir))
+
+
+def certificates(folder: Path, /, *, host: tuple[str, ...] = ()) -> None:
+    """Make the certificates by which scheduler, workers and dispatchers know each other: ca.crt, tls.crt and tls.key.
+
+    Copy the three files to every machine, and set EOROUTER_TLS_CA, EOROUTER_TLS_CERTIFICATE and EOROUTER_TLS_KEY to
+    them. They hold for ten years. Whoever has tls.key can run code on the workers.
+
+    Args:
+        folder: Where to write; made when absent. Files that exist are kept, and nothing is written.
+        host: Name or address of the scheduler's machine, for those who look at the certificate; may be repeated.
+    """
+    from eorouter.jobs import certificates as making
+
+    for path in making.make(folder, host):
+        _say(f"wrote {path}")
 
 
 def migrate(*, data_dir: Path | None = None) -> None:
@@ -284,6 +356,7 @@ def grant_credits(
 
 COMMANDS = (
     (serve, "serve"),
+    (api, "api"),
     (demo, "demo"),
     (op, "op"),
     (list_operations, "operations"),
@@ -292,6 +365,9 @@ COMMANDS = (
     (migrate, "migrate"),
     (allot, "allot"),
     (dispatcher, "dispatcher"),
+    (scheduler, "scheduler"),
+    (worker, "worker"),
+    (certificates, "certificates"),
     (derive, "derive"),
     (verify_ledger, "ledger-verify"),
     (grant_credits, "ledger-grant"),
@@ -325,24 +401,22 @@ def _run(arguments: list[str]) -> int:
         return 130
 
 
-_OPENING = {"serve", "migrate", "allot", "dispatcher", "demo", "ledger-verify", "ledger-grant"}
+_OPENING = {"serve", "api", "migrate", "allot", "dispatcher", "demo", "ledger-verify", "ledger-grant"}
+_PARTS = {"dispatcher", "scheduler", "worker"}
 
 
 def _start_faults(arguments: list[str]) -> tuple[type[Exception], ...]:
-    """What may go wrong when a service starts; loaded only for the commands that start one."""
-    if not arguments or arguments[0] not in {
-        "serve",
-        "migrate",
-        "allot",
-        "dispatcher",
-        "demo",
-        "ledger-verify",
-        "ledger-grant",
-    }:
-        return ()
-    from eorouter import app
+    """What may go wrong when a service or a part starts; loaded only for the commands that start one."""
+    faults: tuple[type[Exception], ...] = ()
+    if arguments and arguments[0] in _OPENING:
+        from eorouter import app
 
-    return (app.BadStart,)
+        faults += (app.BadStart,)
+    if arguments and arguments[0] in _PARTS:
+        from eorouter.jobs import processes
+
+        faults += processes.FAULTS
+    return faults
 
 
 def _application() -> Any:

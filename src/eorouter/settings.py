@@ -6,6 +6,7 @@ name, the form it must have, and an example.
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,12 @@ from msgspec import Meta
 PREFIX = "EOROUTER_"
 NOT_SETTINGS = frozenset({"EOROUTER_URL", "EOROUTER_API_KEY", "EOROUTER_TEST_DATA"})
 """Variables of the same prefix that clients and tests read; a shell that has them can still start the service."""
+
+
+_SCHEDULER = re.compile(r"(tls://[^/@\s]+|tcp://(127(\.\d{1,3}){3}|localhost|\[::1\])):\d{1,5}")
+
+WITHHELD = ("secret", "database_url", "metrics_token")
+"""Settings that workers and schedulers never read."""
 
 
 class BadSetting(Exception):
@@ -56,13 +63,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     worker_count: Annotated[
-        int, _field("Worker processes of the embedded cluster; 0 means one per core.", "4", ge=0, le=256)
+        int, _field("Worker processes that a dispatcher brings; 0 means one per core.", "4", ge=0, le=256)
     ] = 0
     worker_threads: Annotated[int, _field("Threads per worker process.", "1", ge=1, le=64)] = 1
     worker_memory_mb: Annotated[int, _field("Memory limit of one worker, MiB.", "4096", ge=256)] = 4096
     dashboard_port: Annotated[
         int, _field("Port of the Dask dashboard, on loopback only; 0 takes a free one.", "8787", ge=0, le=65535)
     ] = 0
+    scheduler_address: Annotated[
+        str,
+        _field(
+            "Scheduler elsewhere that dispatchers and workers connect to; empty: a dispatcher brings its own workers.",
+            "tls://scheduler.lan:8786",
+        ),
+    ] = ""
+    tls_ca: Annotated[
+        Path, _field("Certificate of the authority that signed every part's certificate.", "/etc/eorouter/tls/ca.crt")
+    ] = Path()
+    tls_certificate: Annotated[
+        Path, _field("Certificate of this part: scheduler, worker or dispatcher.", "/etc/eorouter/tls/tls.crt")
+    ] = Path()
+    tls_key: Annotated[Path, _field("Private key of that certificate.", "/etc/eorouter/tls/tls.key")] = Path()
+    worker_drain_s: Annotated[
+        float, _field("How long a worker that is told to stop may go on with what it runs, seconds.", "120", ge=0)
+    ] = 120.0
     upload_bytes_max: Annotated[int, _field("Largest upload, bytes.", "10737418240", ge=1)] = 10 << 30
     quota_bytes: Annotated[int, _field("Storage of a new organisation, bytes.", "107374182400", ge=0)] = 100 << 30
     welcome_cents: Annotated[
@@ -136,6 +160,12 @@ def load(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
         raise BadSetting(f"{error}. `eorouter settings` lists what each setting takes.") from error
     if settings.secret and len(settings.secret) < 32:
         raise BadSetting(f"EOROUTER_SECRET has {len(settings.secret)} characters; use 32 or more random ones.")
+    if settings.scheduler_address and not _SCHEDULER.fullmatch(settings.scheduler_address):
+        raise BadSetting(
+            f"{PREFIX}SCHEDULER_ADDRESS={settings.scheduler_address!r} is not tls://host:port. Without encryption "
+            "(tcp://) it may only be a loopback address: whoever reaches a scheduler can run code on its workers. "
+            + describe("scheduler_address")
+        )
     return settings
 
 
@@ -172,6 +202,16 @@ def prepare(settings: Settings) -> Settings:
             f"Make it writable, or choose another with --data-dir or {PREFIX}DATA_DIR."
         ) from error
     return msgspec.structs.replace(settings, data_dir=folder)
+
+
+def kept_here(settings: Settings) -> list[str]:
+    """What loaded settings leave on this machine, where a process on another does not find it; a sentence each."""
+    said = {
+        "database_url": "the database is SQLite in the data folder",
+        "objects_url": "objects are files in the data folder",
+        "secret": "the secret is made for the data folder",
+    }
+    return [f"{PREFIX}{name.upper()} is not set: {fact}." for name, fact in said.items() if not getattr(settings, name)]
 
 
 def withdraw() -> None:

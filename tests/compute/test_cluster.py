@@ -18,8 +18,9 @@ from distributed.core import Status
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
 from eorouter_compute.build import build
-from eorouter_compute.cluster import MERGE, Cluster, Outcome, ShardOrder
+from eorouter_compute.cluster import Cluster
 from eorouter_compute.method import Part, Result
+from eorouter_compute.orders import MERGE, Outcome, ShardOrder, run_order
 
 TOYS = Path(__file__).resolve().parents[1] / "toys"
 MEMORY_BYTES = 700 << 20
@@ -222,7 +223,7 @@ async def test_run_order_with_shared_parameters_reads_them_from_their_object(clu
         msgspec.msgpack.encode((msgspec.json.encode({"method": "toy"}), msgspec.msgpack.encode([])))
     )
     shared = msgspec.structs.replace(order(5), task=b"", inputs=b"", shared=f"file://{tmp_path}/shared")
-    answer = cluster_module.run_order(msgspec.msgpack.encode(shared))
+    answer = run_order(msgspec.msgpack.encode(shared))
     assert msgspec.msgpack.decode(answer, type=Outcome).failure is None
 
 

@@ -37,6 +37,7 @@ from eorouter.jobs.journal import without_addresses
 from eorouter.jobs.leases import Landed
 from eorouter.jobs.meters import Meters, shard_span
 from eorouter.jobs.paces import WINDOW_PER_THREAD, Costs, Pace
+from eorouter.jobs.processes import cluster_of
 from eorouter.jobs.publish import fail as fail_publishing
 from eorouter.jobs.publish import publish
 from eorouter.jobs.states import TERMINAL, JobState, ShardState
@@ -48,8 +49,9 @@ from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
 from eorouter_compute import faults, tracing
-from eorouter_compute.cluster import MERGE, Cluster, Failure, Outcome, ShardOrder, run_name
+from eorouter_compute.cluster import Link
 from eorouter_compute.method import InputItem
+from eorouter_compute.orders import MERGE, Failure, Outcome, ShardOrder, run_name
 
 Run = tuple[str, int, int]
 
@@ -103,17 +105,10 @@ class _Flight:
 class Dispatcher:
     """Claims, runs, records and publishes, until told to stop."""
 
-    def __init__(self, settings: Settings, stores: Stores, *, cluster: Cluster | None = None) -> None:
+    def __init__(self, settings: Settings, stores: Stores, *, cluster: Link | None = None) -> None:
         self.id = new_id("dsp")
         self._stores = stores
-        self._cluster = cluster or Cluster(
-            worker_count=settings.worker_count or os.cpu_count() or 1,
-            worker_threads=settings.worker_threads,
-            worker_memory_bytes=settings.worker_memory_mb << 20,
-            dashboard_port=settings.dashboard_port,
-            scratch=settings.data_dir / "scratch",
-            otlp_endpoint=settings.otlp_endpoint,
-        )
+        self._cluster = cluster or cluster_of(settings)
         self._meters = Meters(settings, stores.db)
         self._share = FairShare()
         self._wakeup = asyncio.Event()

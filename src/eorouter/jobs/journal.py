@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter.storage.tables import job_logs
-from eorouter_compute.cluster import Outcome
+from eorouter_compute.orders import Outcome
 
 LINES_MAX = 2000
 WARNINGS_MAX = 4000

@@ -27,8 +27,8 @@ from eorouter.storage import uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute import method
-from eorouter_compute.cluster import MERGE, Failure, Outcome
 from eorouter_compute.method import Bound, Retries, Shard, total
+from eorouter_compute.orders import MERGE, Failure, Outcome
 
 _MEMORY_ATTEMPT_LIMIT = 3  # as planned, then in pieces of half the side, then of a quarter
 _JITTER = 0.25  # shards that failed together do not come back together

@@ -25,7 +25,8 @@ from eorouter.storage import dispatchers
 from eorouter.storage.database import Database, DatabaseTime
 from eorouter.types import utc_now
 from eorouter_compute import tracing
-from eorouter_compute.cluster import Cluster, ShardOrder
+from eorouter_compute.cluster import Link
+from eorouter_compute.orders import ShardOrder
 
 _PASSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5)
 
@@ -96,7 +97,7 @@ class Meters:
                 meter.inc(seconds_spent)
 
     async def beat(
-        self, dispatcher_id: str, cluster: Cluster, *, in_flight: int, started_at: datetime, costs: Any
+        self, dispatcher_id: str, cluster: Link, *, in_flight: int, started_at: datetime, costs: Any
     ) -> None:
         """Say that the dispatcher is alive, and what its cluster looks like; look at the queue."""
         now = utc_now()

@@ -26,8 +26,8 @@ from eorouter.storage import Stores, items, uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute import faults, tracing
-from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import OutputItem, ReadReport, Result
+from eorouter_compute.orders import MERGE
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _TASK_BYTES_MAX = 1 << 16

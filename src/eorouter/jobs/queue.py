@@ -25,8 +25,8 @@ from eorouter.storage.tables import job_events, job_shards, jobs, owned
 from eorouter.types import Principal, new_id
 from eorouter_compute import method, tracing
 from eorouter_compute.build import build
-from eorouter_compute.cluster import MERGE
 from eorouter_compute.method import InputItem, Params, Plan, Shard
+from eorouter_compute.orders import MERGE
 
 __all__ = [
     "MERGE",

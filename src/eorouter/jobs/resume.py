@@ -18,7 +18,7 @@ from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import Principal, new_id
 from eorouter_compute import tracing
 from eorouter_compute.build import build
-from eorouter_compute.cluster import MERGE
+from eorouter_compute.orders import MERGE
 
 _INHERITED = (
     "org_id", "project_id", "mode", "name", "method", "task", "inputs", "bound", "is_interactive", "shards_total",

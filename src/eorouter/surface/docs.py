@@ -222,12 +222,11 @@ def setting_rows() -> list[SettingRow]:
     rows = []
     for field in msgspec.structs.fields(Settings):
         kind, meta = get_args(field.type)
-        default = field.default
         rows.append(
             SettingRow(
                 variable=PREFIX + field.name.upper(),
                 kind=_setting_kind(kind),
-                default=str(default) if isinstance(default, str | Path) else json.dumps(default),
+                default=_default(field.default),
                 description=meta.description or "",
                 example=str((meta.examples or [""])[0]),
             )
@@ -235,10 +234,16 @@ def setting_rows() -> list[SettingRow]:
     return rows
 
 
+def _default(value: Any) -> str:
+    if value == Path():
+        return ""
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+
+
 def _setting_kind(kind: Any) -> str:
     if get_origin(kind) is not None:
         return " · ".join(str(value) for value in get_args(kind))
-    return {str: "text", int: "integer", float: "number", bool: "true or false", Path: "folder"}[kind]
+    return {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}[kind]
 
 
 def _domain_page(domain: str, registry: Registry, schemas: dict[str, Any]) -> str:

@@ -16,10 +16,9 @@ from eorouter.settings import Settings
 from eorouter.storage import Stores
 from eorouter.storage.tables import organisations, projects
 from eorouter.types import Principal, utc_now
-from eorouter_compute import cluster as cluster_module
-from eorouter_compute import method
-from eorouter_compute.cluster import Outcome, Running, ShardOrder
+from eorouter_compute import method, orders
 from eorouter_compute.nodes import Seen
+from eorouter_compute.orders import Outcome, Running, ShardOrder
 
 TOYS = Path(__file__).resolve().parents[2] / "toys"
 
@@ -103,16 +102,16 @@ class ThreadCluster:
     async def run(self, order: ShardOrder, *, is_urgent: bool = False) -> Outcome:
         async with self._places:
             self.begun.append(order)
-            answer = await asyncio.to_thread(cluster_module.run_order, msgspec.msgpack.encode(order))
+            answer = await asyncio.to_thread(orders.run_order, msgspec.msgpack.encode(order))
             if self.repeats > 0:
                 self.repeats -= 1
-                answer = await asyncio.to_thread(cluster_module.run_order, msgspec.msgpack.encode(order))
+                answer = await asyncio.to_thread(orders.run_order, msgspec.msgpack.encode(order))
         return msgspec.msgpack.decode(answer, type=Outcome)
 
     async def pulse(self, cancelled: set[str]) -> list[Running]:
         return [
             Running(job_id=job, number=number, token=token, pixels=pixels)
-            for job, number, token, pixels in cluster_module.pulse(sorted(cancelled))
+            for job, number, token, pixels in orders.pulse(sorted(cancelled))
         ]
 
     def census(self) -> list[Seen]:

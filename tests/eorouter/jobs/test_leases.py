@@ -13,8 +13,8 @@ from eorouter.jobs.leases import Landed
 from eorouter.storage.database import spelled
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
 from eorouter.types import utc_now
-from eorouter_compute.cluster import MERGE, Failure, Outcome
 from eorouter_compute.method import Bound, Part, Result, Shard
+from eorouter_compute.orders import MERGE, Failure, Outcome
 
 DONE = Outcome(part=msgspec.msgpack.encode(Part()), seconds=0.1)
 LOST = Outcome(failure=Failure(kind="machine", code="worker_lost", message="gone"))

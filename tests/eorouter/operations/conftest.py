@@ -16,9 +16,9 @@ from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import utc_now
 from eorouter_compute import method
 from eorouter_compute.attempt import Attempt, ObjectRef
-from eorouter_compute.cluster import MERGE
 from eorouter_compute.errors import ComputeError
 from eorouter_compute.method import Band, OutputAsset, OutputItem, RasterAsset
+from eorouter_compute.orders import MERGE
 
 QUOTA = 50_000_000
 

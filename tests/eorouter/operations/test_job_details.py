@@ -11,7 +11,7 @@ from eorouter.operations import job_details
 from eorouter.operations.job_details import JobsLogsListInput, JobsShardsListInput
 from eorouter.storage.tables import job_logs, job_shards, jobs
 from eorouter.types import Principal
-from eorouter_compute.cluster import Outcome
+from eorouter_compute.orders import Outcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset(), user_id="usr_me")
