@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,19 @@ _PROGRAM = """
 import json, sys
 import helm_python as helm
 
-order = json.load(sys.stdin)
-try:
-    with helm.Chart.load(order["chart"]) as chart:
-        chart.validate_schema(order["values"])
-        said = {"files": chart.render(order["values"], name="eo", namespace="earth", is_upgrade=order["is_upgrade"])}
-        said["lint"] = helm.lint(order["chart"], order["values"], strict=True)
-except helm.HelmError as error:
-    said = {"refused": str(error)}
-json.dump(said, sys.stdout)
+with helm.Chart.load(sys.argv[1]) as chart:
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            chart.validate_schema(order["values"])
+            said = {
+                "files": chart.render(order["values"], name="eo", namespace="earth", is_upgrade=order["is_upgrade"]),
+                "lint": helm.lint(sys.argv[1], order["values"], strict=True),
+                "values": chart.merge_values(order["values"]),
+            }
+        except helm.HelmError as error:
+            said = {"refused": str(error)}
+        print(json.dumps(said), flush=True)
 """
 
 
@@ -35,18 +40,11 @@ class Refused(Exception):
 class Rendered:
     """What Helm makes of the chart with some values."""
 
-    def __init__(self, values: dict[str, Any], *, is_upgrade: bool = False) -> None:
-        order = {"chart": str(CHART), "values": values, "is_upgrade": is_upgrade}
-        ran = subprocess.run(
-            [sys.executable, "-c", _PROGRAM], input=json.dumps(order), capture_output=True, text=True, check=False
-        )
-        assert ran.returncode == 0, ran.stderr
-        said = json.loads(ran.stdout)
-        if "refused" in said:
-            raise Refused(said["refused"])
+    def __init__(self, values: dict[str, Any], said: dict[str, Any]) -> None:
         self.values = values
         self.files: dict[str, str] = said["files"]
         self.lint: dict[str, Any] = said["lint"]
+        self.values_in_use: dict[str, Any] = said["values"]
         self.objects: list[dict[str, Any]] = [
             found
             for name, text in sorted(self.files.items())
@@ -67,16 +65,28 @@ class Rendered:
     def pods(self) -> dict[str, dict[str, Any]]:
         """Pod templates by part."""
         return {
-            name: found["spec"]["template"]
-            for kind in ("Deployment", "Job")
-            for name, found in self.of(kind).items()
+            name: found["spec"]["template"] for kind in ("Deployment", "Job") for name, found in self.of(kind).items()
         }
 
 
 @pytest.fixture(scope="session")
-def render():
+def render() -> Iterator[Callable[..., Rendered]]:
     """Renders the chart; `Refused` where Helm does not take the values."""
-    return Rendered
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, str(CHART)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as helm:
+        assert helm.stdin is not None
+        assert helm.stdout is not None
+        orders, answers = helm.stdin, helm.stdout
+
+        def rendered(values: dict[str, Any], *, is_upgrade: bool = False) -> Rendered:
+            print(json.dumps({"values": values, "is_upgrade": is_upgrade}), file=orders, flush=True)
+            said = json.loads(answers.readline())
+            if "refused" in said:
+                raise Refused(said["refused"])
+            return Rendered(values, said)
+
+        yield rendered
 
 
 @pytest.fixture(scope="session")
@@ -87,17 +97,17 @@ def least_values() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def least(least_values) -> Rendered:
-    return Rendered(least_values)
+def least(render, least_values) -> Rendered:
+    return render(least_values)
 
 
 @pytest.fixture(scope="session")
-def everything(least_values) -> Rendered:
+def everything(render, least_values) -> Rendered:
     """The chart with all its options."""
-    return Rendered(FULL(least_values))
+    return render(_with_all_options(least_values))
 
 
-def FULL(least: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - a table, which builds on another
+def _with_all_options(least: dict[str, Any]) -> dict[str, Any]:
     digest = "sha256:" + "0123456789abcdef" * 4
     return least | {
         "image": {
@@ -117,7 +127,7 @@ def FULL(least: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - a table, whic
             "autoscaling": {"kind": "hpa"},
         },
         "networkPolicy": least["networkPolicy"] | {
-            "collector": {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}]}
+            "collector": {"to": [{"podSelector": {"matchLabels": {"app": "collector"}}}]}
         },
         "monitoring": least["monitoring"] | {"labels": {"release": "prometheus"}, "runbook": "https://wiki.example/eo"},
     }  # fmt: skip
