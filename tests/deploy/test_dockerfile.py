@@ -5,14 +5,18 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from eorouter.__main__ import COMMANDS
+from eorouter.jobs import certificates
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "deploy/Dockerfile"
@@ -226,43 +230,118 @@ def missing_libraries(venv: Path) -> dict[str, str]:
     return needed
 
 
+class Image:
+    """What the build steps of a target made, run as a container with a read-only root is."""
+
+    def __init__(self, target: str, folder: Path) -> None:
+        self.folder = folder
+        self.venv, self.variables = installed(target, folder)
+        self.writable = folder / "writable"
+        # As the chart does it: the cache is copied to where it can be written.
+        shutil.copytree(folder / "cache", self.writable / "cache")
+        for name in ("lib", "tmp"):
+            (self.writable / name).mkdir()
+        self.variables |= {
+            "NUMBA_CACHE_DIR": str(self.writable / "cache"),
+            "EOROUTER_DATA_DIR": str(self.writable / "lib"),
+            "HOME": str(self.writable / "lib"),
+            "TMPDIR": str(self.writable / "tmp"),
+        }
+
+    def start(self, *command: str, **variables: str) -> "subprocess.Popen[str]":
+        program = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+        alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+        return subprocess.Popen(
+            [*alone, "sh", "-ec", program, str(self.writable), *command],
+            env=self.variables | variables,
+            cwd=self.writable,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command: str, **variables: str) -> str:
+        with self.start(*command, **variables) as process:
+            out, told = process.communicate()
+        assert process.returncode == 0, told[-4000:]
+        return out
+
+    def program(self, name: str) -> str:
+        return str(self.venv / "bin" / name)
+
+    def is_well(self, process: "subprocess.Popen[str]", *arguments: str) -> bool:
+        """Ask as the HEALTHCHECK does, again and again while the process lives."""
+        while process.poll() is None:
+            asked = [self.program("python"), "-I", str(ROOT / "deploy/health.py"), *arguments]
+            if subprocess.run(asked, check=False).returncode == 0:
+                return True
+            threading.Event().wait(0.5)
+        return False
+
+
+@pytest.fixture(scope="module")
+def image(request, tmp_path_factory):
+    return Image(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def _ended(process: "subprocess.Popen[str]") -> str:
+    """Tell a process to stop; returns what it wrote to standard error."""
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    assert process.returncode == 0, told[-4000:]
+    return told
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("target", TARGETS)
-def test_install_steps_make_what_runs_as_a_stranger_on_a_read_only_disk(target, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(target)
-    venv, variables = installed(target, folder)
-    kernels = {path.name for path in (folder / "cache").rglob("*.nbc")}
-    assert len(kernels) > 100
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("image", TARGETS, indirect=True, ids=TARGETS)
+class TestInstallSteps:
+    """One installation per target; it takes minutes."""
 
-    helped = subprocess.run(
-        [str(venv / "bin/eorouter"), target, "--help"], env=variables, capture_output=True, text=True, check=False
-    )
-    assert helped.returncode == 0, helped.stderr
-    packages = {path.name for path in (venv / "lib").rglob("site-packages/*")}
-    assert ("sqlalchemy" in packages) == (target == "api")
-    apt = next(step.rest for step in of(target, "RUN") if "apt-get" in step.rest)
-    for library, file in missing_libraries(venv).items():
-        assert PACKAGE_OF.get(library, library) in apt, f"{file} needs {library}"
+    def test_packages_are_those_of_the_target(self, image, request):
+        packages = {path.name for path in (image.venv / "lib").rglob("site-packages/*")}
+        assert ("sqlalchemy" in packages) == ("api" in request.node.name)
+        assert "distributed" in packages
+        apt = next(step.rest for step in of("base", "RUN") if "apt-get" in step.rest)
+        for library, file in missing_libraries(image.venv).items():
+            assert PACKAGE_OF.get(library, library) in apt, f"{file} needs {library}"
 
-    # As the chart does it: the cache is copied to where the user can write; nothing else can be written.
-    writable = folder / "writable"
-    shutil.copytree(folder / "cache", writable)
-    before = {path.relative_to(writable) for path in writable.rglob("*") if path.is_file()}
-    program = "import eorouter_kernels; eorouter_kernels.warm_up()"
-    _run_as_stranger([str(venv / "bin/python"), "-c", program], variables, folder, writable)
-    assert {path.relative_to(writable) for path in writable.rglob("*") if path.is_file()} == before  # all were found
+    def test_kernels_are_found_and_none_is_compiled_again(self, image):
+        cache = image.writable / "cache"
+        before = {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")}
+        assert len(before) > 100
+        image.run(image.program("python"), "-c", "import eorouter_kernels; eorouter_kernels.warm_up()")
+        assert {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")} == before
 
-
-def _run_as_stranger(command: list[str], variables: dict[str, str], folder: Path, writable: Path) -> None:
-    for path in [folder, *folder.parents]:
-        if path.owner() == "root" and path.stat().st_mode & 0o005 != 0o005 and os.geteuid() == 0:
-            path.chmod(path.stat().st_mode | 0o005)
-    stranger = {}
-    if os.geteuid() == 0:
-        for path in [writable, *writable.rglob("*")]:
-            os.chown(path, 10001, 10001)
-        stranger = {"user": 10001, "group": 10001, "extra_groups": []}
-    environment = variables | {"NUMBA_CACHE_DIR": str(writable), "HOME": "/nonexistent"}
-    ran = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False, **stranger)
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    def test_parts_run_on_a_read_only_disk(self, image, request, tmp_path, least):
+        if "api" in request.node.name:
+            url = f"http://127.0.0.1:{(port := _free_port())}"
+            assert "The schema is version" in image.run(image.program("eorouter"), "migrate")
+            with image.start(image.program("eorouter"), "api", EOROUTER_PORT=str(port)) as api:
+                path = least.pods["api"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
+                assert image.is_well(api, "http", url + path)
+                _ended(api)
+            return
+        certificates.make(tmp_path / "tls", [])
+        address = f"tls://127.0.0.1:{(port := _free_port())}"
+        given = {
+            each["name"]: each["value"].replace("/etc/eorouter/tls", str(tmp_path / "tls"))
+            for each in least.pods["worker"]["spec"]["containers"][0]["env"]
+            if "value" in each and each["name"] != "EOROUTER_DATA_DIR"
+        } | {"EOROUTER_SCHEDULER_ADDRESS": address}
+        eorouter = image.program("eorouter")
+        with (
+            image.start(eorouter, "scheduler", **given) as scheduler,
+            image.start(eorouter, "worker", **given) as worker,
+        ):
+            assert image.is_well(worker, "connected", str(port))
+            assert worker.stderr is not None
+            assert any("worker.started" in line for line in worker.stderr)  # reads on until it comes, or the end
+            assert "worker.drained" in _ended(worker)
+            _ended(scheduler)

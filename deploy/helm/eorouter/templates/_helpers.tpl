@@ -1,4 +1,4 @@
-{{/* Names. Parts are api, dispatcher, scheduler, worker, migrate; most helpers take (dict "root" $ "part" "api"). */}}
+{{/* Names. Parts are api, dispatcher, scheduler, worker, migrate, verify; most helpers take (dict "root" $ "part" "api"). */}}
 {{- define "eorouter.fullname" -}}
 {{- $name := .Release.Name -}}
 {{- if not (contains "eorouter" $name) }}{{ $name = printf "%s-eorouter" $name }}{{ end -}}
