@@ -1,7 +1,7 @@
 """Whether this installation can do its work: database, schema, objects, cluster; each part is really tried.
 
-`GET /readyz?parts=database,objects` asks for some of them: an API that waits for workers still takes jobs in, and a load
-balancer should not take it out for that.
+`GET /readyz?parts=database,objects` asks for some of them: an API that waits for workers still takes jobs in, and
+a balancer should not take it out for that.
 """
 
 import asyncio
