@@ -2,6 +2,12 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +29,80 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real scenes are absent: set EOROUTER_TEST_DATA (looked in {folder})")
     return folder
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@contextmanager
+def _commands(folder: Path, **everywhere: str) -> Iterator[Start]:
+    """`start("worker", log="first", EOROUTER_…="…")` runs `eorouter worker`; all that were started end with the block.
+
+    What they say on standard error is appended to `log` in the folder; standard output is the test's to read.
+    """
+    started: list[subprocess.Popen[str]] = []
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
+    clean["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path and "site-packages" not in path)
+
+    def start(*arguments: str, log: str = "log", **environment: str) -> subprocess.Popen[str]:
+        with (folder / log).open("a") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "eorouter", *arguments],
+                env=clean | everywhere | environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder,
+            )  # fmt: skip
+        started.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(30)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def commands() -> Callable[..., AbstractContextManager[Start]]:
+    """`with commands(folder, AWS_REGION="…") as start:` for tests that run parts of the service as processes."""
+    return _commands
+
+
+@contextmanager
+def _s3_server(host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", f"from moto.server import main; main(['-H', '{host}', '-p', '{port}'])"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            assert process.poll() is None, "the S3 server ended at once"
+            with socket.socket() as probe:
+                if probe.connect_ex((host, port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1",
+            # GDAL's own names for the same
+            "AWS_S3_ENDPOINT": f"{host}:{port}", "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
+        }  # fmt: skip
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def s3_servers() -> Callable[..., AbstractContextManager[dict[str, str]]]:
+    """`with s3_servers() as variables:` an S3 server in a process of its own, and the environment that finds it."""
+    return _s3_server
 
 
 def _postgres_programs() -> Path | None:

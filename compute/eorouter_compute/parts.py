@@ -56,8 +56,8 @@ async def serve_scheduler(
             dashboard=True,
             dashboard_address=f"127.0.0.1:{dashboard_port}",
         )
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError) as error:  # Dask wraps what the system said
+        reason = error.__cause__ or error
         raise BadPart(f"The scheduler cannot listen on {host}:{port}: {reason}. Choose another address.") from error
     log.info("scheduler.started", address=scheduler.address)
     announce(scheduler.address)

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +27,7 @@ MEMORY_MB = 700
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(400)]
 
-Start = Callable[..., subprocess.Popen[bytes]]
+Start = Callable[..., subprocess.Popen[str]]
 
 
 def variables(folder: Path, address: str) -> dict[str, str]:
@@ -58,29 +56,22 @@ def address() -> str:
 
 
 @pytest.fixture(scope="module")
-def start(place: Path, address: str) -> Iterator[Start]:
-    """`start("worker", authority="theirs")` runs a part; its log lies in `place`. All are ended afterwards."""
-    started: list[subprocess.Popen[bytes]] = []
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
-    path = os.pathsep.join([str(TOYS), *(path for path in sys.path if "site-packages" not in path)])
+def start(commands, place: Path, address: str) -> Iterator[Start]:
+    """`start("worker", authority="theirs")` runs a part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOYS))
+        method.methods.cache_clear()
+        with commands(place, EOROUTER_DATA_DIR=str(place / "data")) as start:
 
-    def run(part: str, *, authority: str = "ours", log: str = "log", **changes: str) -> subprocess.Popen[bytes]:
-        chosen = variables(place / authority, address) | {"EOROUTER_DATA_DIR": str(place / "data"), "PYTHONPATH": path}
-        with (place / log).open("ab") as output:
-            command = [sys.executable, "-m", "eorouter", part]
-            started.append(
-                subprocess.Popen(command, env=clean | chosen | changes, stdout=output, stderr=output, cwd=place)
-            )
-        return started[-1]
+            def run(part: str, *, authority: str = "ours", log: str = "log") -> subprocess.Popen[str]:
+                return start(part, log=log, **variables(place / authority, address))
 
-    yield run
-    for process in started:
-        process.kill()
-        process.wait(30)
+            yield run
+    method.methods.cache_clear()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def parts(start: Start) -> dict[str, subprocess.Popen[bytes]]:
+async def parts(start: Start) -> dict[str, subprocess.Popen[str]]:
     """A scheduler and two workers."""
     return {"scheduler": start("scheduler"), "first": start("worker"), "second": start("worker")}
 
@@ -117,7 +108,6 @@ async def until_healthy(cluster: DistantCluster, workers: int) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(parts: object, link: Callable[[], DistantCluster]) -> AsyncIterator[tuple[DistantCluster, ...]]:
     """Two dispatchers' links to the one scheduler."""
-    method.methods.cache_clear()
     made = link(), link()
     for each in made:
         await until_healthy(each, 2)
@@ -173,7 +163,7 @@ async def test_what_one_gives_up_the_pulse_of_the_other_does_not_bring_back(pair
 
 
 async def test_a_plain_client_and_another_authority_are_refused(pair, place, address, start):
-    with pytest.raises(OSError, match=r"[Tt]imed out|TLS|certificate"):
+    with pytest.raises((OSError, TimeoutError)):
         await Client(address.replace("tls", "tcp"), asynchronous=True, set_as_default=False, timeout=2)
     strange = {f"tls_client_{kind}": str(place / "theirs" / f"tls.{kind}") for kind in ("cert", "key")}
     strange["tls_client_cert"] = str(place / "theirs" / "tls.crt")
@@ -245,7 +235,7 @@ async def test_a_worker_told_to_stop_finishes_what_it_runs_and_what_waited_goes_
     await until(lambda: mine.alive_count == 1)
 
 
-def has_worker(part: subprocess.Popen[bytes], at: str) -> bool:
+def has_worker(part: subprocess.Popen[str], at: str) -> bool:
     """Whether the worker that listens there is a child of this part."""
     port = int(at.rpartition(":")[2])
     children = psutil.Process(part.pid).children(recursive=True)

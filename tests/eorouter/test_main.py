@@ -19,7 +19,10 @@ import pytest
 from eorouter import __main__ as command
 from eorouter.app import registry
 
-COMMANDS = ("serve", "demo", "op", "operations", "methods", "settings", "migrate", "allot", "dispatcher", "derive")
+COMMANDS = (
+    "serve", "api", "demo", "op", "operations", "methods", "settings", "migrate", "allot", "dispatcher", "scheduler",
+    "worker", "certificates", "derive",
+)  # fmt: skip
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
 
 
@@ -135,6 +138,15 @@ def test_op_prints_a_problem_as_an_error(capfd, service, monkeypatch):
     code, out, err = run(capfd, "op", "projects.list", "--key", "wrong")
     assert (code, out) == (1, "")
     assert json.loads(err) == {"code": "unauthenticated"}
+
+
+def test_certificates_are_made_once(capfd, tmp_path):
+    code, out, _ = run(capfd, "certificates", str(tmp_path / "tls"), "--host", "a.lan", "--host", "b.lan")
+    assert code == 0
+    assert [Path(line.split()[1]).name for line in out.splitlines()] == ["ca.crt", "tls.crt", "tls.key"]
+    code, out, err = run(capfd, "certificates", str(tmp_path / "tls"))
+    assert (code, out) == (2, "")
+    assert "exists already" in err
 
 
 def test_bad_setting_is_one_message_and_exit_code_2(tmp_path):

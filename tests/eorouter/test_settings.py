@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from eorouter.settings import PREFIX, BadSetting, Settings, describe, load, prepare
+from eorouter.settings import PREFIX, BadSetting, Settings, describe, kept_here, load, prepare
 
 
 def test_nothing_set_is_the_defaults():
@@ -36,6 +36,12 @@ def test_command_line_wins_where_it_says_something():
         ("EOROUTER_WORKER_COUNT", "-1", ">= 0"),
         ("EOROUTER_POTR", "1", "is not a setting"),
         ("EOROUTER_SECRET", "short", "32 or more"),
+        ("EOROUTER_SCHEDULER_ADDRESS", "tcp://10.1.2.3:8786", "may only be a loopback address"),
+        ("EOROUTER_SCHEDULER_ADDRESS", "tcp://127.0.0.1.evil.example:8786", "may only be a loopback address"),
+        ("EOROUTER_SCHEDULER_ADDRESS", "scheduler.lan:8786", "is not tls://host:port"),
+        ("EOROUTER_SCHEDULER_ADDRESS", "tls://scheduler.lan", "is not tls://host:port"),
+        ("EOROUTER_SCHEDULER_ADDRESS", "tls://user@scheduler.lan:8786", "is not tls://host:port"),
+        ("EOROUTER_WORKER_DRAIN_S", "-1", ">= 0"),
     ],
 )
 def test_bad_value_names_its_variable(variable, value, words):
@@ -51,6 +57,21 @@ def test_all_faults_are_told_at_once_and_each_shows_an_example():
     lines = str(raised.value).splitlines()
     assert len(lines) == 3
     assert "Example: EOROUTER_PORT=8000" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tls://scheduler.lan:8786", "tls://10.1.2.3:1", "tcp://127.0.0.2:8786", "tcp://localhost:1", "tcp://[::1]:1"],
+)
+def test_addresses_of_a_scheduler(address):
+    assert load({"EOROUTER_SCHEDULER_ADDRESS": address}).scheduler_address == address
+    assert load({}, scheduler_address=address).scheduler_address == address
+
+
+def test_what_stays_on_this_machine_is_told():
+    everything = {"DATABASE_URL": "postgresql://h/d", "OBJECTS_URL": "s3://b", "SECRET": "s" * 40}
+    assert kept_here(load({PREFIX + name: value for name, value in everything.items()})) == []
+    assert [fact.partition(" ")[0] for fact in kept_here(load({}))] == [PREFIX + name for name in everything]
 
 
 @pytest.mark.parametrize("bad", [{"port": 70000}, {"worker_count": -1}])

@@ -226,7 +226,7 @@ def setting_rows() -> list[SettingRow]:
             SettingRow(
                 variable=PREFIX + field.name.upper(),
                 kind=_setting_kind(kind),
-                default=_default(field.default),
+                default=_setting_default(field.default),
                 description=meta.description or "",
                 example=str((meta.examples or [""])[0]),
             )
@@ -234,7 +234,7 @@ def setting_rows() -> list[SettingRow]:
     return rows
 
 
-def _default(value: Any) -> str:
+def _setting_default(value: Any) -> str:
     if value == Path():
         return ""
     return str(value) if isinstance(value, str | Path) else json.dumps(value)

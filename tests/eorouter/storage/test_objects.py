@@ -3,10 +3,6 @@
 import asyncio
 import hashlib
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -21,27 +17,10 @@ BIG = os.urandom(1 << 20) * 20  # several parts of a multipart upload
 
 
 @pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    """Address of an S3 server in a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            if process.poll() is not None:
-                pytest.fail("the S3 server ended at once")
-            try:
-                httpx2.get(f"{address}/moto-api/", timeout=1)
-                break
-            except httpx2.TransportError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(10)
+def s3_server(s3_servers) -> Iterator[dict[str, str]]:
+    """The environment of an S3 server in a process of its own."""
+    with s3_servers() as variables:
+        yield variables
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -57,17 +36,11 @@ def remote_objects(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Objects:
-    address = request.getfixturevalue("s3_server")
-    for name, value in {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_REGION": "us-east-1",
-    }.items():
+    variables = request.getfixturevalue("s3_server")
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     name = "b" + hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
-    httpx2.put(f"{address}/{name}").raise_for_status()
+    httpx2.put(f"{variables['AWS_ENDPOINT_URL']}/{name}").raise_for_status()
     return Objects(f"s3://{name}/pre fix", Path("/nonexistent"))
 
 
