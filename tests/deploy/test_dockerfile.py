@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -248,22 +250,27 @@ class Image:
             "TMPDIR": str(self.writable / "tmp"),
         }
 
-    def start(self, *command: str, **variables: str) -> "subprocess.Popen[str]":
+    @contextmanager
+    def start(self, *command: str, **variables: str) -> "Iterator[subprocess.Popen[str]]":
         program = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
         alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
-        return subprocess.Popen(
+        with subprocess.Popen(
             [*alone, "sh", "-ec", program, str(self.writable), *command],
             env=self.variables | variables,
             cwd=self.writable,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def run(self, *command: str, **variables: str) -> str:
         with self.start(*command, **variables) as process:
             out, told = process.communicate()
-        assert process.returncode == 0, told[-4000:]
+            assert process.returncode == 0, told[-4000:]
         return out
 
     def program(self, name: str) -> str:
