@@ -25,7 +25,7 @@ from dask import config as dask_config
 from distributed import Client, KilledWorker, LocalCluster, Security
 from distributed.client import FutureCancelledError
 from distributed.core import Status
-from distributed.versions import error_message
+from distributed.versions import error_message, get_versions
 
 from eorouter_compute import nodes, orders, tracing
 from eorouter_compute.build import build
@@ -151,13 +151,9 @@ class Link(ABC):
     async def _join(self) -> None:
         """What a new client asks of its scheduler."""
         self._client.subscribe_topic(_OUT_OF_MEMORY_TOPIC, self._note_out_of_memory)
-        found = await self._client.get_versions()
-        workers = {worker.address: found["workers"].get(worker.address) for worker in self.census()}
-        told = error_message(
-            found["scheduler"], {name: each for name, each in workers.items() if each}, found["client"]
-        )
-        if told["error"]:
-            raise OtherBuild(f"Workers run other versions of libraries than the dispatcher: {told['error']}")
+        scheduler, workers = await self._client.run_on_scheduler(versions_known)
+        mine = {worker.address for worker in self.census()}
+        check_versions(scheduler, {address: each for address, each in workers.items() if address in mine})
 
     async def run(self, order: ShardOrder, *, is_urgent: bool = False) -> Outcome:
         """Execute an order on some worker; a lost worker is an outcome, too."""
@@ -358,6 +354,22 @@ class Cluster(Link):
     def census(self) -> list[Seen]:
         """The workers, as the scheduler knows them."""
         return [] if self._cluster is None else nodes.census(self._cluster.scheduler)
+
+
+def versions_known(dask_scheduler: Any = None) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Versions of libraries of the scheduler that this is executed on, and those that its workers came with."""
+    return get_versions(), {address: worker.versions for address, worker in dask_scheduler.workers.items()}
+
+
+def check_versions(scheduler: dict[str, Any], workers: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse to work with parts that have other versions of Dask, Python and what both speak with.
+
+    Raises:
+        OtherBuild: a table of the libraries that differ.
+    """
+    told = error_message(scheduler, dict(workers), get_versions(), "Dispatcher")
+    if differing := told["error"] or told["warning"]:
+        raise OtherBuild(f"Scheduler or workers have other versions of libraries than the dispatcher. {differing}")
 
 
 def check_builds(mine: str, others: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ whose scheduler is gone ends; the part that holds it starts another, again and a
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,7 +119,7 @@ class WorkerPart:
             resources=worker_resources(self._memory_bytes),
             security=self._security or Security(),
             local_directory=str(self._scratch),
-            preload=[orders.__name__],
+            preload=[orders.__name__, __name__],
             dashboard=False,
             dashboard_address="127.0.0.1:0",
         )
@@ -139,8 +140,10 @@ class WorkerPart:
             if nanny.status == Status.running:
                 await self._drain(nanny)
         finally:
-            starting.cancel()
-            await nanny.close(timeout=_CLOSE_S, reason="the worker's part ends")
+            if starting.done():
+                await nanny.close(timeout=_CLOSE_S, reason="the worker's part ends")
+            else:
+                await _abandon(nanny, starting)
 
     async def _drain(self, nanny: Nanny) -> None:
         log.info("worker.draining", address=nanny.worker_address, limit_s=self._drain_s)
@@ -149,16 +152,33 @@ class WorkerPart:
         try:
             async with asyncio.timeout(self._drain_s + _CLOSE_S):
                 answer: Any = await nanny.rpc(nanny.worker_address).run(**told)
+                await nanny.finished()
         except (OSError, TimeoutError) as error:
             log.warning("worker.not_drained", address=nanny.worker_address, error=str(error))
             return
-        log.info("worker.drained", address=nanny.worker_address, left_behind=answer.get("result"))
+        log.info("worker.drained", left_behind=answer["result"])
+
+
+async def _abandon(nanny: Nanny, starting: "asyncio.Future[Any]") -> None:
+    """End a worker that is not up yet, and so does not listen."""
+    starting.cancel()
+    await asyncio.wait([starting])
+    process = nanny.process.process if nanny.process is not None else None
+    if process is not None and process.is_alive():
+        await process.kill()
+
+
+def dask_setup(worker: Any) -> None:
+    """Have a worker leave signals to the part that holds it: supervisors and terminals send them to whole groups."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def drain(limit_s: float, dask_worker: Any = None) -> int:
     """On a worker: take no more, finish what runs and hand the answers over, for up to `limit_s`; then sign off.
 
     Returns how many shards were left behind. The scheduler gives those, and what only waited here, to other workers.
+    Then the worker closes: were it only signed off, it would ask its nanny why at the next heartbeat.
     """
     dask_worker.status = Status.closing_gracefully
     end = time.monotonic() + limit_s
@@ -168,6 +188,7 @@ async def drain(limit_s: float, dask_worker: Any = None) -> int:
         await dask_worker.scheduler.unregister(
             address=dask_worker.address, expected=True, close=False, stimulus_id=f"drained-{time.time()}"
         )
+    dask_worker.loop.add_callback(dask_worker.close, nanny=False, executor_wait=False, reason="drained")
     return left
 
 

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from dask import config as dask_config
 from distributed.core import Status
+from distributed.versions import get_versions
 
 from eorouter_compute import cluster as cluster_module
 from eorouter_compute import method
@@ -216,6 +217,16 @@ async def test_check_builds_says_which_part_is_of_another():
     cluster_module.check_builds("1+a", {"the scheduler": "1+a", "worker tls://h:1": "1+a"})
     with pytest.raises(cluster_module.OtherBuild, match=r"runs build 1\+a, but worker tls://h:1 runs build 1\+b\."):
         cluster_module.check_builds("1+a", {"the scheduler": "1+a", "worker tls://h:1": "1+b"})
+
+
+async def test_check_versions_says_which_library_differs():
+    mine = get_versions()
+    cluster_module.check_versions(mine, {"tls://h:1": mine})
+    other = {"packages": mine["packages"] | {"distributed": "1.0"}}
+    with pytest.raises(cluster_module.OtherBuild, match=r"distributed .*1\.0"):
+        cluster_module.check_versions(mine, {"tls://h:1": mine, "tls://h:2": other})
+    with pytest.raises(cluster_module.OtherBuild, match="than the dispatcher"):
+        cluster_module.check_versions(other, {})
 
 
 async def test_run_order_with_shared_parameters_reads_them_from_their_object(cluster, order, tmp_path):

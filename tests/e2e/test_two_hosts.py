@@ -27,7 +27,11 @@ SIDE = data.SIDES["tile"]
 HERE, THERE = "10.77.86.1", "10.77.86.2"
 _NETWORK = 0x40000000  # CLONE_NEWNET of sched.h
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning"),  # rasterio's own
+]
 
 
 def ip(*arguments: str) -> None:
@@ -107,7 +111,7 @@ def workers(url: str) -> int:
     return next((count for count in (2, 1) if f" {count} worker(s)" in told), 0)
 
 
-def test_a_host_that_is_cut_off_in_the_middle_changes_no_byte(hosts, commands, s3_servers, tmp_path, record_property):
+def test_a_host_that_is_cut_off_in_the_middle_changes_no_byte(hosts, commands, s3_servers, tmp_path):
     held = tmp_path / "held"
     held.mkdir()
     certificates.make(tmp_path / "tls", [HERE])
@@ -149,9 +153,8 @@ def test_a_host_that_is_cut_off_in_the_middle_changes_no_byte(hosts, commands, s
             hosts.pull()
             pulled = time.monotonic()
             cut.wait(timeout_s=600)
-            record_property("calm_s", calm.seconds)
-            record_property("cut_s", cut.seconds)
-            record_property("after_cut_s", round(time.monotonic() - pulled, 1))
+            print(f"undisturbed {calm.seconds:.1f} s, cut off {cut.seconds:.1f} s")
+            print(f"done {time.monotonic() - pulled:.1f} s after the cable was pulled")
             assert (calm.state, cut.state) == ("completed", "completed")
             assert checksum(cut) == checksum(calm)
             assert "shard.retried" in {event["type"] for event in cut.events()}
@@ -161,5 +164,5 @@ def test_a_host_that_is_cut_off_in_the_middle_changes_no_byte(hosts, commands, s
             for path in held.iterdir():
                 path.unlink()
             until(lambda: workers(url) == 2)
-            record_property("together_again_s", round(time.monotonic() - pulled, 1))
+            print(f"both workers there again {time.monotonic() - pulled:.1f} s after it was pulled")
             assert checksum(create().wait(timeout_s=400)) == checksum(calm)

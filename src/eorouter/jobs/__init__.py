@@ -8,4 +8,6 @@ publish     a finished job's objects and items, once
 wakeup      learning quickly that the database changed
 dispatcher  the process that does the above with a cluster; `python -m eorouter.jobs`
 supervisor  keeps such a process alive beside an API
+processes   scheduler and workers as processes of their own; which workers a dispatcher has
+certificates  by which those know each other
 """

@@ -28,6 +28,8 @@ from eorouter_compute.parts import BadPart, WorkerPart, serve_scheduler
 LISTEN = "tls://0.0.0.0:8786"
 """Where a scheduler listens unless `EOROUTER_SCHEDULER_ADDRESS` says otherwise."""
 
+_SAME_S = 1.0
+
 FAULTS: tuple[type[Exception], ...] = (BadPart, OtherBuild)
 """What may go wrong when a part starts, told in a sentence."""
 
@@ -161,16 +163,23 @@ def run_worker(settings: Settings) -> None:
 
 
 async def _until_told(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Do `work`, whose event is set by the first SIGTERM or SIGINT; the second ends it at once."""
+    """Do `work`, whose event is set by SIGTERM or SIGINT; another one later ends it at once.
+
+    One that comes with the first is the same: who stops a group of processes may tell each of them twice.
+    """
     stop = asyncio.Event()
     working = asyncio.ensure_future(work(stop))
+    loop = asyncio.get_running_loop()
+    told_at = 0.0
 
     def told() -> None:
-        if stop.is_set():
+        nonlocal told_at
+        if stop.is_set() and loop.time() - told_at > _SAME_S:
             working.cancel()
-        stop.set()
+        elif not stop.is_set():
+            told_at = loop.time()
+            stop.set()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told)
     try:

@@ -44,15 +44,18 @@ class Supervisor:
     async def start(self, *, timeout_s: float = 180.0) -> None:
         """Start the dispatcher and wait until it has a worker; the first start compiles kernels.
 
+        Workers elsewhere are not waited for: jobs do, in the queue.
+
         Raises:
             Unavailable: no worker came up in time.
         """
+        workers = 0 if self._settings.scheduler_address else 1
         started_at = utc_now()
         self._watch = asyncio.create_task(self._keep_alive())
         db = Database(database_url(self._settings.database_url, self._settings.data_dir), pool_size=1)
         deadline = time.monotonic() + timeout_s
         try:
-            while not await _has_worker(db, started_at):
+            while not await _is_up(db, started_at, workers):
                 if time.monotonic() > deadline:
                     await self.stop()
                     raise Unavailable(f"The dispatcher had no worker within {timeout_s:.0f} s; its log says why.")
@@ -101,6 +104,6 @@ def environment(settings: Settings) -> dict[str, str]:
     return others | {PREFIX + name.upper(): str(value) for name, value in msgspec.structs.asdict(settings).items()}
 
 
-async def _has_worker(db: Database, since: datetime) -> bool:
+async def _is_up(db: Database, since: datetime, workers: int) -> bool:
     async with db.read() as tx:
-        return any(row.detail.get("workers", 0) > 0 for row in await dispatchers.known(tx, since=since))
+        return any(row.detail.get("workers", 0) >= workers for row in await dispatchers.known(tx, since=since))
