@@ -327,21 +327,37 @@ class TestInstallSteps:
         assert {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("*.nb?")} == before
 
     def test_parts_run_on_a_read_only_disk(self, image, request, tmp_path, least):
-        if "api" in request.node.name:
-            url = f"http://127.0.0.1:{(port := _free_port())}"
-            assert "The schema is version" in image.run(image.program("eorouter"), "migrate")
-            with image.start(image.program("eorouter"), "api", EOROUTER_PORT=str(port)) as api:
-                path = least.pods["api"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
-                assert image.is_well(api, "http", url + path)
-                _ended(api)
-            return
         certificates.make(tmp_path / "tls", [])
-        address = f"tls://127.0.0.1:{(port := _free_port())}"
-        given = {
-            each["name"]: each["value"].replace("/etc/eorouter/tls", str(tmp_path / "tls"))
-            for each in least.pods["worker"]["spec"]["containers"][0]["env"]
-            if "value" in each and each["name"] != "EOROUTER_DATA_DIR"
-        } | {"EOROUTER_SCHEDULER_ADDRESS": address}
+        if "api" in request.node.name:
+            self.api_and_dispatcher_run(image, tmp_path, least)
+        else:
+            self.scheduler_and_worker_run(image, tmp_path, least)
+
+    def api_and_dispatcher_run(self, image, tmp_path, least):
+        assert "The schema is version" in image.run(image.program("eorouter"), "migrate")
+        url = f"http://127.0.0.1:{(port := _free_port())}"
+        with image.start(image.program("eorouter"), "api", EOROUTER_PORT=str(port)) as api:
+            path = least.pods["api"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
+            assert image.is_well(api, "http", url + path)
+            _ended(api)
+        # No scheduler answers it; it is there all the same, and says so.
+        metrics = f"127.0.0.1:{_free_port()}"
+        given = _given(least, "dispatcher", tmp_path) | {
+            "EOROUTER_SCHEDULER_ADDRESS": f"tls://127.0.0.1:{_free_port()}",
+            "EOROUTER_METRICS_ADDRESS": metrics,
+        }
+        for of_the_store in ("EOROUTER_OBJECTS_URL", "AWS_REGION"):
+            del given[of_the_store]
+        with image.start(image.program("eorouter"), "dispatcher", **given) as dispatcher:
+            path = least.pods["dispatcher"]["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"]
+            assert image.is_well(dispatcher, "http", f"http://{metrics}{path}")
+            assert dispatcher.stderr is not None
+            assert any("cluster.scheduler.unreachable" in line for line in dispatcher.stderr)
+            _ended(dispatcher)
+
+    def scheduler_and_worker_run(self, image, tmp_path, least):
+        port = _free_port()
+        given = _given(least, "worker", tmp_path) | {"EOROUTER_SCHEDULER_ADDRESS": f"tls://127.0.0.1:{port}"}
         eorouter = image.program("eorouter")
         with (
             image.start(eorouter, "scheduler", **given) as scheduler,
@@ -352,3 +368,13 @@ class TestInstallSteps:
             assert any("worker.started" in line for line in worker.stderr)  # reads on until it comes, or the end
             assert "worker.drained" in _ended(worker)
             _ended(scheduler)
+
+
+def _given(least, part: str, folder: Path) -> dict[str, str]:
+    """The plain variables that the chart gives to a part, with certificates of a folder."""
+    (container,) = least.pods[part]["spec"]["containers"]
+    return {
+        each["name"]: each["value"].replace("/etc/eorouter/tls", str(folder / "tls"))
+        for each in container["env"]
+        if "value" in each and each["name"] != "EOROUTER_DATA_DIR"
+    }
