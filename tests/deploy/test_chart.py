@@ -329,6 +329,7 @@ def test_selectors_find_the_pods_of_their_part_and_no_others(rendered):
     pointing |= {("Service", name): {"matchLabels": found["spec"]["selector"]} for name, found in services}
     assert {name for kind, name in pointing if kind == "PodDisruptionBudget"} == {"api", "dispatcher", "worker"}
     for (kind, name), selector in pointing.items():
+        assert "app.kubernetes.io/version" not in selector["matchLabels"]  # selectors cannot change
         assert [part for part, own in labels.items() if matches(selector, own)] == [name], kind
     for name, template in rendered.pods.items():
         for spread in template["spec"]["topologySpreadConstraints"]:
