@@ -22,7 +22,7 @@ def test_objects_it_names_are_in_the_chart(least):
 
 def test_values_it_names_are_in_the_chart(least):
     sections = "|".join(least.values_in_use)
-    named = {text for text in CODE if re.fullmatch(rf"({sections})(\.[A-Za-z]+)+", text)}
+    named = {text for text in CODE if re.fullmatch(rf"({sections})(\.[A-Za-z]+)+", text)} - {"tls.key"}
     assert len(named) > 12
     for path in named:
         place = least.values_in_use
