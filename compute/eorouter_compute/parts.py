@@ -131,7 +131,7 @@ class WorkerPart:
             try:
                 await starting
             except (OSError, RuntimeError, TimeoutError) as error:
-                log.warning("worker.not_connected", address=self._address, error=str(error))
+                log.warning("worker.not_connected", address=self._address, error=str(error.__cause__ or error))
                 return
             log.info("worker.started", address=nanny.worker_address, threads=self._threads)
             ending = asyncio.create_task(nanny.finished())

@@ -220,6 +220,7 @@ async def test_out_of_memory_is_told_to_whose_order_it_was(pair, order):
     await until(lambda: mine.alive_count == 2)
 
 
+@pytest.mark.slow
 async def test_a_worker_told_to_stop_finishes_what_it_runs_and_what_waited_goes_elsewhere(pair, order, parts):
     mine, _ = pair
     slow = order(job_id="job_slow", blocks=40, block_s=0.1)
@@ -242,6 +243,7 @@ def has_worker(part: subprocess.Popen[str], at: str) -> bool:
     return any(each.laddr.port == port for child in children for each in child.net_connections("tcp"))
 
 
+@pytest.mark.slow
 async def test_a_scheduler_that_dies_loses_its_orders_uncounted_and_workers_come_back(pair, order, parts, start):
     mine, other = pair
     flight = asyncio.create_task(mine.run(order(job_id="job_slow", blocks=1000, block_s=0.05)))
@@ -262,6 +264,7 @@ async def test_a_scheduler_that_dies_loses_its_orders_uncounted_and_workers_come
     assert (await other.run(order())).failure is None
 
 
+@pytest.mark.slow
 async def test_close_loses_the_orders_that_wait(pair, order):
     mine, other = pair
     flight = asyncio.create_task(mine.run(order(job_id="job_slow", blocks=1000, block_s=0.05)))

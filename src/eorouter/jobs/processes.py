@@ -64,17 +64,16 @@ def security(settings: Settings) -> Security | None:
     """
     if settings.scheduler_address.startswith("tcp://"):
         return None
-    names = ("tls_ca", "tls_certificate", "tls_key")
-    paths: list[Path] = [getattr(settings, name) for name in names]
-    absent = [describe(name) for name, path in zip(names, paths, strict=True) if path == Path()]
+    paths = {"tls_ca": settings.tls_ca, "tls_certificate": settings.tls_certificate, "tls_key": settings.tls_key}
+    absent = [describe(name) for name, path in paths.items() if path == Path()]
     if absent:
         raise BadSetting("\n".join([*absent, "`eorouter certificates FOLDER` makes these files."]))
-    authority, certificate, key = (str(path.absolute()) for path in paths)
+    authority, certificate, key = (str(path.absolute()) for path in paths.values())
     try:
         context = ssl.create_default_context(cafile=authority)
         context.load_cert_chain(certificate, key)
     except OSError as error:
-        variables = ", ".join(PREFIX + name.upper() for name in names)
+        variables = ", ".join(PREFIX + name.upper() for name in paths)
         raise BadSetting(f"The files of {variables} cannot be used: {error.strerror or error}.") from error
     ends = {f"tls_{role}_cert": certificate for role in ("client", "scheduler", "worker")}
     ends |= {f"tls_{role}_key": key for role in ("client", "scheduler", "worker")}
