@@ -48,6 +48,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
             round before it.
         memory_bytes: peak memory by the plan's bound.
         halvings: how often to halve the side of the shard's pieces, see `Attempt`.
+        merge_prefix: for the only shard of a job, URL below which its merge writes, which is done along with it.
         traceparent: of the span this try belongs to, where traces are on.
         build: of whoever sends it; a worker of another one refuses.
     """
@@ -64,6 +65,7 @@ class ShardOrder(Struct, frozen=True, kw_only=True):
     parts: tuple[bytes, ...] = ()
     memory_bytes: int = 0
     halvings: int = 0
+    merge_prefix: str = ""
     traceparent: str = ""
     build: str = msgspec.field(default_factory=build)
 
@@ -92,6 +94,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         waited_s: with the cluster, but not on a worker: the way there and back, and the wait for a free thread.
         read_bytes, written_bytes: as `witness` counts them.
         is_bystander: the order failed through no fault of its own; the try does not count.
+        result: msgpack of the Result, where the order was merged, too.
         lines, lines_lost: what was logged meanwhile.
     """
 
@@ -106,6 +109,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     peak_rss_bytes: int = 0
     worker: str = ""
     is_bystander: bool = False
+    result: bytes | None = None
     lines: tuple[Line, ...] = ()
     lines_lost: int = 0
 
@@ -139,19 +143,22 @@ def run_order(data: bytes) -> bytes:
     started = time.perf_counter()
     _reset_peak()
     _running[order.run] = 0
-    part, failure, is_bystander = None, None, False
+    part, result, failure, is_bystander = None, None, None, False
     with Witness(keeps_spans=tracing.is_on()) as notes, _span(order) as span:
         try:
-            part = msgspec.msgpack.encode(_execute(order))
+            part = msgspec.msgpack.encode(_execute(order, order.run))
+            if order.merge_prefix:
+                result = msgspec.msgpack.encode(_execute(_merge_of(order, part), order.run))
             faults.reached("written")
         except ComputeError as error:
-            failure = _failure(error)
+            part, failure = None, _failure(error)
             # Dask runs an order again whose worker died after it, before the answer was fetched. The first run's part
             # is lost, so another token has to write it anew, but the shard is not to blame.
             is_bystander = isinstance(error, AttemptExists)
         except MemoryError:
-            failure = _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
+            part, failure = None, _failure(ShardOutOfMemory(f"Shard {order.number} ran out of memory."))
         except Exception as error:  # noqa: BLE001 - whatever a method does wrong is told as data
+            part = None
             failure = Failure(
                 kind="defect",
                 code="internal_fault",
@@ -175,6 +182,7 @@ def run_order(data: bytes) -> bytes:
             peak_rss_bytes=_peak_rss_bytes(),
             worker=_worker,
             is_bystander=is_bystander,
+            result=result,
             lines=tuple(notes.lines),
             lines_lost=notes.lines_lost,
         ),
@@ -188,16 +196,20 @@ def _span(order: ShardOrder) -> tracing.Span:
     return tracing.span(f"{name} {order.label}", parent=order.traceparent, kind="CONSUMER", attributes=about)
 
 
-def _execute(order: ShardOrder) -> Any:
+def _merge_of(order: ShardOrder, part: bytes) -> ShardOrder:
+    return msgspec.structs.replace(order, number=MERGE, prefix=order.merge_prefix, body=b"", parts=(part,))
+
+
+def _execute(order: ShardOrder, run: tuple[str, int, int]) -> Any:
     if order.build != build():
         raise ShardFault(f"The dispatcher sent build {order.build}; the worker runs {build()} and refuses it.")
     params, inputs = _decoded(order.task, order.inputs, order.shared)
     chosen = method.get(params.__struct_config__.tag)
 
     def advance(pixels: int) -> None:
-        _running[order.run] += pixels
+        _running[run] += pixels
 
-    names = {order.job_id, run_name(order.run)}
+    names = {order.job_id, run_name(run)}
     attempt = Attempt(
         order.prefix,
         is_cancelled=lambda: any(not names.isdisjoint(each) for each in _cancelled.values()),

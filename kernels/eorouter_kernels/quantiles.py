@@ -463,7 +463,7 @@ def _interpolate(first: Ints, value: Floats, whole: Ints, part: Ints, levels: Fl
         for level in range(len(levels)):
             wanted = levels[level] * (total * gaps)
             found = value[end - 1]
-            while i < end:
+            while i < end and levels[level] < 1.0:  # else rounding sets back a greatest value that weighs little
                 weight = whole[i] + part[i] * step
                 stands = (i - begin) * weight + gaps * before
                 if stands > wanted:

@@ -54,12 +54,12 @@ def order(tmp_path):
     """Make an order of a toy job."""
     tokens = iter(range(1, 100))
 
-    def make(number=0, *, job_id="job_1", token=None, parts=(), **fields):
+    def make(number=0, *, job_id="job_1", token=None, parts=(), merge_prefix="", **fields):
         token = token or next(tokens)
         return ShardOrder(
             job_id=job_id, number=number, token=token, label="toy", prefix=f"file://{tmp_path}/{number}/{token}/",
             task=msgspec.json.encode({"method": "toy", **fields}), inputs=msgspec.msgpack.encode([]),
-            body=msgspec.msgpack.encode(number), parts=parts,
+            body=msgspec.msgpack.encode(number), parts=parts, merge_prefix=merge_prefix,
         )  # fmt: skip
 
     return make
@@ -90,6 +90,26 @@ async def test_run_shard_and_merge_answer_in_bytes(cluster, order, tmp_path):
     result = msgspec.msgpack.decode(merged.part, type=Result)
     assert result.summary == {"sum": 3, "numbers": 3}
     assert (tmp_path / "-1" / "4" / "sums.bin").read_bytes() == b"".join(bytes([n]) * 1000 for n in range(3))
+
+
+async def test_run_of_the_only_shard_merges_too(cluster, order, tmp_path):
+    alone = await cluster.run(order(0, shards=1, merge_prefix=f"file://{tmp_path}/-1/1/"))
+    assert alone.failure is None
+    part = msgspec.msgpack.decode(alone.part, type=Part)
+    result = msgspec.msgpack.decode(alone.result, type=Result)
+    (asset,) = result.items[0].assets
+    assert asset.object.href.startswith(f"file://{tmp_path}/-1/1/")
+    apart = await cluster.run(order(MERGE, shards=1, parts=(alone.part,)))
+    assert msgspec.msgpack.decode(apart.part, type=Result).items[0].assets[0].object.sha256 == asset.object.sha256
+    assert part.objects
+
+
+async def test_run_whose_merge_fails_has_no_part(cluster, order, tmp_path):
+    await cluster.run(order(0, shards=1, merge_prefix=f"file://{tmp_path}/-1/2/"))
+    outcome = await cluster.run(order(0, shards=1, merge_prefix=f"file://{tmp_path}/-1/2/"))
+    assert outcome.failure is not None
+    assert outcome.failure.code == "attempt_exists"
+    assert (outcome.part, outcome.result) == (None, None)
 
 
 async def test_run_request_fault_comes_back_as_data(cluster, order):

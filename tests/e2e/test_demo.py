@@ -66,7 +66,9 @@ def test_demo_leaves_rasters_tables_and_a_report_that_agree_with_the_truth(
 def test_interrupted_demo_stops_its_service_and_removes_its_folder(tmp_path: Path, temporary: Path) -> None:
     log = tmp_path / "log"
     program = (
-        f"import sys; from eorouter.demo import run; sys.exit(run.main(keep_serving=True, port=0, size_px={SIZE_PX}))"
+        "import signal, sys; from eorouter.demo import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells ignore it\n"
+        f"sys.exit(run.main(keep_serving=True, port=0, size_px={SIZE_PX}))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     with log.open("w") as output:

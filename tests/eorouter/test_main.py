@@ -168,6 +168,17 @@ def test_taken_port_is_one_message_and_exit_code_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_api_says_what_other_replicas_would_not_share(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("EOROUTER_SECRET", "s" * 40)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, out, err = run(capfd, "api", "--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path))
+    assert (code, out) == (2, "")
+    said = [line for line in err.splitlines() if "Replicas on other machines do not share it" in line]
+    assert [line.split()[1] for line in said] == ["EOROUTER_DATABASE_URL", "EOROUTER_OBJECTS_URL"]
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [

@@ -73,8 +73,17 @@ def test_quantiles_equal_twin(seed: int, dtype: str, distinct: int, masked: floa
     for pair, part in enumerate((slice(0, half), slice(half, None))):
         seen = np.ones(shape, bool) if valid is None else valid
         chosen = np.where(weight[part] >= 1e-9, weight[part], 0.0)
-        twin = [reference.zonal_quantile(chosen, pixels[part], seen[part], level) for level in levels]
-        np.testing.assert_allclose(found[pair], twin, rtol=1e-9, atol=1e-9 * scale)
+        # Between neighbours of hardly any weight a quantile moves far within the rounding of its level.
+        low, high = (
+            [
+                reference.zonal_quantile(chosen, pixels[part], seen[part], min(max(level + off, 0), 1))
+                for level in levels
+            ]
+            for off in (-1e-13, 1e-13)
+        )
+        assert (np.isnan(found[pair]) == np.isnan(low)).all()
+        assert not (found[pair] < np.subtract(low, 1e-9 * scale)).any()
+        assert not (found[pair] > np.add(high, 1e-9 * scale)).any()
 
 
 @SEEDED

@@ -292,20 +292,25 @@ class Job:
         for left in self._polling.beats(timeout_s):
             if on_progress is not None:
                 on_progress(self)
-            if self.state == "completed":
-                return self
-            if self.state == "failed":
-                problem = self.document.get("problem") or {}
-                raise JobFailed(
-                    f"Job {self.id} failed: {problem.get('message', 'no reason given')} "
-                    f"[{problem.get('code', 'unknown')}]",
-                    self.document,
-                )
-            if self.state == "cancelled":
-                raise JobCancelled(f"Job {self.id} was cancelled.", self.document)
-            # Who only waits for the end lets the service do the waiting: the answer comes the moment it is there.
-            self.refresh(wait_s=min(_LONG_WAIT_S, left) if on_progress is None else 0.0)
+            elif not self.is_over:
+                # Who only waits for the end lets the service do the waiting: the answer comes the moment it is there.
+                self.refresh(wait_s=min(_LONG_WAIT_S, left))
+            if self.is_over:
+                return self._completed()
+            if on_progress is not None:
+                self.refresh()
         raise WaitTimeout(f"Job {self.id} is still {self.state} after {timeout_s:g} s; it goes on.")
+
+    def _completed(self) -> "Job":
+        if self.state == "failed":
+            problem = self.document.get("problem") or {}
+            raise JobFailed(
+                f"Job {self.id} failed: {problem.get('message', 'no reason given')} [{problem.get('code', 'unknown')}]",
+                self.document,
+            )
+        if self.state == "cancelled":
+            raise JobCancelled(f"Job {self.id} was cancelled.", self.document)
+        return self
 
 
 class Jobs:
@@ -335,7 +340,7 @@ class Jobs:
         asked = {
             "task": task,
             "inputs": [{"item_id": item_id} for item_id in inputs],
-            "project_id": project_id or self._project_of(inputs),
+            "project_id": project_id or (None if inputs else self._only_project()),
             "name": name,
         }
         return Job(self._session, self._polling, self._session.call("analytics.execute", asked))
@@ -348,9 +353,7 @@ class Jobs:
         """Every job, newest first; `fields` as the operation `processing.jobs.list` takes them."""
         return entries(self._session, "processing.jobs.list", fields)
 
-    def _project_of(self, inputs: Sequence[str]) -> str:
-        if inputs:
-            return self._session.call("items.get", {"item_id": inputs[0]})["properties"]["eorouter:project_id"]
+    def _only_project(self) -> str:
         restricted = self._session.call("auth.me", {}).get("project_id")
         if restricted:
             return restricted

@@ -19,6 +19,7 @@ from eorouter.jobs.queue import move
 from eorouter.jobs.states import JobEvent, JobState, ShardState
 from eorouter.storage.tables import job_shards, jobs, organisations
 from eorouter_compute.method import Bound
+from eorouter_compute.orders import MERGE
 
 LEASE_S = 30.0
 
@@ -29,7 +30,7 @@ _OPEN_PER_ORG = 64
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """A shard this dispatcher answers for."""
+    """A shard this dispatcher answers for; with `merges` it is the only one, and its worker merges it at once."""
 
     job_id: str
     org_id: str
@@ -43,6 +44,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     is_interactive: bool
     request_id: str
     halvings: int = 0
+    merges: bool = False
 
     @property
     def run(self) -> tuple[str, int, int]:
@@ -180,6 +182,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
     held = await _held(tx, job.id)
     if held is None:
         return []
+    merges = held.shards_total == 1 and not held.has_turns
     rows = await tx.execute(
         sa.update(job_shards)
         .where(job_shards.c.job_id == job.id, job_shards.c.number.in_(numbers))
@@ -205,8 +208,9 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             attempt=row.attempt,
             round=row.round,
             body=row.body,
-            bound=msgspec.convert(row.bound, Bound),
+            bound=msgspec.convert(held.bound if merges else row.bound, Bound),
             halvings=row.halvings,
+            merges=merges and row.number > MERGE,
             is_interactive=job.lane[1],
             method=held.method,
             request_id=held.request_id,
@@ -224,6 +228,7 @@ async def _held(tx: AsyncConnection, job_id: str) -> sa.Row[Any] | None:
 
     Waiting for it here could close a circle: this transaction may hold another job that the other one waits for.
     """
-    columns = (jobs.c[name] for name in ("state", "request_id", "method", "time_limit_s"))
-    query = sa.select(*columns).where(jobs.c.id == job_id, jobs.c.is_cancelling.is_(False))
+    columns = (jobs.c[name] for name in ("state", "request_id", "method", "time_limit_s", "shards_total", "bound"))
+    has_turns = sa.exists().where(job_shards.c.job_id == job_id, job_shards.c.number < MERGE).label("has_turns")
+    query = sa.select(*columns, has_turns).where(jobs.c.id == job_id, jobs.c.is_cancelling.is_(False))
     return (await tx.execute(query.with_for_update(skip_locked=True))).one_or_none()

@@ -296,6 +296,7 @@ class Dispatcher:
             memory_bytes=claim.bound.memory_bytes,
             traceparent=card.traceparent,
             halvings=claim.halvings,
+            merge_prefix=self._stores.objects.href(f"{card.attempts}{MERGE}/{claim.token}/") if claim.merges else "",
         )
 
     async def _card(self, job_id: str) -> _Card:

@@ -1,12 +1,14 @@
 """Follow a job's events as they are written: from the table, so that nothing depends on who wrote them or when.
 
-All followers of a process share one look at the table, a few times a second while there are any; each then reads its
-own rows. Ids of one job's events are given out under the lock of its row, so within a job they are committed in order
-and none appears behind one that was read (between jobs that does not hold, hence the look is by job).
+All followers of a process share one look at the table, when something was committed and now and then besides; each then
+reads its own rows. Ids of one job's events are given out under the lock of its row, so within a job they are committed
+in order and none appears behind one that was read (between jobs that does not hold, hence the look is by job).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,10 +17,14 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from eorouter.jobs.states import TERMINAL, JobEvent
+from eorouter.jobs.wakeup import watch
 from eorouter.storage.database import Database
 from eorouter.storage.tables import job_events, jobs
 
 LOOK_S = 0.2
+"""Longest between two looks: on PostgreSQL not every commit is told."""
+
+_SHARE = 0.2  # of the time may be spent looking, however often something is committed
 KEEPALIVE_S = 15.0
 """A follower hears something at least this often; proxies close connections that are silent for a minute."""
 
@@ -29,10 +35,17 @@ log = structlog.get_logger(__name__)
 
 
 class _Follower:
-    def __init__(self, job_id: str, after: int) -> None:
+    """Somebody who wants events of a job behind `after`, or only its end where that is None."""
+
+    def __init__(self, job_id: str, after: int | None) -> None:
         self.job_id = job_id
         self.after = after
         self.news = asyncio.Event()
+
+    def hear(self, state: str | None, newest: int) -> None:
+        """What a look found: the job's state, None when it is gone, and the id of its newest event."""
+        if state is None or (state in TERMINAL if self.after is None else newest > self.after):
+            self.news.set()
 
 
 class Feed:
@@ -42,6 +55,7 @@ class Feed:
         self._db = db
         self._followers: set[_Follower] = set()
         self._looking: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[list[sa.Row[Any]]]:
         """Events of a job with an id above `after`, until the one that ends it; an empty list is a sign of life.
@@ -49,17 +63,15 @@ class Feed:
         The first list comes at once, empty when there is nothing yet; of a job that has ended, nothing comes behind
         its last event.
         """
-        follower = _Follower(job_id, after)
-        self._followers.add(follower)
         is_due = True  # a sign of life
-        try:
+        with self._following(job_id, after) as follower:
             while True:
                 follower.news.clear()
-                rows, is_over = await self._read(job_id, follower.after)
+                rows, is_over = await self._read(job_id, after)
                 if is_over and not rows:
                     return
                 if rows:
-                    follower.after = rows[-1].id
+                    follower.after = after = rows[-1].id
                 if rows or is_due:
                     yield rows
                 if rows and rows[-1].type in _LAST:
@@ -71,8 +83,27 @@ class Feed:
                         await asyncio.wait_for(follower.news.wait(), KEEPALIVE_S)
                     except TimeoutError:
                         is_due = True
+
+    async def end(self, job_id: str, timeout_s: float) -> None:
+        """Wait until a job has ended or is gone, or until the time is over."""
+        with self._following(job_id, None) as follower:
+            async with self._db.read() as tx:
+                state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
+            follower.hear(state, 0)
+            self._look()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(follower.news.wait(), timeout_s)
+
+    @contextlib.contextmanager
+    def _following(self, job_id: str, after: int | None) -> Iterator[_Follower]:
+        follower = _Follower(job_id, after)
+        self._followers.add(follower)
+        try:
+            yield follower
         finally:
             self._followers.discard(follower)
+            if not self._followers:
+                self._woken.set()
 
     async def _read(self, job_id: str, after: int) -> tuple[list[sa.Row[Any]], bool]:
         query = sa.select(job_events).where(job_events.c.job_id == job_id, job_events.c.id > after)
@@ -82,26 +113,41 @@ class Feed:
         return rows, state is None or state in TERMINAL
 
     def _look(self) -> None:
-        if self._looking is None or self._looking.done():
+        if self._looking is None:
             self._looking = asyncio.create_task(self._keep_looking())
 
     async def _keep_looking(self) -> None:
         """One look for all, for as long as somebody follows; a database that is away is looked at again."""
-        while self._followers:
-            ids = sorted({follower.job_id for follower in self._followers})
-            newest = sa.select(job_events.c.job_id, sa.func.max(job_events.c.id).label("id"))
-            try:
-                async with self._db.read() as tx:
-                    rows = await tx.execute(newest.where(job_events.c.job_id.in_(ids)).group_by(job_events.c.job_id))
-                    seen = {row.job_id: row.id for row in rows}
-                    there = set((await tx.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids)))).scalars())
-            except (DBAPIError, OSError) as error:
-                log.warning("feed.look.failed", error=str(error))
-            else:
-                for follower in self._followers:
-                    if seen.get(follower.job_id, 0) > follower.after or follower.job_id not in there:
-                        follower.news.set()
-            await asyncio.sleep(LOOK_S)
+        watching = asyncio.create_task(watch(self._db.url, self._woken.set))
+        try:
+            while self._followers:
+                self._woken.clear()
+                began = time.monotonic()
+                try:
+                    await self._look_once()
+                except (DBAPIError, OSError) as error:
+                    log.warning("feed.look.failed", error=str(error))
+                took = time.monotonic() - began
+                await asyncio.sleep(min(took / _SHARE, LOOK_S))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), LOOK_S)
+        finally:
+            self._looking = None  # whoever comes from now on has another begun
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    async def _look_once(self) -> None:
+        ids = sorted({follower.job_id for follower in self._followers})
+        mine = sa.select(job_events.c.job_id, sa.func.max(job_events.c.id).label("id"))
+        newest = mine.where(job_events.c.job_id.in_(ids)).group_by(job_events.c.job_id)
+        async with self._db.read() as tx:
+            states = {
+                row.id: row.state
+                for row in await tx.execute(sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids)))
+            }
+            seen = {row.job_id: row.id for row in await tx.execute(newest)}
+        for follower in self._followers:
+            follower.hear(states.get(follower.job_id), seen.get(follower.job_id, 0))
 
 
 _feeds: WeakKeyDictionary[Database, Feed] = WeakKeyDictionary()

@@ -73,6 +73,7 @@ async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime
 async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed], now: datetime) -> bool:
     failed = [each for each in landed if each.outcome.failure is not None]
     done, timings = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
+    merged = next((each for each in done if each.outcome.result is not None), None)
     lines = await journal.keep(tx, job, landed, now)
     gained = sum(each.claim.bound.pixels - each.pixels for each in done)
     shards = [each.claim.number for each in done if each.claim.number > MERGE]
@@ -84,7 +85,7 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
     if shards:
         progress = {"shards": shards, "shards_done": shards_done, "shards_total": job.shards_total}
         await append(tx, job.id, "shard.completed", progress | {"pixels_done": job.pixels_done + gained}, now)
-        if shards_done == job.shards_total:
+        if shards_done == job.shards_total and merged is None:
             await ready_next(tx, job.id, now)
     for each in failed:
         if await fail_shard(tx, job, each, now):
@@ -92,7 +93,9 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
     for each in done:
         if each.claim.number < MERGE:
             await _begin_round(tx, job, each, now)
-    if any(each.claim.number == MERGE for each in done) and not job.is_cancelling:
+    if merged is not None:
+        await tx.execute(_MERGED, {"at_job": job.id, "at_token": merged.claim.token, "result": merged.outcome.result})
+    if (merged or any(each.claim.number == MERGE for each in done)) and not job.is_cancelling:
         await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
@@ -164,6 +167,14 @@ _FINISH = (
         state=ShardState.DONE.value, part=sa.bindparam("part"), timing=sa.bindparam("timing"), lease_until=sa.null()
     )
 )
+
+
+_MERGED = (
+    sa.update(job_shards)
+    .where(job_shards.c.job_id == sa.bindparam("at_job"), job_shards.c.number == MERGE)
+    .values(state=ShardState.DONE.value, part=sa.bindparam("result"), token=sa.bindparam("at_token"), attempt=1)
+)
+"""The merge that the only shard's worker did along with it; its time is the shard's."""
 
 
 def _current(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:

@@ -4,7 +4,6 @@ A job's rows change state only through `move`, which checks the transition and a
 """
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from eorouter.errors import Conflict, NotFound
 from eorouter.jobs import charges
 from eorouter.jobs.attempts import forget
+from eorouter.jobs.feed import feed_of
 from eorouter.jobs.states import TERMINAL, JobEvent, JobState, ShardState, advance
 from eorouter.jobs.wakeup import notify
 from eorouter.storage.database import Database, spelled
@@ -34,8 +34,6 @@ __all__ = [
 ]  # fmt: skip
 
 log = structlog.get_logger(__name__)
-
-_WAIT_FIRST_S, _WAIT_MAX_S = 0.005, 0.25
 
 
 async def prepare(task: Params, inputs: Sequence[InputItem]) -> Plan:
@@ -221,15 +219,9 @@ async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: da
 
 async def wait(db: Database, job_id: str, timeout_s: float) -> Row[Any]:
     """The job's row once it has ended, or as it is after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    pause_s = _WAIT_FIRST_S
-    while True:
-        async with db.read() as tx:
-            state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one()
-            if state in TERMINAL or time.monotonic() >= deadline:
-                return (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one()
-        await asyncio.sleep(min(pause_s, max(deadline - time.monotonic(), 0)))
-        pause_s = min(pause_s * 1.1, _WAIT_MAX_S)
+    await feed_of(db).end(job_id, timeout_s)
+    async with db.read() as tx:
+        return (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one()
 
 
 async def move(
@@ -269,6 +261,7 @@ async def move(
             .values(state=ShardState.FAILED.value, lease_until=None)
         )
         log.info(f"jobs.{event.value}", job=job_id, request_id=row.request_id)
+        await notify(tx)  # whoever waits for the end
     await append(tx, job_id, event.value, data or {}, now)
 
 

@@ -1,7 +1,8 @@
 """Learning within milliseconds that another process committed something.
 
 SQLite counts commits of other connections in `PRAGMA data_version`, a read of shared memory that costs microseconds;
-a thread asks every few milliseconds. PostgreSQL tells: whoever changes the queue calls `notify` in its transaction.
+we ask every few milliseconds. PostgreSQL tells: whoever changes the queue calls `notify` in its transaction. Both wait
+in a thread: it closes its connection whatever becomes of the event loop and however often a task is cancelled.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 CHANNEL = "eorouter_jobs"
 _POLL_S = 0.005
+_STOP_S = 0.1
 _RECONNECT_S = 1.0
 
 log = structlog.get_logger(__name__)
@@ -31,30 +33,15 @@ async def notify(tx: AsyncConnection) -> None:
 
 async def watch(url: str, wake: Callable[[], object]) -> None:
     """Call `wake` whenever something was committed; runs until cancelled."""
-    if url.startswith("sqlite"):
-        await _watch_sqlite(url, wake)
-    else:
-        await _watch_postgresql(url, wake)
-
-
-async def _watch_sqlite(url: str, wake: Callable[[], object]) -> None:
-    path = make_url(url).database or ""
     loop = asyncio.get_running_loop()
     stop = threading.Event()
 
-    def poll() -> None:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            seen = None
-            while not stop.wait(_POLL_S):
-                try:
-                    (version,) = connection.execute("PRAGMA data_version").fetchone()
-                except sqlite3.OperationalError:
-                    continue  # busy with recovery after another process's crash; ask again
-                if version != seen:
-                    seen = version
-                    loop.call_soon_threadsafe(wake)
+    def tell() -> None:
+        if not stop.is_set():
+            loop.call_soon_threadsafe(wake)
 
-    thread = asyncio.create_task(asyncio.to_thread(poll))
+    listen = _listen_sqlite if url.startswith("sqlite") else _listen_postgresql
+    thread = asyncio.create_task(asyncio.to_thread(listen, url, tell, stop))
     try:
         await asyncio.shield(thread)
     finally:
@@ -62,15 +49,30 @@ async def _watch_sqlite(url: str, wake: Callable[[], object]) -> None:
         await asyncio.gather(thread, return_exceptions=True)
 
 
-async def _watch_postgresql(url: str, wake: Callable[[], object]) -> None:
+def _listen_sqlite(url: str, tell: Callable[[], object], stop: threading.Event) -> None:
+    path = make_url(url).database or ""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        seen = None
+        while not stop.wait(_POLL_S):
+            try:
+                (version,) = connection.execute("PRAGMA data_version").fetchone()
+            except sqlite3.OperationalError:
+                continue  # busy with recovery after another process's crash; ask again
+            if version != seen:
+                seen = version
+                tell()
+
+
+def _listen_postgresql(url: str, tell: Callable[[], object], stop: threading.Event) -> None:
     address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    while True:
+    while not stop.is_set():
         try:
-            async with await psycopg.AsyncConnection.connect(address, autocommit=True) as connection:
-                await connection.execute(f"LISTEN {CHANNEL}")
-                wake()  # what was missed while not listening
-                async for _ in connection.notifies():
-                    wake()
+            with psycopg.connect(address, autocommit=True) as connection:
+                connection.execute(f"LISTEN {CHANNEL}")
+                tell()  # what was missed while not listening
+                while not stop.is_set():
+                    for _ in connection.notifies(timeout=_STOP_S, stop_after=1):
+                        tell()
         except psycopg.OperationalError as error:
             log.warning("jobs.wakeup.lost", error=str(error), retry_s=_RECONNECT_S)
-        await asyncio.sleep(_RECONNECT_S)
+            stop.wait(_RECONNECT_S)

@@ -72,6 +72,9 @@ class InputRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     item_id: Id
 
 
+Destination = Annotated[
+    str, Meta(min_length=1, max_length=64, description="Project that gets the results; the first item's by default.")
+]
 Inputs = Annotated[
     tuple[InputRef, ...],
     Meta(max_length=1000, description="Items the method reads, in the order it takes them, zones among them."),
@@ -108,9 +111,9 @@ class JobEventPage(Output):
 class ProcessingCreateInput(Input):
     """A method, its parameters, and the items it reads."""
 
-    project_id: Annotated[str, Meta(min_length=1, max_length=64, description="Project that gets the results.")]
     task: Task
     inputs: Inputs = ()
+    project_id: Destination | None = None
     name: JobName = ""
     priority: Annotated[
         Priority, Meta(description="Somebody waits for it (interactive), or it may take its time (batch).")
@@ -186,9 +189,9 @@ class Estimate(Output):
 class ProcessingEstimateInput(Input):
     """A method, its parameters, and the items it would read."""
 
-    project_id: Id
     task: Task
     inputs: Inputs = ()
+    project_id: Destination | None = None
 
 
 @operation(
@@ -257,12 +260,7 @@ else:
         "ClipCreateFromItemInput",
         [
             ("item_id", Annotated[str, Meta(min_length=1, max_length=64, description="Item to clip.")]),
-            (
-                "project_id",
-                Annotated[str, Meta(max_length=64, description="Project that gets the result; the item's by default.")]
-                | None,
-                None,
-            ),
+            ("project_id", Destination | None, None),
             ("name", JobName, ""),
             *(
                 (field.name, field.type)
@@ -297,11 +295,7 @@ else:
 async def clip_from_item(ctx: Context, request: ClipCreateFromItemInput, spend: SpendAuthority) -> Job:
     """Clip an item to an area: a new item with one COG per raster asset."""
     fields = msgspec.structs.asdict(request)
-    item_id, name = fields.pop("item_id"), fields.pop("name")
-    project_id = fields.pop("project_id")
-    if project_id is None:
-        async with ctx.stores.db.read() as tx:
-            project_id = (await items.get(tx, ctx.principal, item_id)).project_id
+    item_id, name, project_id = (fields.pop(each) for each in ("item_id", "name", "project_id"))
     task = method.get("clip").params(**fields)
     asked = ProcessingCreateInput(project_id=project_id, task=task, inputs=(InputRef(item_id=item_id),), name=name)
     return await _create(ctx, asked, spend, is_interactive=True)
@@ -310,9 +304,9 @@ async def clip_from_item(ctx: Context, request: ClipCreateFromItemInput, spend: 
 class AnalyticsExecuteInput(Input):
     """A method, its parameters, the items it reads, and how long to wait for the answer."""
 
-    project_id: Id
     task: Task
     inputs: Inputs = ()
+    project_id: Destination | None = None
     name: JobName = ""
     wait_s: WaitSeconds = 0.0
 
@@ -503,14 +497,14 @@ async def _create(
     """
     if spend is not None and (bought := await _bought(ctx, spend)) is not None:
         return bought
-    task, inputs, plan = await _planned(ctx, request)
+    project_id, task, inputs, plan = await _planned(ctx, request)
     async with ctx.stores.db.write() as tx:
-        await projects.get(tx, ctx.principal, request.project_id, held="shared")
+        await projects.get(tx, ctx.principal, project_id, held="shared")
         await items.hold(tx, ctx.principal, [each.item_id for each in request.inputs])
         job_id = await queue.create(
             tx,
             principal=ctx.principal,
-            project_id=request.project_id,
+            project_id=project_id,
             task=task,
             inputs=inputs,
             name=request.name,
@@ -528,18 +522,26 @@ async def _create(
 
 async def _planned(
     ctx: Context, request: ProcessingCreateInput | ProcessingEstimateInput
-) -> tuple[Params, list[method.InputItem], method.Plan]:
-    """The task with its formulas, the items as they are known, and the plan; nothing is read of the rasters."""
+) -> tuple[str, Params, list[method.InputItem], method.Plan]:
+    """Where the results go, the task with its formulas, the items as they are known, and the plan.
+
+    Nothing is read of the rasters.
+    """
     item_ids = [each.item_id for each in request.inputs]
+    project_id = request.project_id
+    if project_id is None and not item_ids:
+        raise InvalidParameter("Without items it must be said which project gets the results.", pointer="/project_id")
     async with ctx.stores.db.read() as tx:
-        await projects.get(tx, ctx.principal, request.project_id)
         inputs = await items.load_inputs(tx, ctx.stores.objects, ctx.principal, item_ids)
+        if project_id is None:
+            project_id = (await items.get(tx, ctx.principal, item_ids[0])).project_id
+        await projects.get(tx, ctx.principal, project_id)
         task = await _with_formulas(tx, ctx.principal, request.task)
-    return task, inputs, await queue.prepare(task, inputs)
+    return project_id, task, inputs, await queue.prepare(task, inputs)
 
 
 async def _estimate(ctx: Context, request: ProcessingEstimateInput) -> Estimate:
-    task, _, plan = await _planned(ctx, request)
+    _, task, _, plan = await _planned(ctx, request)
     book, price = charges.promised(str(task.__struct_config__.tag), plan.bound)
     who = ctx.principal
     async with ctx.stores.db.read() as tx:

@@ -293,13 +293,18 @@ def test_job_without_items_goes_to_the_project_there_can_be_only_one_of(
     assert json.loads(service.journal("analytics.execute")[0]["body"])["project_id"] == expected
 
 
-def test_job_goes_to_the_project_of_its_first_item(serve: Serve) -> None:
-    item = {"id": "itm_1", "properties": {"eorouter:project_id": "prj_of_item"}}
-    service = serve({OP + "items.get": {"json": item}, OP + "analytics.execute": job("queued")})
+def test_job_with_items_leaves_its_project_to_the_service(serve: Serve) -> None:
+    service = serve({OP + "analytics.execute": job("queued")})
     with service.client() as client:
         client.execute("itm_1", "itm_2", method="clip")
-    assert [json.loads(entry["body"]) for entry in service.journal("items.get")] == [{"item_id": "itm_1"}]
-    assert json.loads(service.journal("analytics.execute")[0]["body"])["project_id"] == "prj_of_item"
+    assert "project_id" not in json.loads(service.journal("analytics.execute")[0]["body"])
+
+
+def test_job_that_the_service_waits_for_is_asked_for_once(serve: Serve) -> None:
+    service = serve({OP + "analytics.execute": job("queued"), OP + "processing.jobs.get": job("completed")})
+    with service.client() as client:
+        client.execute("itm_1", method="clip").wait()
+    assert len(service.journal("processing.jobs.get")) == 1
 
 
 def test_job_without_items_asks_for_its_project_where_there_are_several(serve: Serve) -> None:

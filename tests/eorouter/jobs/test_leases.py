@@ -208,6 +208,37 @@ async def merged(stores, create, result):
     return job_id
 
 
+async def test_the_only_shard_lands_with_its_merge_and_the_job_publishes(stores, create):
+    job_id = await create(shards=1)
+    (each,), _ = await claim(stores)
+    assert each.merges
+    result = msgspec.msgpack.encode(await written_result(stores))
+    landed = Landed(claim=each, outcome=msgspec.structs.replace(DONE, result=result))
+    assert await record(stores, landed) == [job_id]
+    merge = await shard(stores, job_id, MERGE)
+    assert (merge.state, merge.part, merge.token) == ("done", result, each.token)
+    assert await publish.publish(stores, job_id, now=utc_now())
+    row = await job(stores, job_id)
+    assert (row.state, row.pixels_done, row.shards_done) == ("completed", 1010, 1)
+
+
+async def test_a_ghosts_merge_of_the_only_shard_is_not_taken(stores, create):
+    job_id = await create(shards=1)
+    (ghost,), _ = await claim(stores)
+    async with stores.db.write() as tx:
+        await leases.reap(tx, now=utc_now(), dead_owners=["dsp_1"])
+    result = msgspec.msgpack.encode(await written_result(stores))
+    assert await record(stores, Landed(claim=ghost, outcome=msgspec.structs.replace(DONE, result=result))) == []
+    assert (await shard(stores, job_id, MERGE)).state == "waiting"
+
+
+@pytest.mark.parametrize("fields", [{"shards": 2}, {"shards": 1, "rounds": 2}])
+async def test_shards_of_a_job_with_more_to_come_do_not_merge(stores, create, fields):
+    await create(**fields)
+    taken, _ = await claim(stores)
+    assert not any(each.merges for each in taken)
+
+
 async def written_result(stores, data=b"x" * 100):
     from eorouter_compute.attempt import Attempt
     from eorouter_compute.method import OutputAsset, OutputItem

@@ -26,7 +26,7 @@ from eorouter.storage import items
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import Principal, new_id, utc_now
 from eorouter_compute import method
-from eorouter_compute.errors import AoiOutside, BandNotFound
+from eorouter_compute.errors import AoiOutside, BandNotFound, InvalidParameter
 
 ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset())
 OTHER = Principal(kind="user", id="usr_other", org_id="org_other", scopes=frozenset())
@@ -150,6 +150,19 @@ async def test_clip_from_item_goes_to_the_items_project_and_first(context, item,
     row = await queue.wait(stores.db, job.job_id, 0)
     assert row.is_interactive
     assert msgspec.convert(row.task, CLIP) == CLIP(aoi=BOX, crop=False)
+
+
+async def test_results_go_to_the_first_items_project_unless_another_is_named(context, item, stores):
+    request = AnalyticsExecuteInput(task=CLIP(aoi=BOX), inputs=(InputRef(item_id=item),))
+    job = await processing.execute(context(ME), request, spend=paying(ME))
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(jobs.c.project_id).where(jobs.c.id == job.job_id))).scalar() == "prj_a"
+
+
+async def test_without_items_and_project_it_is_asked_which(context, item):
+    with pytest.raises(InvalidParameter) as caught:
+        await processing.create(context(ME), ProcessingCreateInput(task=CLIP(aoi=BOX)))
+    assert caught.value.pointer == "/project_id"
 
 
 async def test_analytics_answers_after_its_wait_with_the_job_as_it_is(context, item):
