@@ -114,14 +114,13 @@ class DistantCluster(Link):
         try:
             await self._client
             view = await self._look()
+            check_builds(build(), {f"the scheduler {self.address}": view.build})
+            self._take(view)
+            await self._join()
         except (OSError, TimeoutError) as error:
             log.warning("cluster.scheduler.unreachable", address=self.address, error=str(error))
             await self.close()
             return
-        try:
-            check_builds(build(), {f"the scheduler {self.address}": view.build})
-            self._take(view)
-            await self._join()
         except BaseException:
             await self.close()
             raise

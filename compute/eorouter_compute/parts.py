@@ -137,7 +137,7 @@ class WorkerPart:
             ending = asyncio.create_task(nanny.finished())
             await asyncio.wait([ending, stopping], return_when=asyncio.FIRST_COMPLETED)
             ending.cancel()
-            if nanny.status == Status.running:
+            if nanny.status == Status.running and nanny.worker_address:
                 await self._drain(nanny)
         finally:
             if starting.done():
