@@ -36,6 +36,7 @@ TESTS_ACROSS_MODULES = {
     "tests/eorouter/jobs/test_matrix.py",  # every part that can die × every moment at which it can
     "tests/eorouter/surface/test_authority.py",  # every operation × every caller who must be refused
     "tests/eorouter/surface/test_hostile.py",  # every operation × whatever can be sent
+    "tests/eorouter/test_backup.py",  # what the runbook says of backups × a real PostgreSQL
 }
 
 

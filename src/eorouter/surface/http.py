@@ -72,7 +72,8 @@ def create(
 
     @get("/readyz")
     async def readyz(request: AnyRequest) -> Response[bytes]:
-        state = await readiness.probe(stores, schema_check=schema_check, now=clock())
+        parts = readiness.wanted(request.query_params.get("parts"))
+        state = await readiness.probe(stores, schema_check=schema_check, now=clock(), parts=parts)
         status = 200 if state.state == "ready" else 503
         return Response(msgspec.json.encode(state), status_code=status, media_type="application/json")
 

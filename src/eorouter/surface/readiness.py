@@ -1,16 +1,23 @@
-"""Whether this installation can do its work: database, schema, objects, cluster; each part is really tried."""
+"""Whether this installation can do its work: database, schema, objects, cluster; each part is really tried.
+
+`GET /readyz?parts=database,objects` asks for some of them: an API that waits for workers still takes jobs in, and
+a balancer should not take it out for that.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from eorouter.errors import InvalidInput
 from eorouter.storage import Stores, dispatchers
 from eorouter.storage.database import Database
 
 PROBE_S = 5.0
+
+PARTS = ("database", "schema", "objects", "cluster")
 
 SchemaCheck = Callable[[Database], Awaitable[None]]
 """Raises, with a sentence for the operator, where the schema is not that of this release."""
@@ -30,15 +37,32 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, Part]
 
 
-async def probe(stores: Stores, *, schema_check: SchemaCheck, now: datetime) -> Readiness:
-    """Try every part, all at once, each for at most `PROBE_S` seconds."""
-    parts = {
-        "database": stores.db.check(),
-        "schema": schema_check(stores.db),
-        "objects": stores.objects.check(),
-        "cluster": _cluster(stores.db, now),
+def wanted(text: str | None) -> tuple[str, ...]:
+    """The parts that a caller names with commas; all of them when it names none.
+
+    Raises:
+        InvalidInput: there is no such part.
+    """
+    if not text:
+        return PARTS
+    names = tuple(dict.fromkeys(text.split(",")))
+    strange = [name for name in names if name not in PARTS]
+    if strange:
+        raise InvalidInput(f"There is no part {strange[0][:100]!r}. Name parts of {', '.join(PARTS)}, with commas.")
+    return names
+
+
+async def probe(
+    stores: Stores, *, schema_check: SchemaCheck, now: datetime, parts: Collection[str] = PARTS
+) -> Readiness:
+    """Try these parts, all at once, each for at most `PROBE_S` seconds."""
+    every: Mapping[str, Callable[[], Awaitable[str | None]]] = {
+        "database": stores.db.check,
+        "schema": lambda: schema_check(stores.db),
+        "objects": stores.objects.check,
+        "cluster": lambda: _cluster(stores.db, now),
     }
-    states = await asyncio.gather(*(_try(part) for part in parts.values()))
+    states = await asyncio.gather(*(_try(every[name]()) for name in parts))
     found = dict(zip(parts, states, strict=True))
     is_ready = all(part.state == "ready" for part in states)
     return Readiness(state="ready" if is_ready else "not_ready", parts=found)

@@ -101,3 +101,20 @@ async def test_unreachable_database_is_503_and_the_process_is_alive(stores, sett
         assert answer.json()["parts"]["objects"]["state"] == "ready"
         assert (await client.get("/healthz")).status_code == 200
     await gone.db.close()
+
+
+async def test_some_parts_are_asked_for_by_name_and_others_do_not_matter(stores, settings):
+    async def nobody(*_: object, **__: object):
+        return ANONYMOUS
+
+    app = http.create(Registry([]), stores, settings, authenticate=nobody, schema_check=current)
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://testserver.local") as client:
+        assert (await client.get("/readyz")).status_code == 503  # nobody runs jobs
+        answer = await client.get("/readyz?parts=database,schema,objects")
+        assert answer.status_code == 200
+        assert set(answer.json()["parts"]) == {"database", "schema", "objects"}
+        answer = await client.get("/readyz?parts=database,clutser")
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
+        assert "clutser" in answer.text
+        assert "cluster" in answer.text
