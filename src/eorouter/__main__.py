@@ -240,6 +240,23 @@ def demo(
     return run.main(data=data, out=out, opens=open, keep_serving=keep_serving, port=port)
 
 
+def operators(*, add: str | None = None, remove: str | None = None, data_dir: Path | None = None) -> None:
+    """List who may see the operator's page, /operator, or change it. Holds at once, for pages that are open too.
+
+    Args:
+        add: E-mail address of an account that becomes an operator's.
+        remove: E-mail address of an account that is an operator's no longer.
+        data_dir: Folder of an embedded database.
+    """
+    from eorouter import app
+
+    found = app.run(app.operators(app.prepared(data_dir=data_dir), add=add, remove=remove))
+    if found:
+        _table(("operator", "name"), found)
+    else:
+        _say("Nobody is an operator. Make an account one with: eorouter operators --add EMAIL")
+
+
 def verify_ledger(*, data_dir: Path | None = None) -> int:
     """Replay the log of all transfers against the balances; exit code 1 when anything does not agree.
 
@@ -293,6 +310,7 @@ COMMANDS = (
     (allot, "allot"),
     (dispatcher, "dispatcher"),
     (derive, "derive"),
+    (operators, "operators"),
     (verify_ledger, "ledger-verify"),
     (grant_credits, "ledger-grant"),
 )
@@ -325,20 +343,12 @@ def _run(arguments: list[str]) -> int:
         return 130
 
 
-_OPENING = {"serve", "migrate", "allot", "dispatcher", "demo", "ledger-verify", "ledger-grant"}
+_OPENING = frozenset({"serve", "migrate", "allot", "dispatcher", "demo", "operators", "ledger-verify", "ledger-grant"})
 
 
 def _start_faults(arguments: list[str]) -> tuple[type[Exception], ...]:
     """What may go wrong when a service starts; loaded only for the commands that start one."""
-    if not arguments or arguments[0] not in {
-        "serve",
-        "migrate",
-        "allot",
-        "dispatcher",
-        "demo",
-        "ledger-verify",
-        "ledger-grant",
-    }:
+    if not arguments or arguments[0] not in _OPENING:
         return ()
     from eorouter import app
 

@@ -119,6 +119,26 @@ async def allot(settings: Settings, org_id: str, *, weight: float | None, shards
         await stores.db.close()
 
 
+async def operators(settings: Settings, *, add: str | None = None, remove: str | None = None) -> list[tuple[str, str]]:
+    """Make one user an operator and another one no longer; returns address and name of all who are one then."""
+    from eorouter import identity
+    from eorouter.errors import InvalidInput, NotFound
+    from eorouter.storage import operators as marks
+
+    await _check_schema(settings)
+    stores = open_stores(settings)
+    try:
+        async with stores.db.write() as tx:
+            for email, is_operator in ((add, True), (remove, False)):
+                if email is not None:
+                    await marks.mark(tx, identity.normalise_email(email), is_operator=is_operator)
+            return [(row.email, row.name) for row in await marks.listed(tx)]
+    except (NotFound, InvalidInput) as error:
+        raise BadStart(error.message) from error
+    finally:
+        await stores.db.close()
+
+
 async def verify_ledger(settings: Settings) -> list[str]:
     """Everything in the ledger that does not agree, reservations of ended jobs among it."""
     from eorouter.commerce import ledger
