@@ -212,9 +212,11 @@ def create(settings: Settings) -> "Litestar":
     from eorouter import identity
     from eorouter.storage import migrate as migration
     from eorouter.surface import http, pages
+    from eorouter.surface.operator.console import Console
     from eorouter_compute import tracing
 
     stores = open_stores(settings)
+    console = Console(stores, settings, registry(), schema_check=migration.check)
 
     @asynccontextmanager
     async def opened(_: Litestar) -> AsyncIterator[None]:
@@ -224,6 +226,7 @@ def create(settings: Settings) -> "Litestar":
             yield
         finally:
             tracing.shut_down()
+            await console.close()
             await stores.db.close()
 
     return http.create(
@@ -232,7 +235,7 @@ def create(settings: Settings) -> "Litestar":
         settings,
         authenticate=identity.authenticate,
         schema_check=migration.check,
-        pages=pages.handlers(registry(), document()),
+        pages=[*pages.handlers(registry(), document()), *console.handlers()],
         lifespan=[opened],
     )
 

@@ -38,6 +38,7 @@ class Queue(Struct, frozen=True, kw_only=True):
         shards: shards not done.
         age_s: how long its longest waiting shard could have run already.
         oldest_id, oldest_s: its oldest job, and since when it was queued.
+        is_paused: nothing of it is begun, because the organisation wants it so.
     """
 
     org_id: str
@@ -49,6 +50,7 @@ class Queue(Struct, frozen=True, kw_only=True):
     age_s: float
     oldest_id: str
     oldest_s: float
+    is_paused: bool
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
@@ -91,6 +93,7 @@ async def queues(tx: AsyncConnection, now: datetime) -> list[Queue]:
         *columns,
         (jobs.c.shards_total - jobs.c.shards_done).label("left"),
         organisations.c.name.label("org_name"),
+        organisations.c.paused_at,
         first_ready.scalar_subquery().label("ready_at"),
     ).join(organisations, organisations.c.id == jobs.c.org_id)
     rows = (await tx.execute(query.where(jobs.c.state.in_(_OPEN)).order_by(jobs.c.id))).all()
@@ -114,6 +117,7 @@ def _queue(rows: list[sa.Row[Any]], now: datetime) -> Queue:
         age_s=max([0.0, *ages]),
         oldest_id=first.id,
         oldest_s=(now - (first.queued_at or now)).total_seconds(),
+        is_paused=first.paused_at is not None,
     )
 
 
@@ -165,7 +169,7 @@ async def failures(tx: AsyncConnection, now: datetime) -> list[Failures]:
         .limit(_FAILED_MAX)
         .subquery()
     )
-    counts = sa.select(newest.c.code, sa.func.count().label("count"), sa.func.max(newest.c.id).label("last_id"))
+    counts = sa.select(newest.c.code, sa.func.count().label("ended"), sa.func.max(newest.c.id).label("last_id"))
     by_code = (await tx.execute(counts.group_by(newest.c.code))).all()
     columns = [jobs.c[name] for name in ("id", "method", "problem", "finished_at")]
     query = sa.select(*columns, organisations.c.name).join(organisations, organisations.c.id == jobs.c.org_id)
@@ -174,7 +178,7 @@ async def failures(tx: AsyncConnection, now: datetime) -> list[Failures]:
     found = [
         Failures(
             code=row.code or "",
-            jobs=row.count,
+            jobs=row.ended,
             last_id=row.last_id,
             last_org_name=last[row.last_id].name,
             last_method=last[row.last_id].method,

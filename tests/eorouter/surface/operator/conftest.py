@@ -1,0 +1,164 @@
+"""An application with the operator's pages, an operator, a user who is none, and dispatchers.
+
+On SQLite: every statement behind these pages is also sent to PostgreSQL by the tests of jobs, ledger and storage.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import argon2
+import httpx2
+import msgspec
+import pytest
+import sqlalchemy as sa
+import uvicorn
+from litestar import Litestar
+
+from eorouter import identity
+from eorouter.operation import Registry
+from eorouter.settings import Settings
+from eorouter.storage import Stores, migrate, operators
+from eorouter.storage.database import database_url
+from eorouter.storage.tables import memberships, organisations, processes, users
+from eorouter.surface import http
+from eorouter.surface.operator.console import Console
+from eorouter.types import new_id, utc_now
+
+PASSWORD = "four unrelated words"
+ORIGIN = "http://testserver.local"
+ADA, BOB = "ada@example.org", "bob@example.org"
+
+LogIn = Callable[..., Awaitable[httpx2.Response]]
+
+
+class Clock:
+    """Tells the time, and can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def __call__(self) -> datetime:
+        return utc_now() + self.ahead
+
+
+@pytest.fixture
+def empty_database_url(tmp_path: Path) -> str:
+    """Address of a database without tables."""
+    return database_url("", tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def people(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Stores:
+    """Ada is an operator; Bob is none, and owner of another organisation."""
+    monkeypatch.setattr(identity, "_argon2", argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1))
+    now, password_hash = utc_now(), await identity.hash_password(PASSWORD)
+    async with stores.db.write() as tx:
+        for email in (ADA, BOB):
+            name = email.partition("@")[0]
+            row = {"id": f"org_{name}", "name": name, "quota_bytes": 1, "used_bytes": 0, "created_at": now}
+            await tx.execute(sa.insert(organisations).values(row))
+            row = {"id": f"usr_{name}", "email": email, "name": name, "password_hash": password_hash}
+            await tx.execute(sa.insert(users).values(row | {"created_at": now}))
+            row = {"org_id": f"org_{name}", "user_id": f"usr_{name}", "role": "owner"}
+            await tx.execute(sa.insert(memberships).values(row))
+        await operators.mark(tx, ADA, is_operator=True)
+    return stores
+
+
+@pytest.fixture
+async def api(people: Stores, settings: Settings, clock: Clock) -> AsyncIterator[Litestar]:
+    """The application."""
+    registry = Registry([])
+    console = Console(people, settings, registry, schema_check=migrate.check, clock=clock)
+    yield http.create(
+        registry, people, settings, authenticate=identity.authenticate, schema_check=migrate.check, clock=clock,
+        pages=console.handlers(),
+    )  # fmt: skip
+    await console.close()
+
+
+@pytest.fixture
+async def client(api: Litestar) -> AsyncIterator[httpx2.AsyncClient]:
+    """A browser without a script, in process."""
+    transport = httpx2.ASGITransport(app=api, client=("203.0.113.9", 1234))
+    async with httpx2.AsyncClient(transport=transport, base_url=ORIGIN) as made:
+        yield made
+
+
+@pytest.fixture
+def log_in(client: httpx2.AsyncClient) -> LogIn:
+    """Send the form of the log-in page; the client keeps the cookie."""
+
+    async def send(email: str = ADA, password: str = PASSWORD, origin: str | None = ORIGIN) -> httpx2.Response:
+        headers = {} if origin is None else {"origin": origin}
+        return await client.post("/operator/login", data={"email": email, "password": password}, headers=headers)
+
+    return send
+
+
+@pytest.fixture
+def bearer(people: Stores, settings: Settings, clock: Clock) -> Callable[[str], Awaitable[dict[str, str]]]:
+    """Headers of a user who logged in over the API."""
+
+    async def make(email: str) -> dict[str, str]:
+        tokens = await identity.log_in(people, settings, email, PASSWORD, now=clock())
+        return {"authorization": f"Bearer {tokens.access_token}"}
+
+    return make
+
+
+@pytest.fixture
+def unmark(people: Stores) -> Callable[[], Awaitable[None]]:
+    """Ada is an operator no longer."""
+
+    async def do() -> None:
+        async with people.db.write() as tx:
+            await operators.mark(tx, ADA, is_operator=False)
+
+    return do
+
+
+@pytest.fixture
+def beat(people: Stores) -> Callable[..., Awaitable[str]]:
+    """Write a dispatcher's heartbeat; returns its id."""
+
+    async def write(dashboard_url: str = "", *, age_s: float = 0, host: str | None = None, **detail: Any) -> str:
+        seen = utc_now() - timedelta(seconds=age_s)
+        row = {
+            "id": new_id("dsp"), "role": "dispatcher", "host": host or socket.gethostname(), "started_at": seen,
+            "seen_at": seen, "detail": {"dashboard_url": dashboard_url, "workers": 1} | detail,
+        }  # fmt: skip
+        async with people.db.write() as tx:
+            await tx.execute(sa.insert(processes).values(row))
+        return row["id"]
+
+    return write
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A server on loopback."""
+
+    url: str
+
+
+@pytest.fixture
+async def served(api: Litestar) -> AsyncIterator[Served]:
+    """The application behind the server that the service uses, on a port of its own."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        config = uvicorn.Config(api, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        yield Served(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        server.should_exit = True
+        await running
