@@ -4,6 +4,12 @@ On SQLite: every statement behind these pages is also sent to PostgreSQL by the 
 """
 
 import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
@@ -11,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import argon2
+import dask
 import httpx2
 import msgspec
 import pytest
 import sqlalchemy as sa
 import uvicorn
+from distributed import Scheduler
 from litestar import Litestar
+from websockets.asyncio.client import ClientConnection, connect
 
 from eorouter import identity
 from eorouter.operation import Registry
@@ -162,3 +171,89 @@ async def served(api: Litestar) -> AsyncIterator[Served]:
         yield Served(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
         server.should_exit = True
         await running
+
+
+@pytest.fixture
+async def scheduler() -> AsyncIterator[str]:
+    """Address of Dask's pages of a real scheduler, which has no workers."""
+    routes = ["distributed.http.scheduler.info", "distributed.http.statics"]
+    with dask.config.set({"distributed.scheduler.http.routes": routes}):
+        async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as made:
+            yield f"http://127.0.0.1:{made.http_server.port}/status"
+
+
+class Browser:
+    """One tab of a real browser, told what to do by the DevTools protocol; `complaints` are errors of its console."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._session: dict[str, str] = {}
+        self._count = 0
+        self.complaints: list[str] = []
+
+    async def do(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and wait for its result."""
+        self._count += 1
+        command = {"id": self._count, "method": method, "params": parameters} | self._session
+        await self._connection.send(json.dumps(command))
+        while True:
+            message = json.loads(await self._connection.recv())
+            if message.get("method") in {"Log.entryAdded", "Runtime.exceptionThrown"}:
+                self.complaints.append(json.dumps(message["params"]))
+            if message.get("id") == self._count:
+                assert "error" not in message, message
+                return message["result"]
+
+    async def open_tab(self) -> None:
+        """Open the tab."""
+        target = await self.do("Target.createTarget", url="about:blank")
+        attached = await self.do("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Log"):
+            await self.do(f"{domain}.enable")
+
+    async def run(self, script: str) -> Any:
+        """Value of an expression in the page; None where the page is just being left."""
+        told = await self.do("Runtime.evaluate", expression=script, returnByValue=True)
+        return told["result"].get("value") if "exceptionDetails" not in told else None
+
+    async def until(self, condition: str) -> None:
+        """Wait until an expression is true."""
+        async with asyncio.timeout(90):
+            while True:
+                if await self.run(condition):
+                    return
+                await asyncio.sleep(0.1)
+
+    async def screenshot(self, path: Path) -> bytes:
+        """Picture of the whole page."""
+        told = await self.do("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        picture = base64.b64decode(told["data"])
+        await asyncio.to_thread(path.write_bytes, picture)
+        return picture
+
+
+@pytest.fixture
+async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
+    """A headless Chromium; tests that need one are skipped where there is none."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    process = await asyncio.create_subprocess_exec(
+        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1360,900", "about:blank",
+        stderr=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(90):
+            while b"DevTools listening on" not in (line := await process.stderr.readline()):
+                assert line, "Chromium ended before it listened"
+        async with connect(line.split()[-1].decode(), max_size=1 << 28, proxy=None) as connection:
+            made = Browser(connection)
+            await made.open_tab()
+            yield made
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()

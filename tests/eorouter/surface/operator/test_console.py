@@ -89,3 +89,28 @@ async def test_other_methods_are_refused(client, log_in):
     await log_in()
     for method, path in (("PUT", "/operator"), ("GET", "/operator/ledger"), ("POST", f"/operator/dashboard/{DEAD}/x")):
         assert (await client.request(method, path, headers={"origin": ORIGIN})).status_code == 405, (method, path)
+
+
+async def test_real_browser_logs_in_sees_a_page_that_refreshes_itself_and_dask_drawing(
+    browser, served, scheduler, beat, tmp_path
+):
+    await beat(scheduler, threads=0, nodes=[])
+    await browser.do("Page.navigate", url=f"{served.url}/operator")
+    await browser.until("document.querySelector('input[name=password]') !== null")
+    await browser.run(
+        f"document.querySelector('input[name=email]').value = '{ADA}';"
+        "document.querySelector('input[name=password]').value = 'four unrelated words';"
+        "document.querySelector('form button').click()"
+    )
+    await browser.until("document.querySelector('.verdict h1')?.textContent === 'All is well'")
+    await browser.run("document.querySelector('main').id = 'first'")
+    await browser.until("document.querySelector('main').id !== 'first'")  # the script has put a new one there
+    await browser.run("document.getElementById('check').click()")
+    await browser.until("document.querySelector('.tile:last-child .big')?.textContent === 'balances'")
+    picture = await browser.screenshot(tmp_path / "operator.png")
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+    assert await browser.run("document.documentElement.scrollWidth <= window.innerWidth")
+    await browser.run("document.querySelector('a[href^=\"/operator/dashboard/\"]').click()")
+    await browser.until("document.querySelectorAll('.bk-Figure').length > 2")
+    assert browser.complaints == []
