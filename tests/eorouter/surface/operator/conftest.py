@@ -192,7 +192,7 @@ class Browser:
         self.complaints: list[str] = []
 
     async def do(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and wait for its result."""
+        """Send a command and wait for its result; empty where the browser could not, as while it leaves a page."""
         self._count += 1
         command = {"id": self._count, "method": method, "params": parameters} | self._session
         await self._connection.send(json.dumps(command))
@@ -201,8 +201,7 @@ class Browser:
             if message.get("method") in {"Log.entryAdded", "Runtime.exceptionThrown"}:
                 self.complaints.append(json.dumps(message["params"]))
             if message.get("id") == self._count:
-                assert "error" not in message, message
-                return message["result"]
+                return message.get("result", {})
 
     async def open_tab(self) -> None:
         """Open the tab."""
@@ -213,9 +212,9 @@ class Browser:
             await self.do(f"{domain}.enable")
 
     async def run(self, script: str) -> Any:
-        """Value of an expression in the page; None where the page is just being left."""
+        """Value of an expression in the page; None where it raises, or the page is just being left."""
         told = await self.do("Runtime.evaluate", expression=script, returnByValue=True)
-        return told["result"].get("value") if "exceptionDetails" not in told else None
+        return told.get("result", {}).get("value")
 
     async def until(self, condition: str) -> None:
         """Wait until an expression is true."""
@@ -224,6 +223,12 @@ class Browser:
                 if await self.run(condition):
                     return
                 await asyncio.sleep(0.1)
+
+    async def follow(self, selector: str) -> None:
+        """Click on what leads to another page, as soon as it is there, and wait for that page."""
+        found = f"const found = document.querySelector({json.dumps(selector)});"
+        await self.until(f"(() => {{ {found} if (found) {{ window.left = true; found.click(); }} return !!found; }})()")
+        await self.until("window.left === undefined && document.readyState === 'complete'")
 
     async def screenshot(self, path: Path) -> bytes:
         """Picture of the whole page."""

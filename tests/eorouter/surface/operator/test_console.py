@@ -99,18 +99,18 @@ async def test_real_browser_logs_in_sees_a_page_that_refreshes_itself_and_dask_d
     await browser.until("document.querySelector('input[name=password]') !== null")
     await browser.run(
         f"document.querySelector('input[name=email]').value = '{ADA}';"
-        "document.querySelector('input[name=password]').value = 'four unrelated words';"
-        "document.querySelector('form button').click()"
+        "document.querySelector('input[name=password]').value = 'four unrelated words'"
     )
+    await browser.follow("form button")
     await browser.until("document.querySelector('.verdict h1')?.textContent === 'All is well'")
     await browser.run("document.querySelector('main').id = 'first'")
-    await browser.until("document.querySelector('main').id !== 'first'")  # the script has put a new one there
-    await browser.run("document.getElementById('check').click()")
-    await browser.until("document.querySelector('.tile:last-child .big')?.textContent === 'balances'")
+    await browser.until("document.querySelector('main')?.id === ''")  # the script has put a new one there
+    await browser.follow("#check")
+    assert await browser.run("document.querySelector('.tile:last-child .big').textContent") == "balances"
     picture = await browser.screenshot(tmp_path / "operator.png")
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
     assert await browser.run("document.documentElement.scrollWidth <= window.innerWidth")
-    await browser.run("document.querySelector('a[href^=\"/operator/dashboard/\"]').click()")
+    await browser.follow("a[href^='/operator/dashboard/']")
     await browser.until("document.querySelectorAll('.bk-Figure').length > 2")
     assert browser.complaints == []
