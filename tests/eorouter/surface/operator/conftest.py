@@ -138,9 +138,9 @@ def unmark(people: Stores) -> Callable[[], Awaitable[None]]:
 
 @pytest.fixture
 def beat(people: Stores) -> Callable[..., Awaitable[str]]:
-    """Write a dispatcher's heartbeat; returns its id."""
+    """Write a dispatcher's heartbeat; returns its id. By default it is from the future, for as long as a test takes."""
 
-    async def write(dashboard_url: str = "", *, age_s: float = 0, host: str | None = None, **detail: Any) -> str:
+    async def write(dashboard_url: str = "", *, age_s: float = -600, host: str | None = None, **detail: Any) -> str:
         seen = utc_now() - timedelta(seconds=age_s)
         row = {
             "id": new_id("dsp"), "role": "dispatcher", "host": host or socket.gethostname(), "started_at": seen,
