@@ -81,12 +81,13 @@ def admissible(url: str, *, host: str, here: str) -> Target | None:
     """The target that a heartbeat names, where it is one that we may ask; else None.
 
     It has to be plain HTTP, to a private address, or to loopback where the dispatcher's machine `host` is the one we
-    run on, `here`: on another one the same port is somebody else's. Names are not looked up: what they mean can change
-    between the look and the request.
+    run on, `here`: on another one the same port is somebody else's. Names other than `localhost` are not looked up:
+    what they mean can change between the look and the request.
     """
     try:
         parts = urlsplit(url)
-        port, address = parts.port, ip_address(parts.hostname or "")
+        named = parts.hostname or ""
+        port, address = parts.port, ip_address("127.0.0.1" if named == "localhost" else named)
     except ValueError:
         return None
     if parts.scheme != "http" or not port or parts.username or parts.password or parts.query or parts.fragment:

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
+import structlog
 from litestar.connection import ASGIConnection, Request
 from litestar.datastructures import Cookie
 
@@ -36,6 +37,8 @@ _FORM_BYTES_MAX = 8192
 
 PAIR_LIMIT, ADDRESS_LIMIT = 5, 30
 WINDOW = timedelta(minutes=15)
+
+log = structlog.get_logger(__name__)
 
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
@@ -155,9 +158,14 @@ class Door:
         account, address = email.strip().lower()[:320], _address(request)
         self._throttle.take(account, address, now=now)
         if len(password) > identity.PASSWORD_LENGTH_MAX:
-            raise InvalidCredentials("E-mail and password do not belong together.")
-        tokens = await identity.log_in(self._stores, self._settings, email, password, now=now, as_operator=True)
+            password = ""  # which is nobody's
+        try:
+            tokens = await identity.log_in(self._stores, self._settings, email, password, now=now, as_operator=True)
+        except InvalidCredentials:
+            log.warning("operator.log_in.refused", address=address)
+            raise
         self._throttle.forgive(account, address)
+        log.info("operator.log_in.opened", address=address, user=tokens.user_id)
         token = signing.sign(self._settings, _PURPOSE, tokens.session_id, expires_at=now + LIFE)
         return self._cookie(request, token, int(LIFE.total_seconds()))
 

@@ -65,7 +65,13 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dispatcher(msgspec.Struct, frozen=True, kw_only=True):
-    """A dispatcher by its last heartbeat; `dashboard` is the address of its Dask pages below this service."""
+    """A dispatcher by its last heartbeat.
+
+    Attributes:
+        threads, threads_there: those it may use, and those of the workers that it sees.
+        in_flight: shards with its cluster.
+        dashboard: address of its Dask pages below this service, where this process reaches them.
+    """
 
     id: str
     host: str
@@ -76,6 +82,7 @@ class Dispatcher(msgspec.Struct, frozen=True, kw_only=True):
     build: str
     workers: int
     threads: int
+    threads_there: int
     in_flight: int
     dashboard: str | None
 
@@ -169,7 +176,7 @@ async def gather(stores: Stores, check: LedgerCheck, *, schema_check: SchemaChec
         rows = await dispatchers.known(tx)
     here = socket.gethostname()
     known = tuple(_dispatcher(row, here, now) for row in sorted(rows, key=lambda row: row.started_at))
-    workers = tuple(worker for row in rows if dispatchers.is_alive(row, now=now) for worker in _workers(row))
+    workers = _workers([row for row in rows if dispatchers.is_alive(row, now=now)])
     found = State(
         at=now,
         troubles=(),
@@ -181,7 +188,7 @@ async def gather(stores: Stores, check: LedgerCheck, *, schema_check: SchemaChec
         minutes=tuple(minutes),
         failures=tuple(failures),
         dispatchers=known,
-        workers=tuple(sorted(workers, key=lambda each: (each.dispatcher_id, each.name))),
+        workers=workers,
         ledger=check.look(),
     )
     return msgspec.structs.replace(found, troubles=tuple(_troubles(found)))
@@ -211,26 +218,30 @@ def _dispatcher(row: sa.Row[Any], here: str, now: datetime) -> Dispatcher:
         build=str(detail.get("build", "")),
         workers=int(detail.get("workers", 0)),
         threads=int(detail.get("threads", 0)),
+        threads_there=sum(node["threads"] for node in detail.get("nodes", ())),
         in_flight=int(detail.get("in_flight", 0)),
         dashboard=f"/operator/dashboard/{row.id}/status" if shows else None,
     )
 
 
-def _workers(row: sa.Row[Any]) -> list[Worker]:
-    return [
-        Worker(
-            name=node["name"],
-            dispatcher_id=row.id,
-            host=node["host"],
-            threads=node["threads"],
-            executing=min(len(node["shards"]), node["threads"]),
-            shards=tuple(node["shards"]),
-            memory_bytes=node["memory_bytes"],
-            memory_limit_bytes=node["memory_limit_bytes"],
-            silent_s=float(node.get("silent_s", 0.0)),
-        )
-        for node in row.detail.get("nodes", ())
-    ]
+def _workers(rows: Sequence[sa.Row[Any]]) -> tuple[Worker, ...]:
+    """The workers that dispatchers see, each once: those of a scheduler that several share are told by each of them."""
+    found: dict[tuple[str, str], Worker] = {}
+    for row in rows:
+        for node in row.detail.get("nodes", ()):
+            key = ("", node["address"]) if "address" in node else (row.id, node["name"])
+            found[key] = Worker(
+                name=node["name"],
+                dispatcher_id=row.id,
+                host=node["host"],
+                threads=node["threads"],
+                executing=min(len(node["shards"]), node["threads"]),
+                shards=tuple(node["shards"]),
+                memory_bytes=node["memory_bytes"],
+                memory_limit_bytes=node["memory_limit_bytes"],
+                silent_s=float(node.get("silent_s", 0.0)),
+            )
+    return tuple(sorted(found.values(), key=lambda each: (each.dispatcher_id, each.name)))
 
 
 def _troubles(state: State) -> list[str]:
@@ -249,13 +260,10 @@ def _troubles(state: State) -> list[str]:
         if not each.is_alive and each.silent_s < _MOURNED_S
     ]
     alive = [each for each in state.dispatchers if each.is_alive]
-    threads = Counter[str]()
-    for worker in state.workers:
-        threads[worker.dispatcher_id] += worker.threads
     found += [
-        f"dispatcher {each.id}: {threads[each.id]} of {each.threads} threads are there."
+        f"dispatcher {each.id}: {each.threads_there} of {each.threads} threads are there."
         for each in alive
-        if threads[each.id] < each.threads
+        if each.threads_there < each.threads
     ]
     if len(builds := Counter(each.build for each in alive)) > 1:
         found.append(f"dispatchers: {len(builds)} builds run beside each other.")

@@ -31,6 +31,7 @@ ADA, BOB, ORIGIN = "ada@example.org", "bob@example.org", "http://testserver.loca
     ("url", "target"),
     [
         ("http://127.0.0.1:8787/status", Target(host="127.0.0.1", port=8787)),
+        ("http://localhost:8787/status", Target(host="127.0.0.1", port=8787)),
         ("http://10.1.2.3:8787/status", Target(host="10.1.2.3", port=8787)),
         ("http://192.168.1.9:80/some/base/status", Target(host="192.168.1.9", port=80, base="/some/base")),
         ("http://[::1]:8787/status", Target(host="::1", port=8787)),
@@ -38,7 +39,7 @@ ADA, BOB, ORIGIN = "ada@example.org", "bob@example.org", "http://testserver.loca
         *((url, None) for url in (
             "", "http://", "https://127.0.0.1:8787/status", "http://127.0.0.1/status", "http://8.8.8.8:80/status",
             "http://169.254.169.254:80/latest", "http://0.0.0.0:80/", "http://224.0.0.1:80/", "http://[fe80::1]:80/",
-            "http://localhost:8787/status", "http://scheduler.lan:8787/status", "http://10.0.0.1:99999/status",
+            "http://localhost.evil:8787/status", "http://scheduler.lan:8787/status", "http://10.0.0.1:99999/status",
             "http://u:p@10.0.0.1:80/status", "http://10.0.0.1:80/status?x", "http://10.0.0.1:80/../status",
             "ftp://10.0.0.1:21/status", "file:///etc/passwd", "http://10.0.0.1:80/a b/status", "http://[::ffff:8.8.8.8]:80/",
         )),
@@ -49,7 +50,8 @@ def test_only_addresses_of_our_own_network_are_asked(url, target):
 
 
 def test_loopback_of_another_machine_is_somebody_elses():
-    assert admissible("http://127.0.0.1:8787/status", host="there", here="here") is None
+    for name in ("127.0.0.1", "127.9.9.9", "localhost", "[::1]"):
+        assert admissible(f"http://{name}:8787/status", host="there", here="here") is None
     assert admissible("http://10.1.2.3:8787/status", host="there", here="here") is not None
 
 

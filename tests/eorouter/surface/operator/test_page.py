@@ -44,7 +44,7 @@ STATE = State(
     dispatchers=(
         Dispatcher(
             id="dsp_1", host=HOSTILE, started_at=AT, silent_s=1, is_alive=True, version="1", build=HOSTILE, workers=1,
-            threads=2, in_flight=3, dashboard="/operator/dashboard/dsp_1/status",
+            threads=2, threads_there=2, in_flight=3, dashboard="/operator/dashboard/dsp_1/status",
         ),
     ),
     workers=(

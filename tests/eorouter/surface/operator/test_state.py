@@ -68,6 +68,16 @@ async def test_installation_that_works_has_no_troubles(look, beat):
     assert msgspec.json.decode(msgspec.json.encode(found))["jobs"]["queued"] == 0
 
 
+async def test_workers_that_dispatchers_share_are_told_once(look, beat):
+    shared = [node("a") | {"address": "tls://10.0.0.7:1"}, node("b") | {"address": "tls://10.0.0.7:2"}]
+    for _ in range(2):
+        await beat(threads=2, nodes=shared)
+    await beat(threads=2, nodes=[node("a")])
+    found = await look()
+    assert sorted(worker.name for worker in found.workers) == ["a", "a", "b"]
+    assert found.troubles == ()
+
+
 async def test_queue_is_told_by_class_and_by_organisation_with_the_oldest_job(look, beat, people):
     await beat(threads=2, nodes=[node(shards=["toy job_x #0"])])
     await queued(people, "1", seconds_ago=30, is_interactive=True)
