@@ -11,11 +11,11 @@ Nothing is collected: bytes and messages pass one by one, the reader sets the pa
 """
 
 import asyncio
+import contextlib
 import re
 import socket as sockets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -43,6 +43,7 @@ MESSAGE_BYTES_MAX = 16 << 20
 STILL_S = 2.0
 """So often an open connection asks whether its operator still is one."""
 
+_FAREWELL_S = 3.0
 _CHUNK_BYTES = 1 << 16
 _QUEUE_MESSAGES = 16
 _TIMEOUT = httpx2.Timeout(30.0, connect=5.0)
@@ -117,7 +118,7 @@ class Dashboard:
         self._stores = stores
         self._door = door
         self._clock = clock
-        self._exits = AsyncExitStack()
+        self._exits = contextlib.AsyncExitStack()
 
     @cached_property
     def _client(self) -> httpx2.AsyncClient:
@@ -222,7 +223,9 @@ class Dashboard:
         await asyncio.gather(*rest, return_exceptions=True)
         code = min(_ended(way) for way in done)
         if socket.connection_state != "disconnect":
-            await socket.close(code=code)
+            with contextlib.suppress(TimeoutError):  # a browser that reads nothing is not told; it is cut off
+                async with asyncio.timeout(_FAREWELL_S):
+                    await socket.close(code=code)
         return code
 
     async def _guard(self, seen: Pass) -> int:

@@ -243,6 +243,8 @@ class Echo:
                 if message == "close":
                     await connection.close(4001, "enough")
                     return
+                while message == "flood":
+                    await connection.send("x" * 100_000)
                 await connection.send(message)
                 await connection.send(message)
         finally:
@@ -305,6 +307,22 @@ async def test_websocket_closes_when_the_operator_is_none_any_more(served, echo,
         await asyncio.wait_for(browser.wait_closed(), 30)
         assert browser.close_code == 1008
     await asyncio.wait_for(server.closed.wait(), 30)
+
+
+async def test_browser_that_reads_nothing_is_cut_off_and_fills_no_memory(
+    served, echo, beat, *, cookie, unmark, monkeypatch
+):
+    monkeypatch.setattr(dashboard, "STILL_S", 0.1)
+    monkeypatch.setattr(dashboard, "_FAREWELL_S", 0.5)
+    server, url = echo
+    deaf = await connect(
+        ws(served, await beat(url)), origin=served.url, additional_headers={"cookie": cookie}, proxy=None, max_queue=1,
+        close_timeout=1,
+    )  # fmt: skip
+    await deaf.send("flood")
+    await unmark()
+    await asyncio.wait_for(server.closed.wait(), 30)
+    await deaf.close()
 
 
 async def refusal(address: str, **options: Any) -> int:
