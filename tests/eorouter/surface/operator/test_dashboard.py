@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import threading
@@ -244,7 +245,7 @@ class Echo:
                     await connection.close(4001, "enough")
                     return
                 while message == "flood":
-                    await connection.send("x" * 100_000)
+                    await connection.send(os.urandom(100_000))  # which does not compress
                 await connection.send(message)
                 await connection.send(message)
         finally:
@@ -255,7 +256,7 @@ class Echo:
 async def echo() -> AsyncIterator[tuple[Echo, str]]:
     made = Echo()
     async with serve(
-        made, "127.0.0.1", 0, select_subprotocol=lambda _, offered: offered[0] if offered else None
+        made, "127.0.0.1", 0, select_subprotocol=lambda _, offered: offered[0] if offered else None, ping_interval=None
     ) as server:
         port = next(iter(server.sockets)).getsockname()[1]
         yield made, f"http://127.0.0.1:{port}/status"
@@ -317,7 +318,7 @@ async def test_browser_that_reads_nothing_is_cut_off_and_fills_no_memory(
     server, url = echo
     deaf = await connect(
         ws(served, await beat(url)), origin=served.url, additional_headers={"cookie": cookie}, proxy=None, max_queue=1,
-        close_timeout=1,
+        close_timeout=1, ping_interval=None,
     )  # fmt: skip
     await deaf.send("flood")
     await unmark()
