@@ -36,6 +36,7 @@ from eorouter.storage.tables import memberships, organisations, processes, users
 from eorouter.surface import http
 from eorouter.surface.operator.console import Console
 from eorouter.types import new_id, utc_now
+from eorouter_compute import cluster
 
 PASSWORD = "four unrelated words"
 ORIGIN = "http://testserver.local"
@@ -177,9 +178,8 @@ async def served(api: Litestar) -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def scheduler() -> AsyncIterator[str]:
-    """Address of Dask's pages of a real scheduler, which has no workers."""
-    routes = ["distributed.http.scheduler.info", "distributed.http.statics"]
-    with dask.config.set({"distributed.scheduler.http.routes": routes}):
+    """Address of Dask's pages of a real scheduler, set up as ours is, which has no workers."""
+    with dask.config.set(cluster._DASK_CONFIG):
         async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0") as made:
             yield f"http://127.0.0.1:{made.http_server.port}/status"
 

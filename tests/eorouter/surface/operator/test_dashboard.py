@@ -390,3 +390,12 @@ async def test_status_page_of_dask_loads_and_its_websocket_speaks(served, schedu
     ) as socket:
         first = json.loads(await asyncio.wait_for(socket.recv(), 60))
         assert first["msgtype"] == "ACK"
+
+
+async def test_dask_itself_refuses_websockets_that_another_sites_page_opens(scheduler):
+    page = await asyncio.to_thread(httpx2.get, scheduler, timeout=60, trust_env=False)
+    (token,) = set(re.findall(r'"token":"([^"]+)"', page.text))
+    protocols = [websockets.Subprotocol("bokeh"), websockets.Subprotocol(token)]
+    address = f"{scheduler.replace('http', 'ws', 1)}/ws"
+    for origin in ("https://evil.example", "http://127.0.0.1:1"):
+        assert await refusal(address, origin=origin, subprotocols=protocols) == 403, origin
