@@ -55,6 +55,8 @@ _DASK_CONFIG: Mapping[str, Any] = {
         "distributed.http.health",
         "distributed.http.statics",
     ],
+    # Nor is a browser on this machine to join on behalf of some other site's page; the API joins without an origin.
+    "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": [],
     "distributed.worker.profile.enabled": False,
     "distributed.diagnostics.computations.max-history": 1,
     "distributed.diagnostics.erred-tasks.max-history": 1,

@@ -1,14 +1,18 @@
 """The workers of a cluster as its scheduler sees them: for the heartbeat, and so for whoever watches."""
 
+import time
 from typing import Any
 
 from msgspec import Struct
 
 
 class Seen(Struct, frozen=True, kw_only=True):
-    """A worker as its scheduler sees it; `shards` are those it was given, as the dashboard names them.
+    """A worker as its scheduler sees it.
 
-    `build` is empty where the worker does not say which it runs.
+    Attributes:
+        shards: those it was given, as the dashboard names them.
+        build: empty where the worker does not say which it runs.
+        silent_s: since its last word to the scheduler, which a worker that is well says twice a second.
     """
 
     name: str
@@ -19,6 +23,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     memory_bytes: int
     memory_limit_bytes: int
     shards: tuple[str, ...]
+    silent_s: float
     metrics_url: str
 
 
@@ -48,6 +53,7 @@ def census(scheduler: Any) -> list[Seen]:
             memory_bytes=int(worker.metrics.get("memory", 0)),
             memory_limit_bytes=worker.memory_limit,
             shards=tuple(f"{task.key[0]} #{task.key[1]}" for task in worker.processing if isinstance(task.key, tuple)),
+            silent_s=round(max(time.time() - worker.last_seen, 0.0), 1),
             metrics_url=_metrics_url(worker),
         )
         for worker in scheduler.workers.values()

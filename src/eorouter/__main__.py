@@ -312,6 +312,23 @@ def demo(
     return run.main(data=data, out=out, opens=open, keep_serving=keep_serving, port=port)
 
 
+def operators(*, add: str | None = None, remove: str | None = None, data_dir: Path | None = None) -> None:
+    """List who may see the operator's page, /operator, or change it. Holds at once, for pages that are open too.
+
+    Args:
+        add: E-mail address of an account that becomes an operator's.
+        remove: E-mail address of an account that is an operator's no longer.
+        data_dir: Folder of an embedded database.
+    """
+    from eorouter import app
+
+    found = app.run(app.operators(app.prepared(data_dir=data_dir), add=add, remove=remove))
+    if found:
+        _table(("operator", "name"), found)
+    else:
+        _say("Nobody is an operator. Make an account one with: eorouter operators --add EMAIL")
+
+
 def verify_ledger(*, data_dir: Path | None = None) -> int:
     """Replay the log of all transfers against the balances; exit code 1 when anything does not agree.
 
@@ -369,6 +386,7 @@ COMMANDS = (
     (worker, "worker"),
     (certificates, "certificates"),
     (derive, "derive"),
+    (operators, "operators"),
     (verify_ledger, "ledger-verify"),
     (grant_credits, "ledger-grant"),
 )
@@ -401,8 +419,10 @@ def _run(arguments: list[str]) -> int:
         return 130
 
 
-_OPENING = {"serve", "api", "migrate", "allot", "dispatcher", "demo", "ledger-verify", "ledger-grant"}
-_PARTS = {"dispatcher", "scheduler", "worker"}
+_OPENING = frozenset(
+    {"serve", "api", "migrate", "allot", "dispatcher", "demo", "operators", "ledger-verify", "ledger-grant"}
+)
+_PARTS = frozenset({"dispatcher", "scheduler", "worker"})
 
 
 def _start_faults(arguments: list[str]) -> tuple[type[Exception], ...]:

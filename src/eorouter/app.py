@@ -120,6 +120,26 @@ async def allot(settings: Settings, org_id: str, *, weight: float | None, shards
         await stores.db.close()
 
 
+async def operators(settings: Settings, *, add: str | None = None, remove: str | None = None) -> list[tuple[str, str]]:
+    """Make one user an operator and another one no longer; returns address and name of all who are one then."""
+    from eorouter import identity
+    from eorouter.errors import InvalidInput, NotFound
+    from eorouter.storage import operators as marks
+
+    await _check_schema(settings)
+    stores = open_stores(settings)
+    try:
+        async with stores.db.write() as tx:
+            for email, is_operator in ((add, True), (remove, False)):
+                if email is not None:
+                    await marks.mark(tx, identity.normalise_email(email), is_operator=is_operator)
+            return [(row.email, row.name) for row in await marks.listed(tx)]
+    except (NotFound, InvalidInput) as error:
+        raise BadStart(error.message) from error
+    finally:
+        await stores.db.close()
+
+
 async def verify_ledger(settings: Settings) -> list[str]:
     """Everything in the ledger that does not agree, reservations of ended jobs among it."""
     from eorouter.commerce import ledger
@@ -193,9 +213,11 @@ def create(settings: Settings) -> "Litestar":
     from eorouter import identity
     from eorouter.storage import migrate as migration
     from eorouter.surface import http, pages
+    from eorouter.surface.operator.console import Console
     from eorouter_compute import tracing
 
     stores = open_stores(settings)
+    console = Console(stores, settings, registry(), schema_check=migration.check)
 
     @asynccontextmanager
     async def opened(_: Litestar) -> AsyncIterator[None]:
@@ -205,6 +227,7 @@ def create(settings: Settings) -> "Litestar":
             yield
         finally:
             tracing.shut_down()
+            await console.close()
             await stores.db.close()
 
     return http.create(
@@ -213,7 +236,7 @@ def create(settings: Settings) -> "Litestar":
         settings,
         authenticate=identity.authenticate,
         schema_check=migration.check,
-        pages=pages.handlers(registry(), document()),
+        pages=[*pages.handlers(registry(), document()), *console.handlers()],
         lifespan=[opened],
     )
 

@@ -33,11 +33,19 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from eorouter import signing
-from eorouter.errors import Fault, InvalidInput, InvalidToken, MissingScope, SignatureInvalid, Unauthenticated
+from eorouter.errors import (
+    Fault,
+    InvalidCredentials,
+    InvalidInput,
+    InvalidToken,
+    MissingScope,
+    SignatureInvalid,
+    Unauthenticated,
+)
 from eorouter.operation import Registry
 from eorouter.settings import Settings
 from eorouter.storage import Stores
-from eorouter.storage.tables import api_keys, memberships, sessions
+from eorouter.storage.tables import api_keys, memberships, sessions, users
 from eorouter.types import ANONYMOUS, Mode, Principal, Role, new_id
 
 T = TypeVar("T")
@@ -296,6 +304,39 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
     access_expires_at: datetime
     refresh_token: str
     refresh_expires_at: datetime
+
+
+async def log_in(
+    stores: Stores, settings: Settings, email: str, password: str, *, now: datetime, as_operator: bool = False
+) -> SessionTokens:
+    """Open a session for whoever knows the password; the time this takes does not tell whether there is an account.
+
+    Raises:
+        InvalidCredentials: address and password do not belong together, or, `as_operator`, not to an operator.
+    """
+    refusal = InvalidCredentials("E-mail and password do not belong together.")
+    try:
+        email = normalise_email(email)
+    except InvalidInput:
+        email = ""  # no account has it; told apart from a wrong password it would only help a guesser
+    async with stores.db.read() as tx:
+        user = (await tx.execute(sa.select(users.c.id, users.c.password_hash).where(users.c.email == email))).first()
+    stored = None if user is None else user.password_hash
+    if not await verify_password(password, stored) or user is None or stored is None:
+        raise refusal
+    renewed = await hash_password(password) if is_outdated(stored) else stored
+    async with stores.db.write() as tx:
+        # Asked again under a lock: a change of password ends all sessions, and this one must not slip in behind it.
+        mine = users.c.id == user.id
+        query = sa.select(users.c.password_hash, users.c.is_operator).where(mine).with_for_update()
+        row = (await tx.execute(query)).one_or_none()
+        if row is None or row.password_hash != stored or (as_operator and not row.is_operator):
+            raise refusal
+        if renewed != stored:
+            await tx.execute(users.update().where(mine).values(password_hash=renewed))
+        first = sa.select(sa.func.min(memberships.c.org_id)).where(memberships.c.user_id == user.id)
+        org_id = (await tx.execute(first)).scalar_one()
+        return await begin_session(tx, settings, user_id=user.id, org_id=org_id, now=now)
 
 
 async def begin_session(

@@ -59,4 +59,11 @@ def configure(settings: Settings) -> None:
         quiet.setLevel(max(level, logging.WARNING))
         quiet.handlers.clear()  # distributed brings one of its own, which would write past ours
         quiet.propagate = True
-    logging.getLogger("uvicorn.error").setLevel(max(level, logging.WARNING))
+    server = logging.getLogger("uvicorn.error")
+    server.setLevel(max(level, logging.WARNING))
+    server.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what uvicorn says, as an error, of every websocket that was refused with a status and a body."""
+    return record.msg != "ASGI callable returned without completing handshake."

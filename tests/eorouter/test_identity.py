@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eorouter import identity
-from eorouter.errors import InvalidInput, InvalidToken, Unauthenticated
+from eorouter.errors import InvalidCredentials, InvalidInput, InvalidToken, Unauthenticated
 from eorouter.identity import VerifiedKeys, authenticate
 from eorouter.operation import Registry
 from eorouter.operations import access, projects
@@ -587,3 +587,29 @@ async def test_ending_all_sessions_can_keep_one(stores: Stores, settings: Settin
     await ask(stranger.access_token)
     with pytest.raises(Unauthenticated):
         await ask(other.access_token)
+
+
+async def test_log_in_as_operator_takes_the_flag_and_refuses_as_for_a_wrong_password(
+    stores: Stores, settings: Settings
+):
+    user_id, _ = await member(stores)
+    mine = users.c.id == user_id
+
+    async def mark(**values: Any) -> None:
+        async with stores.db.write() as tx:
+            await tx.execute(users.update().where(mine).values(values))
+
+    async def refusal(email: str, password: str) -> str:
+        with pytest.raises(InvalidCredentials) as caught:
+            await identity.log_in(stores, settings, email, password, now=NOW, as_operator=True)
+        return caught.value.message
+
+    email = f"{user_id.replace('_', '-')}@example.org"
+    await mark(password_hash=await identity.hash_password("four unrelated words"), email=email)
+    told = {await refusal(email, "four unrelated words"), await refusal(email, "x"), await refusal("nobody", "x")}
+    assert len(told) == 1
+    async with stores.db.read() as tx:
+        assert (await tx.execute(sa.select(sa.func.count()).select_from(sessions))).scalar_one() == 0
+    await mark(is_operator=True)
+    tokens = await identity.log_in(stores, settings, email, "four unrelated words", now=NOW, as_operator=True)
+    assert tokens.user_id == user_id

@@ -21,7 +21,7 @@ from eorouter.app import registry
 
 COMMANDS = (
     "serve", "api", "demo", "op", "operations", "methods", "settings", "migrate", "allot", "dispatcher", "scheduler",
-    "worker", "certificates", "derive",
+    "worker", "certificates", "derive", "operators",
 )  # fmt: skip
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("EOROUTER_")}
 
@@ -272,3 +272,18 @@ def test_allot_tells_what_it_set_and_refuses_what_makes_no_sense(tmp_path, capfd
         db.execute("INSERT INTO organisations VALUES ('org_x', 'X', 1, 0, '2026-01-01', NULL, 1.0, NULL)")
     code, out, _ = run(capfd, "allot", "org_x", "--weight", "2", "--shards-max", "8", "--data-dir", str(tmp_path))
     assert (code, out.strip()) == (0, "org_x: weight 2.0, shards under way: at most 8.")
+
+
+def test_operators_are_marked_unmarked_and_listed(tmp_path, capfd):
+    folder = ("--data-dir", str(tmp_path))
+    assert run(capfd, "migrate", *folder)[0] == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "eorouter.sqlite")) as db, db:
+        db.execute("INSERT INTO users VALUES ('usr_a', 'ada@example.org', 'Ada', 'x', NULL, '2026-01-01', 0)")
+    assert "Nobody" in run(capfd, "operators", *folder)[1]
+    code, out, _ = run(capfd, "operators", "--add", "Ada@Example.org", *folder)
+    assert (code, "ada@example.org" in out) == (0, True)
+    assert "ada@example.org" in run(capfd, "operators", *folder)[1]
+    for wrong in ("bob@example.org", "no address"):
+        code, _, err = run(capfd, "operators", "--add", wrong, *folder)
+        assert (code, "Traceback" in err) == (2, False)
+    assert "Nobody" in run(capfd, "operators", "--remove", "ada@example.org", *folder)[1]

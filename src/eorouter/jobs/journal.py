@@ -13,7 +13,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.storage.tables import job_logs
+from eorouter.storage.database import Database
+from eorouter.storage.tables import job_logs, throughput
 from eorouter_compute.orders import Outcome
 
 LINES_MAX = 2000
@@ -21,6 +22,7 @@ WARNINGS_MAX = 4000
 STAGES = ("queued", "claimed", "read", "compute", "write")
 """Ready until claimed; with the cluster but not on a worker; and the three ways to spend time on a worker."""
 
+_THROUGHPUT_KEPT_MIN = 48 * 60
 _QUIET = frozenset({"info", "debug"})
 
 
@@ -102,3 +104,13 @@ def without_addresses(outcome: Outcome, url: str) -> Outcome:
         lines = msgspec.json.decode(said.replace(f"{url}/".encode(), b""), type=type(outcome).__annotations__["lines"])
         outcome = msgspec.structs.replace(outcome, lines=lines)
     return outcome
+
+
+async def count(tx: AsyncConnection, db: Database, *, shards: int, failures: int, pixels: int, now: datetime) -> None:
+    """Add to this minute's throughput, and forget what is older than two days."""
+    minute = int(now.timestamp()) // 60
+    added = {"shards": shards, "failures": failures, "pixels": pixels}
+    sums = {name: throughput.c[name] + value for name, value in added.items()}
+    upsert = db.insert(throughput).values({"minute": minute} | added)
+    await tx.execute(upsert.on_conflict_do_update(index_elements=["minute"], set_=sums))
+    await tx.execute(sa.delete(throughput).where(throughput.c.minute < minute - _THROUGHPUT_KEPT_MIN))

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from eorouter.jobs import journal
 from eorouter.jobs.census import CLASSES, Queue, queues
 from eorouter.jobs.claims import Claim
 from eorouter.jobs.leases import Landed
@@ -25,6 +26,7 @@ from eorouter.storage import dispatchers
 from eorouter.storage.database import Database, DatabaseTime
 from eorouter.types import utc_now
 from eorouter_compute import tracing
+from eorouter_compute.build import build
 from eorouter_compute.cluster import Link
 from eorouter_compute.orders import ShardOrder
 
@@ -39,6 +41,7 @@ class Meters:
         self._settings = settings
         self._db = db
         self._server: Any = None
+        self._shards = self._failures = self._pixels = 0
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"eorouter_dispatcher_{name}", text, labels, registry=self.registry)
@@ -89,8 +92,11 @@ class Meters:
         for each in landed:
             outcome = each.outcome
             if outcome.failure is not None:
+                self._failures += 1
                 self._failed.labels(outcome.failure.kind, outcome.failure.code).inc()
                 continue
+            self._shards += 1
+            self._pixels += each.claim.bound.pixels
             self._completed.inc()
             spent = (outcome.waited_s, outcome.read_s, outcome.compute_s, outcome.write_s)
             for meter, seconds_spent in zip(self._by_stage.values(), spent, strict=True):
@@ -99,7 +105,7 @@ class Meters:
     async def beat(
         self, dispatcher_id: str, cluster: Link, *, in_flight: int, started_at: datetime, costs: Any
     ) -> None:
-        """Say that the dispatcher is alive, and what its cluster looks like; look at the queue."""
+        """Say that the dispatcher is alive, and what its cluster looks like; look at the queue; count throughput."""
         now = utc_now()
         detail = {
             "workers": cluster.alive_count,
@@ -110,6 +116,7 @@ class Meters:
             "metrics_url": self._listen(),
             "nodes": msgspec.to_builtins(cluster.census()),
             "version": version("eorouter"),
+            "build": build(),
             "pid": os.getpid(),
             "pid_started": psutil.Process().create_time(),
         }
@@ -120,6 +127,10 @@ class Meters:
             await dispatchers.beat(
                 tx, self._db, dispatcher_id, host=host, started_at=started_at, detail=detail, now=now
             )
+            if self._shards or self._failures:
+                done = {"shards": self._shards, "failures": self._failures, "pixels": self._pixels}
+                self._shards = self._failures = self._pixels = 0
+                await journal.count(tx, self._db, now=now, **done)
 
     def _look(self, found: Iterable[Queue], *, workers: int, in_flight: int) -> None:
         self._workers.set(workers)

@@ -197,28 +197,8 @@ async def login(ctx: Context, request: AuthLoginInput) -> Session:
     Answers `invalid_credentials` where the two do not belong together; the answer and the time it takes do not tell
     whether the address has an account.
     """
-    try:
-        email = identity.normalise_email(request.email)
-    except InvalidInput:
-        email = ""  # no account has it; told apart from a wrong password it would only help a guesser
+    tokens = await identity.log_in(ctx.stores, ctx.settings, request.email, request.password, now=ctx.clock())
     async with ctx.stores.db.read() as tx:
-        user = (await tx.execute(sa.select(users.c.id, users.c.password_hash).where(users.c.email == email))).first()
-    stored = None if user is None else user.password_hash
-    refusal = InvalidCredentials("E-mail and password do not belong together.")
-    if not await identity.verify_password(request.password, stored) or user is None or stored is None:
-        raise refusal
-    renewed = await identity.hash_password(request.password) if identity.is_outdated(stored) else stored
-    now = ctx.clock()
-    async with ctx.stores.db.write() as tx:
-        # Asked again under a lock: a change of password ends all sessions, and this one must not slip in behind it.
-        query = sa.select(users.c.password_hash).where(users.c.id == user.id).with_for_update()
-        if (await tx.execute(query)).scalar_one_or_none() != stored:
-            raise refusal
-        if renewed != stored:
-            await tx.execute(users.update().where(users.c.id == user.id).values(password_hash=renewed))
-        first = sa.select(sa.func.min(memberships.c.org_id)).where(memberships.c.user_id == user.id)
-        org_id = (await tx.execute(first)).scalar_one()
-        tokens = await identity.begin_session(tx, ctx.settings, user_id=user.id, org_id=org_id, now=now)
         return await _session(tx, tokens)
 
 

@@ -46,6 +46,7 @@ users = sa.Table(
     sa.Column("password_hash", sa.String(200), nullable=False),
     sa.Column("country_code", sa.String(2)),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("is_operator", sa.Boolean, nullable=False, default=False),  # sees the whole installation, changes nothing
 )
 
 organisations = sa.Table(
@@ -224,6 +225,7 @@ jobs = sa.Table(
     sa.Column("price_book", sa.String(100)),  # version and digest of the prices it was promised at
     *_listed(),
     sa.Index("ix_jobs_open", "state", "id"),
+    sa.Index("ix_jobs_ended", "state", "finished_at"),
     sa.Index(None, "resumable_until"),
 )
 
@@ -274,6 +276,16 @@ job_logs = sa.Table(
     sa.Column("event", sa.String(2000), nullable=False),
     sa.Column("data", Json, nullable=False),
     sa.Index(None, "job_id", "id"),
+)
+
+throughput = sa.Table(
+    # What all dispatchers did, by minute, for an hour's look back.
+    "throughput",
+    metadata,
+    sa.Column("minute", sa.BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    sa.Column("shards", sa.BigInteger, nullable=False),
+    sa.Column("failures", sa.BigInteger, nullable=False),  # tries
+    sa.Column("pixels", sa.BigInteger, nullable=False),
 )
 
 ledger_accounts = sa.Table(

@@ -25,6 +25,7 @@ QUERIES = {
     "claim": sa.select(SHARD.number).where(SHARD.job_id == "x", SHARD.state == "ready").order_by(SHARD.number).limit(9),
     "events": sa.select(job_events).where(EVENT.job_id == "x", EVENT.id > 7).order_by(EVENT.id).limit(9),
     "open jobs": sa.select(jobs.c.id).where(jobs.c.state.in_(["queued", "running"])),
+    "ended jobs": sa.select(jobs.c.id).where(jobs.c.state == "failed", jobs.c.finished_at > sa.func.now()),
     "leases": sa.select(SHARD.owner).where(SHARD.state == "leased", SHARD.lease_until < sa.func.now()),
     "settle": sa.update(upload_rows).where(upload_rows.c.job_id == "x").values(state="failed"),
     "expire": sa.select(upload_rows.c.id).where(
