@@ -194,10 +194,24 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
 
     A valid pixel whose value is `nodata`, or is NaN, reads as missing, so it counts as missing here too.
     """
-    is_float = pixels.dtype.kind == "f"
     pixels = np.ascontiguousarray(pixels)
     if (valid is None or valid.all()) and _is_whole(spec, pixels):
         return pixels, None
+    if spec.has_mask:
+        return _settled_by_mask(spec, pixels, valid)
+    if spec.nodata is None and pixels.dtype.kind != "f":
+        raise ValueError("pixels are missing, but the file has neither nodata nor mask")
+    settled, known = np.empty_like(pixels), np.empty(pixels.shape, np.bool_)
+    given = _or_every(None) if valid is None else np.ascontiguousarray(valid if valid.ndim == 3 else valid[None])
+    missing = blocks.settle(pixels, given, pixels.dtype.type(_fill(spec)), settled, known)
+    return (settled, known) if missing else (pixels, None)
+
+
+def _settled_by_mask(
+    spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`_settle` where a mask says what is missing: in all bands, or not at all."""
+    is_float = pixels.dtype.kind == "f"
     if valid is not None and valid.ndim == 2:
         valid = np.broadcast_to(valid, pixels.shape)
     data = ~np.isnan(pixels) if is_float else None
@@ -207,14 +221,10 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
     if data is not None:
         valid = data if valid is None else valid & data
     if valid is None or valid.all():
-        return np.ascontiguousarray(pixels), None
-    if spec.has_mask:
-        any_band = np.broadcast_to(valid.any(axis=0), pixels.shape)
-        valid = any_band & data if is_float and data is not None else any_band
-    elif spec.nodata is None and not is_float:
-        raise ValueError("pixels are missing, but the file has neither nodata nor mask")
-    fill = _fill(spec)
-    settled = np.where(np.asarray(valid), pixels, pixels.dtype.type(fill))
+        return pixels, None
+    any_band = np.broadcast_to(valid.any(axis=0), pixels.shape)
+    valid = any_band & data if is_float and data is not None else any_band
+    settled = np.where(np.asarray(valid), pixels, pixels.dtype.type(_fill(spec)))
     return settled, np.ascontiguousarray(valid)
 
 
@@ -432,7 +442,8 @@ def _carried(
     data = source.read(begin, begin + piece.carry)
     shape = (len(spec.bands), height, width)
     used = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
-    pixels = np.frombuffer(data[:used], spec.dtype).reshape(shape)
+    # Copied: an array that may not be written to would be another type for every kernel, compiled while somebody waits.
+    pixels = np.frombuffer(data[:used], spec.dtype).reshape(shape).copy()
     mask = None
     if spec.has_mask:
         bits = np.frombuffer(data[used:], np.uint8).reshape(height, -1)

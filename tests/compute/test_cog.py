@@ -248,6 +248,27 @@ def test_redundant_tiles_are_packed_as_small_as_libdeflate_does():
     assert len(small) < len(cog._encode_tile(msgspec.structs.replace(spec, level=3), classes))
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_rim_does_not_make_a_tile_redundant(monkeypatch, dtype):
+    pixels = asymmetric((512, 512), dtype=dtype, noise=0.05)
+    levels, pack_at = [], cog.deflate.pack_at
+
+    def noted(data, level):
+        levels.append(level)
+        return pack_at(data, level)
+
+    monkeypatch.setattr(cog.deflate, "pack_at", noted)
+    spec = spec_for(pixels)
+    for rows, cols in ((512, 60), (60, 512), (60, 60)):
+        cog._encode_tile(spec, pixels[:, :rows, :cols])
+    empty_left = np.zeros_like(pixels)
+    empty_left[..., 400:] = pixels[..., 400:]
+    cog._encode_tile(spec, empty_left)
+    assert set(levels) == {2}
+    cog._encode_tile(spec, np.repeat(pixels[..., :128], 4, axis=2))
+    assert levels[-1] == 6
+
+
 def test_the_predictor_is_kept_where_it_helps():
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(-2, 3, (1, 256, 256)), axis=2).astype(np.int16)
