@@ -11,6 +11,7 @@ the order of the file is fixed, so the bytes are the same for any shard plan. GD
 https://gdal.org/en/stable/drivers/raster/cog.html#file-format-details
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -203,8 +204,8 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
         raise ValueError("pixels are missing, but the file has neither nodata nor mask")
     settled, known = np.empty_like(pixels), np.empty(pixels.shape, np.bool_)
     given = _or_every(None) if valid is None else np.ascontiguousarray(valid if valid.ndim == 3 else valid[None])
-    missing = blocks.settle(pixels, given, pixels.dtype.type(_fill(spec)), settled, known)
-    return (settled, known) if missing else (pixels, None)
+    blocks.settle(pixels, given, pixels.dtype.type(_fill(spec)), settled, known)
+    return (pixels, None) if known.all() else (settled, known)
 
 
 def _settled_by_mask(
@@ -467,6 +468,9 @@ class _Source:
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
             data = file.read(stop - start)
+            # Read once: its memory is better used for the file that is being written.
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
         if len(data) != stop - start:
             raise OSError(f"{self._href} ends at byte {start + len(data)}, expected {stop}")
         return data

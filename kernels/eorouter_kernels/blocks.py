@@ -236,33 +236,28 @@ def occupied(lines: np.ndarray) -> int:
 
 
 @kernel
-def settle(
-    pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray
-) -> int:
-    """Fill what is missing with `nodata`; how many pixels that are.
+def settle(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> None:
+    """Fill what is missing with `nodata`, and say where that is.
 
     Shapes: pixels, out (band, y, x) of the raster's type; valid (band or 1, y, x), or of size 0 where every pixel is
         known; out_valid (band, y, x); nodata: a number of the raster's type.
     Nodata: missing is what is not valid, NaN, or equal to `nodata`.
     """
     bands, height, width = pixels.shape
-    missing = 0
     for b in range(bands):
         for r in range(height):
             line, target, known = pixels[b, r], out[b, r], out_valid[b, r]
             if valid.size > 0:
                 given = valid[min(b, valid.shape[0] - 1), r]
                 for c in range(width):
-                    known[c] = given[c] & (line[c] == line[c]) & (line[c] != nodata)
+                    is_data = given[c] & (line[c] == line[c]) & (line[c] != nodata)
+                    known[c] = is_data
+                    target[c] = line[c] if is_data else nodata
             else:
                 for c in range(width):
-                    known[c] = (line[c] == line[c]) & (line[c] != nodata)
-            found = 0
-            for c in range(width):
-                target[c] = line[c] if known[c] else nodata
-                found += known[c]
-            missing += width - found
-    return missing
+                    is_data = (line[c] == line[c]) & (line[c] != nodata)
+                    known[c] = is_data
+                    target[c] = line[c] if is_data else nodata
 
 
 def warm_up() -> None:

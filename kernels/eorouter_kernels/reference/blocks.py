@@ -63,9 +63,8 @@ def occupied(lines: np.ndarray) -> int:
     return sum(int(found[-1] - found[0]) + 1 for found in places if len(found))
 
 
-def settle(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> int:
+def settle(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> None:
     """Fill what is missing."""
     known = (pixels != nodata) & ~np.isnan(pixels)
     out_valid[:] = known & valid if valid.size else known
     out[:] = np.where(out_valid, pixels, nodata)
-    return int((~out_valid).sum())
