@@ -276,6 +276,25 @@ def read_object(href: str, start: int = 0, stop: int | None = None) -> bytes:
     return data
 
 
+def read_once(href: str, start: int, stop: int) -> bytes:
+    """Bytes of an object that nobody reads again: the memory that a local file's took is free for what is made of them.
+
+    Raises:
+        OSError: the object ends before `stop`.
+    """
+    path = local_path(href)
+    if path is None:
+        return read_object(href, start, stop)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        data = file.read(stop - start)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+    if len(data) != stop - start:
+        raise OSError(f"{href} ends at byte {start + len(data)}, expected {stop}")
+    return data
+
+
 def _bytes_of(href: str, start: int, stop: int | None) -> bytes:
     path = local_path(href)
     if path is not None:
