@@ -291,7 +291,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 def classified(statistic: Statistic, bands: np.ndarray, verdict: Verdict) -> tuple[np.ndarray, np.ndarray]:
-    """Class (uint8, `UNKNOWN` where there is none) and confidence in units of 1/10,000 (int64) of pixels.
+    """Class (uint8, `UNKNOWN` where there is none) and confidence (0 … 1, NaN where there is none) of pixels.
 
     Confidence of a test is the probability of change; else 1 − limit / distance, 0 at the threshold and near 1 far
     beyond it, the limit of severity classes being the nearest edge of the class without change.
@@ -299,7 +299,7 @@ def classified(statistic: Statistic, bands: np.ndarray, verdict: Verdict) -> tup
     if verdict.level is not None and verdict.severity is None:
         classes = (bands[1] >= np.float32(1.0 - verdict.level)).view(np.uint8)
         classes[np.isnan(bands[0])] = UNKNOWN
-        return classes, _in_units(bands[1])
+        return classes, bands[1]
     first = score(statistic, bands[0])
     missing = np.isnan(first)
     if verdict.severity is not None:
@@ -321,10 +321,11 @@ def classified(statistic: Statistic, bands: np.ndarray, verdict: Verdict) -> tup
         classes = np.where(is_changed, np.where(away > 0, up, 1), 0).astype(np.uint8)
         confidence = _margin(np.abs(size), np.abs(verdict.limit))
     classes[missing] = UNKNOWN
-    return classes, _in_units(confidence)
+    return classes, confidence
 
 
-def _in_units(confidence: np.ndarray) -> np.ndarray:
+def in_units(confidence: np.ndarray) -> np.ndarray:
+    """Confidence in whole units of 1/10,000 (int64), which can be summed in any order; 0 where there is none."""
     return np.rint(np.nan_to_num(confidence.astype(np.float64)) * 10_000).astype(np.int64)
 
 

@@ -25,10 +25,15 @@ from eorouter_compute.errors import AttemptExists, Cancelled
 _BESIDE_FROM_BYTES = 32 << 20
 _WAITING_BYTES = 8 << 20
 _EARLY_BYTES = 2 << 20
+_BUFFER_BYTES = 1 << 17  # larger tiles go to the file without being copied here
 
 
 class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished object: `href` is its URL, `sha256` the digest of its `size` bytes."""
+    """A finished object: `href` is its URL, `sha256` the digest of its `size` bytes.
+
+    No digest is taken, and `sha256` is empty, of what shards hand to the merge of their own job: nobody would ever
+    compare it.
+    """
 
     href: str
     size: int
@@ -36,15 +41,15 @@ class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HashingWriter(io.RawIOBase):
-    """Counts and digests what passes through to `target`; append-only.
+    """Counts and, where it `is_digested`, digests what passes through to `target`; append-only.
 
     The digest of a large object is taken by a thread of its own while the next bytes are read and written.
     """
 
-    def __init__(self, target: IO[bytes]) -> None:
+    def __init__(self, target: IO[bytes], *, is_digested: bool = True) -> None:
         super().__init__()
         self._target = target
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256() if is_digested else None
         self._beside: ThreadPoolExecutor | None = None
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._waiting_bytes = 0
@@ -59,19 +64,23 @@ class HashingWriter(io.RawIOBase):
     def write(self, data: Any, /) -> int:  # noqa: D102
         size = memoryview(data).nbytes
         self.size += size
-        if self.size > _BESIDE_FROM_BYTES and self._beside is None:
-            self._beside = ThreadPoolExecutor(1)
-        if self._beside is None:
-            self._digest.update(data)
-        else:
-            # What is not `bytes` may change before its turn comes.
-            kept = data if isinstance(data, bytes) else bytes(data)
-            self._waiting.append((self._beside.submit(self._digest.update, kept), size))
-            self._waiting_bytes += size
-            self._wait(_WAITING_BYTES)
+        if self._digest is not None:
+            self._digested(self._digest, data, size)
         with witness.writing():
             self._target.write(data)
         return size
+
+    def _digested(self, digest: Any, data: Any, size: int) -> None:
+        if self.size > _BESIDE_FROM_BYTES and self._beside is None:
+            self._beside = ThreadPoolExecutor(1)
+        if self._beside is None:
+            digest.update(data)
+            return
+        # What is not `bytes` may change before its turn comes.
+        kept = data if isinstance(data, bytes) else bytes(data)
+        self._waiting.append((self._beside.submit(digest.update, kept), size))
+        self._waiting_bytes += size
+        self._wait(_WAITING_BYTES)
 
     def _wait(self, most: int) -> None:
         """Until at most so many bytes wait for the digest."""
@@ -88,9 +97,9 @@ class HashingWriter(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Digest of everything written so far, in hex."""
+        """Digest of everything written so far, in hex; empty where none is taken."""
         self._wait(0)
-        return self._digest.hexdigest()
+        return "" if self._digest is None else self._digest.hexdigest()
 
 
 class _EarlyFile(io.RawIOBase):
@@ -153,8 +162,10 @@ class Attempt:
         self._on_progress(pixels)
 
     @contextmanager
-    def create(self, name: str) -> Iterator[BinaryIO]:
+    def create(self, name: str, *, is_passing: bool = False) -> Iterator[BinaryIO]:
         """Open object `name` of this attempt for writing, append-only; it appears whole when the block ends, or never.
+
+        What `is_passing` is read by the job's own merge alone, and gets no digest.
 
         Raises:
             AttemptExists: the object is there already: two processes run the same attempt, and this one lost.
@@ -165,7 +176,10 @@ class Attempt:
         self._names.add(name)
         href = self.prefix + name
         try:
-            with _Timed(_create_once(href)) as target, closing(HashingWriter(target)) as writer:
+            with (
+                _Timed(_create_once(href)) as target,
+                closing(HashingWriter(target, is_digested=not is_passing)) as writer,
+            ):
                 yield cast("BinaryIO", writer)
                 faults.reached("write")
         except BaseException:
@@ -208,7 +222,7 @@ def _create_once(href: str) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb", buffering=1 << 20) as target:
+        with temporary.open("xb", buffering=_BUFFER_BYTES) as target:
             yield cast("IO[bytes]", _EarlyFile(target))
             target.flush()
             os.fsync(target.fileno())
@@ -259,6 +273,25 @@ def read_object(href: str, start: int = 0, stop: int | None = None) -> bytes:
     with witness.reading():
         data = _bytes_of(href, start, stop)
     witness.count_read(len(data))
+    return data
+
+
+def read_once(href: str, start: int, stop: int) -> bytes:
+    """Bytes of an object that nobody reads again: the memory that a local file's took is free for what is made of them.
+
+    Raises:
+        OSError: the object ends before `stop`.
+    """
+    path = local_path(href)
+    if path is None:
+        return read_object(href, start, stop)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        data = file.read(stop - start)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+    if len(data) != stop - start:
+        raise OSError(f"{href} ends at byte {start + len(data)}, expected {stop}")
     return data
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from eorouter_compute import deflate
-from eorouter_compute.attempt import local_path, read_object
+from eorouter_compute.attempt import read_once
 from eorouter_compute.cogfile import LEAD, BandStatistics, CogSpec, front, span
 from eorouter_compute.grid import Window, tiles
 from eorouter_kernels import blocks, pyramid
@@ -117,11 +117,8 @@ def _encode_piece(spec: CogSpec, place: Window, made: Stored, target: BinaryIO, 
             f"got {pixels.dtype} of shape {pixels.shape}"
         )
     start = target.tell()
-    pixels, valid = _settle(spec, pixels, made.valid)
+    pixels, valid, moments = _settled_with_moments(spec, pixels, made.valid)
     ready = _untouched(spec, place, made, pixels)
-    rows, cols = -(-place.height // spec.block_size), -(-place.width // spec.block_size)
-    moments = np.empty((rows, cols, len(spec.bands), pyramid.MOMENTS))
-    pyramid.tile_moments(pixels, _or_every(valid), spec.block_size, moments)
     sizes: list[int] = []
     carry = b""
     for level in range(whole + 1):
@@ -194,10 +191,54 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
 
     A valid pixel whose value is `nodata`, or is NaN, reads as missing, so it counts as missing here too.
     """
-    is_float = pixels.dtype.kind == "f"
     pixels = np.ascontiguousarray(pixels)
     if (valid is None or valid.all()) and _is_whole(spec, pixels):
         return pixels, None
+    if spec.has_mask:
+        return _settled_by_mask(spec, pixels, valid)
+    if spec.nodata is None and pixels.dtype.kind != "f":
+        raise ValueError("pixels are missing, but the file has neither nodata nor mask")
+    settled, known = np.empty_like(pixels), np.empty(pixels.shape, np.bool_)
+    given = _or_every(None) if valid is None else np.ascontiguousarray(valid if valid.ndim == 3 else valid[None])
+    blocks.settle(pixels, given, pixels.dtype.type(_fill(spec)), settled, known)
+    return (pixels, None) if known.all() else (settled, known)
+
+
+def _settled_with_moments(
+    spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """`_settle`, and the moments (tile row, tile column, band, 5) of the full resolution."""
+    side = spec.block_size
+    shape = (-(-pixels.shape[1] // side), -(-pixels.shape[2] // side), len(pixels), pyramid.MOMENTS)
+    moments, every = np.empty(shape), _or_every(None)
+    if valid is None:
+        # Most pieces are whole, and their moments say so: there is no need to look at every pixel once more.
+        pixels = np.ascontiguousarray(pixels)
+        pyramid.tile_moments(pixels, every, side, moments)
+        if _says_whole(spec, pixels.dtype, moments):
+            return pixels, None, moments
+    pixels, settled = _settle(spec, pixels, valid)
+    if settled is not None or valid is not None:
+        pyramid.tile_moments(pixels, _or_every(settled), side, moments)
+    return pixels, settled, moments
+
+
+def _says_whole(spec: CogSpec, dtype: np.dtype, moments: np.ndarray) -> bool:
+    """Whether moments of all pixels leave no place for one that reads as missing."""
+    mean, low, high = moments[..., 1], moments[..., 3], moments[..., 4]
+    if dtype.kind == "f" and not np.isfinite(mean).all():
+        return False
+    if spec.nodata is None or np.isnan(spec.nodata):
+        return True
+    nodata = float(dtype.type(spec.nodata))
+    return bool(((nodata < low) | (nodata > high)).all())
+
+
+def _settled_by_mask(
+    spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`_settle` where a mask says what is missing: in all bands, or not at all."""
+    is_float = pixels.dtype.kind == "f"
     if valid is not None and valid.ndim == 2:
         valid = np.broadcast_to(valid, pixels.shape)
     data = ~np.isnan(pixels) if is_float else None
@@ -207,14 +248,10 @@ def _settle(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tupl
     if data is not None:
         valid = data if valid is None else valid & data
     if valid is None or valid.all():
-        return np.ascontiguousarray(pixels), None
-    if spec.has_mask:
-        any_band = np.broadcast_to(valid.any(axis=0), pixels.shape)
-        valid = any_band & data if is_float and data is not None else any_band
-    elif spec.nodata is None and not is_float:
-        raise ValueError("pixels are missing, but the file has neither nodata nor mask")
-    fill = _fill(spec)
-    settled = np.where(np.asarray(valid), pixels, pixels.dtype.type(fill))
+        return pixels, None
+    any_band = np.broadcast_to(valid.any(axis=0), pixels.shape)
+    valid = any_band & data if is_float and data is not None else any_band
+    settled = np.where(np.asarray(valid), pixels, pixels.dtype.type(_fill(spec)))
     return settled, np.ascontiguousarray(valid)
 
 
@@ -401,7 +438,7 @@ def _stacked(
 
 def _finish_pyramid(
     spec: CogSpec,
-    pieces: Sequence[tuple[Piece, "_Source"]],
+    pieces: Sequence[tuple[Piece, str]],
     side: int,
     uppers: Sequence[_UpperLevel],
     level: int,
@@ -414,14 +451,12 @@ def _finish_pyramid(
                 climb(number + 1, *_halve(spec, rows, rows_valid))
 
     for row in _rows_of(pieces):
-        carried = [_carried(spec, piece, source, level, side) for piece, source in row]
+        carried = [_carried(spec, piece, href, level, side) for piece, href in row]
         climb(0, *_stacked(carried, axis=2))
         advance(0)
 
 
-def _carried(
-    spec: CogSpec, piece: Piece, source: "_Source", level: int, side: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _carried(spec: CogSpec, piece: Piece, href: str, level: int, side: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels of level `level` that a piece carries; what is missing follows from them and the mask."""
     full = spec.level_shape(level)
     row, col = piece.window.row >> level, piece.window.col >> level
@@ -429,10 +464,11 @@ def _carried(
     begin = (
         piece.start + int(np.frombuffer(piece.sizes, "<u4").astype(np.int64).sum()) + 2 * LEAD * (len(piece.sizes) // 4)
     )
-    data = source.read(begin, begin + piece.carry)
+    data = read_once(href, begin, begin + piece.carry)
     shape = (len(spec.bands), height, width)
     used = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
-    pixels = np.frombuffer(data[:used], spec.dtype).reshape(shape)
+    # Copied: an array that may not be written to would be another type for every kernel, compiled while somebody waits.
+    pixels = np.frombuffer(data[:used], spec.dtype).reshape(shape).copy()
     mask = None
     if spec.has_mask:
         bits = np.frombuffer(data[used:], np.uint8).reshape(height, -1)
@@ -443,28 +479,10 @@ def _carried(
 # Segments to file -----------------------------------------------------------------------------------------------------
 
 
-class _Source:
-    """Ranges of a segment object; a local one stays open."""
-
-    def __init__(self, href: str) -> None:
-        self._href = href
-        self._path = local_path(href)
-
-    def read(self, start: int, stop: int) -> bytes:
-        if self._path is None:
-            return read_object(self._href, start, stop)
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(start)
-            data = file.read(stop - start)
-        if len(data) != stop - start:
-            raise OSError(f"{self._href} ends at byte {start + len(data)}, expected {stop}")
-        return data
-
-
-def _in_order(spec: CogSpec, segments: Sequence[Segment]) -> list[tuple[Piece, _Source]]:
+def _in_order(spec: CogSpec, segments: Sequence[Segment]) -> list[tuple[Piece, str]]:
     if not segments or len({segment.piece_side for segment in segments}) != 1:
         raise ValueError("segments must be there and have one piece side")
-    pairs = [(piece, _Source(segment.href)) for segment in segments for piece in segment.pieces]
+    pairs = [(piece, segment.href) for segment in segments for piece in segment.pieces]
     pairs.sort(key=lambda pair: pair[0].window)
     expected = list(tiles(spec.window, segments[0].piece_side))
     if [piece.window for piece, _ in pairs] != expected:
@@ -474,8 +492,8 @@ def _in_order(spec: CogSpec, segments: Sequence[Segment]) -> list[tuple[Piece, _
     return pairs
 
 
-def _rows_of(pieces: Sequence[tuple[Piece, _Source]]) -> Iterator[list[tuple[Piece, _Source]]]:
-    row: list[tuple[Piece, _Source]] = []
+def _rows_of(pieces: Sequence[tuple[Piece, str]]) -> Iterator[list[tuple[Piece, str]]]:
+    row: list[tuple[Piece, str]] = []
     for pair in pieces:
         if row and pair[0].window.row != row[0][0].window.row:
             yield row
@@ -505,7 +523,7 @@ def _sizes_of(spec: CogSpec, piece: Piece, level: int, piece_side: int) -> tuple
     return sizes, piece.start + int(every[:first].astype(np.int64).sum()) + 2 * LEAD * first
 
 
-def _level_sizes(spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], level: int, piece_side: int) -> np.ndarray:
+def _level_sizes(spec: CogSpec, pieces: Sequence[tuple[Piece, str]], level: int, piece_side: int) -> np.ndarray:
     """Sizes of all tiles of a level in reading order: (tile, 1 or 2)."""
     out = np.zeros((*spec.tile_grid(level), 2 if spec.has_mask else 1), "<u4")
     for piece, _ in pieces:
@@ -514,22 +532,20 @@ def _level_sizes(spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], level: 
     return out.reshape(-1, out.shape[2])
 
 
-def _copy_level(
-    spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], level: int, piece_side: int, out: BinaryIO
-) -> None:
+def _copy_level(spec: CogSpec, pieces: Sequence[tuple[Piece, str]], level: int, piece_side: int, out: BinaryIO) -> None:
     for row in _rows_of(pieces):
         # One row of tiles at a time: a whole row of pieces would take memory that grows with the raster's width.
         bounds = []
-        for piece, source in row:
+        for piece, href in row:
             sizes, begin = _sizes_of(spec, piece, level, piece_side)
             spans = (sizes.astype(np.int64) + 2 * LEAD).sum(axis=(1, 2))
-            bounds.append((source, list(accumulate((int(span) for span in spans), initial=begin))))
+            bounds.append((href, list(accumulate((int(span) for span in spans), initial=begin))))
         for place in range(len(bounds[0][1]) - 1):
-            for source, places in bounds:
-                out.write(source.read(places[place], places[place + 1]))
+            for href, places in bounds:
+                out.write(read_once(href, places[place], places[place + 1]))
 
 
-def _statistics(spec: CogSpec, pieces: Sequence[tuple[Piece, _Source]], piece_side: int) -> tuple[BandStatistics, ...]:
+def _statistics(spec: CogSpec, pieces: Sequence[tuple[Piece, str]], piece_side: int) -> tuple[BandStatistics, ...]:
     every = np.empty((*spec.tile_grid(0), len(spec.bands), pyramid.MOMENTS))
     for piece, _ in pieces:
         row, col, rows, cols = _block_of(spec, piece, 0, piece_side)
@@ -544,12 +560,9 @@ def measure(
     """Statistics of a raster that is not written anew; the same numbers `assemble` gives."""
     every = np.empty((*spec.tile_grid(0), len(spec.bands), pyramid.MOMENTS))
     for place in tiles(spec.window, _measure_side(spec)):
-        pixels, valid = _settle(spec, *compute(place))
         row, col = place.row // spec.block_size, place.col // spec.block_size
-        rows, cols = -(-place.height // spec.block_size), -(-place.width // spec.block_size)
-        part = np.empty((rows, cols, *every.shape[2:]))
-        pyramid.tile_moments(pixels, _or_every(valid), spec.block_size, part)
-        every[row : row + rows, col : col + cols] = part
+        _, _, part = _settled_with_moments(spec, *compute(place))
+        every[row : row + len(part), col : col + part.shape[1]] = part
         advance(place.pixels)
     return _summarised(spec, every)
 

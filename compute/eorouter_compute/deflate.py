@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from eorouter_kernels import blocks
+
 _REDUNDANT = 2.5
 _THOROUGH = 2
 _HEADER = bytes([0x78, 0x9C])
@@ -20,12 +22,21 @@ def pack(data: np.ndarray) -> bytes:
     Measured on a dozen real scenes and a noisy one: where a tile shrinks to half or more, ISA-L's level 2 is within 2 %
     of libdeflate's level 6 at a third of its time; level 1 takes a quarter of it, and grows to 3.5 % on noise. Where
     tiles shrink further (class maps, DEMs, repeated pixels) it falls behind, up to twice the size, and there libdeflate
-    is quick.
+    is quick. Tiles that are only partly filled are judged by that part: of zeros both make the same, ISA-L sooner.
+
+    Args:
+        data: a tile as the codec takes it, lines along its last axes but one (of pixels, of bytes of pixels).
     """
     packed = pack_at(data, 2)
-    if _REDUNDANT * len(packed) < data.nbytes:
+    if _REDUNDANT * len(packed) < data.nbytes and _REDUNDANT * len(packed) < _occupied_bytes(data):
         packed = min(packed, pack_at(data, 6), key=len)
-    return _HEADER + packed[2:]
+    return b"".join((_HEADER, memoryview(packed)[2:]))
+
+
+def _occupied_bytes(data: np.ndarray) -> int:
+    """Bytes of a tile without its rim and without areas of nothing that reach it."""
+    lines = data.reshape(len(data), -1, data.shape[-1] * data.shape[-2])
+    return 8 * blocks.occupied(lines.view(np.uint64))
 
 
 def pack_at(data: bytes | np.ndarray, level: int) -> bytes:

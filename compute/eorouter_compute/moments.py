@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from eorouter_compute import observations, warp
+from eorouter_compute.attempt import read_object
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import InputItem
@@ -18,6 +19,7 @@ Moments = Sequence[Sequence[Day]]
 STACK_BYTES = 64 << 20
 """Most bytes of the dates read together, unless a part of 64 × 64 pixels needs more."""
 
+_READ_BYTES = 16 << 20
 _UNDATED = datetime(1970, 1, 1, 12, tzinfo=UTC)
 
 
@@ -88,6 +90,16 @@ def complete(stack: np.ndarray) -> np.ndarray:
     if known.all():
         return stack
     return np.stack([row[known] for row in rows]).reshape(*stack.shape[:2], -1)
+
+
+def read_planes(planes: np.ndarray, href: str) -> None:
+    """Read float32 planes (plane, y, x) from an object, a few at a time: their bytes are not all held once more."""
+    size = 4 * planes[0].size
+    count = max(_READ_BYTES // size, 1)
+    for first in range(0, len(planes), count):
+        some = planes[first : first + count]
+        data = read_object(href, first * size, (first + len(some)) * size)
+        some[...] = np.frombuffer(data, np.float32).reshape(some.shape)
 
 
 def step(grid: Grid, most: int) -> int:

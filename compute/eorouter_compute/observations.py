@@ -10,6 +10,7 @@ ratio is one of ratios. Stored integers stay as they are until the loop that com
 import re
 from collections.abc import Sequence
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from eorouter_compute.calendars import Period, solar_day
 from eorouter_compute.catalogue import Scaling
 from eorouter_compute.errors import BandNotFound, ComputeError, InvalidExpression, InvalidParameter
 from eorouter_compute.expression import Operand, Program, compile_expression, evaluate
-from eorouter_compute.grid import Grid, Window, footprint
+from eorouter_compute.grid import Grid, Transform, Window, footprint
 from eorouter_compute.method import Band, InputItem, RasterAsset, ReadReport, by_asset
 from eorouter_compute.quality import MaskChoice, PlacedMask
 from eorouter_compute.stored import Reader, Stored
@@ -110,7 +111,8 @@ def observe(
     by_day: dict[date, list[Scene]] = {}
     first: dict[date, datetime] = {}
     for at, _, scene in scenes:
-        day = solar_day(at, _longitude(scene.sources[0][0].asset))
+        asset = scene.sources[0][0].asset
+        day = solar_day(at, _longitude(asset.crs, asset.shape, asset.transform))
         by_day.setdefault(day, []).append(scene)
         first.setdefault(day, at)
     return tuple(Day(day=day, at=first[day], scenes=tuple(_ordered(by_day[day], same_day))) for day in sorted(by_day))
@@ -124,8 +126,10 @@ def _ordered(scenes: list[Scene], same_day: SameDay) -> list[Scene]:
     return scenes
 
 
-def _longitude(asset: RasterAsset) -> float:
-    _, (west, _, east, _) = footprint(asset.crs, asset.shape, asset.transform)
+@lru_cache(maxsize=256)
+def _longitude(crs: str, shape: tuple[int, int], transform: Transform) -> float:
+    """Of the middle of a raster; every shard asks for that of every scene."""
+    _, (west, _, east, _) = footprint(crs, shape, transform)
     return (west + (east if east >= west else east + 360.0)) / 2.0
 
 

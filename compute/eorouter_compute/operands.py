@@ -107,7 +107,7 @@ def report(
 ) -> ReadReport:
     """What a window took; a pixel is valid where every band is."""
     masks = [operand.valid for operand in operands.values() if operand.valid is not None]
-    valid = int(np.logical_and.reduce(masks).sum()) if masks else window.pixels
+    valid = int(np.count_nonzero(np.logical_and.reduce(masks))) if masks else window.pixels
     return ReadReport(reads=len(sources), pixels=window.pixels, valid_pixels=valid, failed=tuple(failed))
 
 

@@ -140,7 +140,7 @@ def encode(
     """
     if attempt.halvings:
         compute = _in_parts(compute, max(side >> attempt.halvings, min(side, spec.block_size)))
-    with attempt.create("segment.bin") as target:
+    with attempt.create("segment.bin", is_passing=True) as target:
         segment = cog.encode(
             spec,
             window,

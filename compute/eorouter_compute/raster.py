@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -388,6 +389,13 @@ def inspect(href: str, key: str = "data") -> Inspection:
         NotARaster, UnsupportedFormat, SourceTruncated, SourceUnreadable: the file cannot be opened; says why.
         DecompressionBomb: a single tile unpacks to more than may be held.
     """
+    stamp = _stamp(gdal_path(href))
+    return _inspect_once(href, key, stamp) if stamp else _with_retries(href, None, lambda it: _inspected(it, href, key))
+
+
+@lru_cache(maxsize=64)
+def _inspect_once(href: str, key: str, _stamp: tuple[int, int]) -> Inspection:
+    """Every shard of a job asks the same of its file."""
     return _with_retries(href, None, lambda dataset: _inspected(dataset, href, key))
 
 

@@ -201,6 +201,65 @@ def first_missing(pixels: np.ndarray, nodata: float) -> int:
     return -1
 
 
+@kernel
+def occupied(lines: np.ndarray) -> int:
+    """How many words of a block lie between the first and the last one of their line that is not zero.
+
+    Shapes: lines (row, line, word) uint64. The first word of a line begins the differences of the others and does not
+        count; nor do rows at the end that repeat the one before.
+    What a predictor makes of a rim, or of an area without data that reaches it, is left out; so are whole empty lines.
+    """
+    rows, parts, count = lines.shape
+    is_rim = True
+    while rows > 1 and is_rim:
+        for k in range(parts):
+            for i in range(count):
+                if lines[rows - 1, k, i] != lines[rows - 2, k, i]:
+                    is_rim = False
+                    break
+            if not is_rim:
+                break
+        rows -= is_rim
+    total = 0
+    for r in range(rows):
+        for k in range(parts):
+            line = lines[r, k]
+            last = count - 1
+            while last > 0 and line[last] == 0:
+                last -= 1
+            first = 1
+            while first < last and line[first] == 0:
+                first += 1
+            if last > 0:
+                total += last - first + 1
+    return total
+
+
+@kernel
+def settle(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> None:
+    """Fill what is missing with `nodata`, and say where that is.
+
+    Shapes: pixels, out (band, y, x) of the raster's type; valid (band or 1, y, x), or of size 0 where every pixel is
+        known; out_valid (band, y, x); nodata: a number of the raster's type.
+    Nodata: missing is what is not valid, NaN, or equal to `nodata`.
+    """
+    bands, height, width = pixels.shape
+    for b in range(bands):
+        for r in range(height):
+            line, target, known = pixels[b, r], out[b, r], out_valid[b, r]
+            if valid.size > 0:
+                given = valid[min(b, valid.shape[0] - 1), r]
+                for c in range(width):
+                    is_data = given[c] & (line[c] == line[c]) & (line[c] != nodata)
+                    known[c] = is_data
+                    target[c] = line[c] if is_data else nodata
+            else:
+                for c in range(width):
+                    is_data = (line[c] == line[c]) & (line[c] != nodata)
+                    known[c] = is_data
+                    target[c] = line[c] if is_data else nodata
+
+
 def warm_up() -> None:
     """Compile for pixels of one, two, four and eight bytes, or load from the cache."""
     samples = np.zeros(1, np.int64)
@@ -214,4 +273,7 @@ def warm_up() -> None:
     take_planes(planes, samples, (0, 0, 2, 2), pixels, (0, 0))
     put_planes(pixels, 0, 0, planes)
     for name in ("uint8", "uint16", "int16", "float32"):
-        first_missing(np.ones((1, 2, 2), name), np.dtype(name).type(0))
+        pixels, nodata = np.ones((1, 2, 2), name), np.dtype(name).type(0)
+        first_missing(pixels, nodata)
+        settle(pixels, np.ones((1, 2, 2), np.bool_), nodata, np.empty_like(pixels), np.empty((1, 2, 2), np.bool_))
+    occupied(np.zeros((2, 1, 2), np.uint64))

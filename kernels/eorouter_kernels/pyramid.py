@@ -128,11 +128,22 @@ def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.nda
     values = np.empty(4, pixels.dtype)
     for b in range(bands):
         for r in range(out.shape[1]):
+            if not has_valid:
+                # On the last odd row and column a pixel counts twice, which leaves ties and the order as they are.
+                upper, lower, target = pixels[b, 2 * r], pixels[b, min(2 * r + 1, height - 1)], out[b, r]
+                for c in range(width // 2):
+                    one, two, three, four = upper[2 * c], upper[2 * c + 1], lower[2 * c], lower[2 * c + 1]
+                    found = three if three == four else one
+                    found = two if (two == three) | (two == four) else found
+                    target[c] = one if (one == two) | (one == three) | (one == four) else found
+                if width % 2:
+                    target[width // 2] = upper[width - 1]
+                continue
             for c in range(out.shape[2]):
                 n = 0
                 for y in range(2 * r, min(2 * r + 2, height)):
                     for x in range(2 * c, min(2 * c + 2, width)):
-                        if not has_valid or valid[b, y, x]:
+                        if valid[b, y, x]:
                             values[n] = pixels[b, y, x]
                             n += 1
                 best, most = 0, 0
@@ -146,8 +157,7 @@ def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.nda
                     out[b, r, c] = values[best]
                 else:
                     out[b, r, c] = nodata
-                if has_valid:
-                    out_valid[b, r, c] = n > 0
+                out_valid[b, r, c] = n > 0
 
 
 @kernel

@@ -443,19 +443,21 @@ def look_up(stored: npt.NDArray[np.generic], table: Flags, clear: Flags) -> None
 def count_whole(values: Floats) -> int:
     """How many pixels of values (band, pixel) have every band."""
     bands, pixels = values.shape
-    count = 0
+    count, zero = 0, np.float32(0.0)
     width = 1024
-    whole = np.empty(width, np.bool_)
+    nothing = np.empty(width, np.float32)
     for start in range(0, pixels, width):
         w = min(width, pixels - start)
-        whole[:w] = True
+        nothing[:] = zero
         for b in range(bands):
             row = values[b, start : start + w]
             for k in range(w):
-                whole[k] = whole[k] & (row[k] - row[k] == np.float32(0.0))
+                nothing[k] += row[k] - row[k]
+        found = np.int32(0)
         for k in range(w):
-            count += whole[k]
-    return count
+            found += np.int32(nothing[k] == zero)
+        count += found
+    return int(count)
 
 
 def warm_up() -> None:

@@ -23,6 +23,16 @@ def test_digest_of_a_large_object_is_that_of_its_bytes(tmp_path):
     assert hashlib.sha256(read_object(ref.href)).hexdigest() == ref.sha256
 
 
+def test_what_passes_to_the_merge_is_whole_and_has_no_digest(tmp_path):
+    attempt, parts = Attempt(tmp_path.as_uri()), [bytes([n]) * (n << 15) for n in (1, 40, 2, 90)]
+    with attempt.create("segment.bin", is_passing=True) as target:
+        for part in parts:
+            target.write(part)
+    ref = attempt.refs["segment.bin"]
+    assert (ref.size, ref.sha256) == (sum(map(len, parts)), "")
+    assert read_object(ref.href) == b"".join(parts)
+
+
 def test_an_object_appears_whole_or_never(tmp_path):
     attempt = Attempt(tmp_path.as_uri())
 

@@ -167,6 +167,19 @@ def test_statistics_leave_out_what_is_missing(tmp_path):
     assert info.statistics[0].valid_fraction == seen.size / valid.size
 
 
+@pytest.mark.parametrize("nodata", [-9999.1, float("nan"), None])
+@pytest.mark.parametrize("value", [-9999.1, float("nan"), 0.5])
+def test_a_single_missing_float_is_found_among_others(tmp_path, nodata, value):
+    """Its place is neither the first nor an extreme; -9999.1 is another number in float32 than in float64."""
+    pixels = asymmetric((96, 64), dtype="float32")
+    pixels[0, 50, 40] = value
+    path, info = written(tmp_path, spec_for(pixels, nodata=nodata, block_size=32), pixels)
+    is_missing = bool(np.isnan(value)) or value == nodata
+    assert info.statistics[0].valid_fraction == (1 - 1 / pixels.size if is_missing else 1)
+    with rasterio.open(path) as source:
+        assert (source.read_masks(1) == 0).sum() == (is_missing and nodata is not None)
+
+
 def test_a_raster_without_any_data_has_no_statistics(tmp_path):
     pixels = np.zeros((1, 40, 40), np.uint8)
     path, info = written(tmp_path, spec_for(pixels, nodata=0.0), pixels, piece_side=512)
@@ -246,6 +259,27 @@ def test_redundant_tiles_are_packed_as_small_as_libdeflate_does():
     small = cog._encode_tile(msgspec.structs.replace(spec, level=6), classes)
     assert len(cog._encode_tile(spec, classes)) == len(small)
     assert len(small) < len(cog._encode_tile(msgspec.structs.replace(spec, level=3), classes))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_a_rim_does_not_make_a_tile_redundant(monkeypatch, dtype):
+    pixels = asymmetric((512, 512), dtype=dtype, noise=0.05)
+    levels, pack_at = [], cog.deflate.pack_at
+
+    def noted(data, level):
+        levels.append(level)
+        return pack_at(data, level)
+
+    monkeypatch.setattr(cog.deflate, "pack_at", noted)
+    spec = spec_for(pixels)
+    for rows, cols in ((512, 60), (60, 512), (60, 60)):
+        cog._encode_tile(spec, pixels[:, :rows, :cols])
+    empty_left = np.zeros_like(pixels)
+    empty_left[..., 400:] = pixels[..., 400:]
+    cog._encode_tile(spec, empty_left)
+    assert set(levels) == {2}
+    cog._encode_tile(spec, np.repeat(pixels[..., :128], 4, axis=2))
+    assert levels[-1] == 6
 
 
 def test_the_predictor_is_kept_where_it_helps():

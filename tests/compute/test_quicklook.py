@@ -47,3 +47,11 @@ def test_classes_have_one_color_each():
     picture = imagecodecs.png_decode(quicklook.render(np.arange(6, dtype=np.uint8).reshape(1, 2, 3), style="class"))
     assert len({tuple(color) for color in picture.reshape(-1, 4)}) == 6
     assert [entry.value for entry in quicklook.legend("class", 0, 2)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("size", [3, 50, 1001])
+def test_the_stretch_is_that_of_numpys_percentiles(dtype, size):
+    pixels = (np.random.default_rng(size).random((1, size)) * 200).astype(dtype)
+    found = quicklook.stretch(pixels, np.ones(pixels.shape, np.bool_))
+    np.testing.assert_allclose(found, np.percentile(pixels.astype(np.float64), (2, 98)), rtol=1e-12)

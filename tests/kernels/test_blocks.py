@@ -92,3 +92,37 @@ def test_the_first_row_with_something_missing_equals_the_twin(shape, dtype, noda
         pixels[pixels == 7] = np.nan
     value = pixels.dtype.type(nodata)
     assert blocks.first_missing(pixels, value) == reference.first_missing(pixels, value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9)), st.integers(0, 99))
+def test_occupied_words_equal_the_twin(shape, seed):
+    rng = np.random.default_rng(seed)
+    lines = rng.integers(0, 3, shape).astype(np.uint64) * (rng.random(shape) < 0.3)
+    lines[seed % (len(lines) + 1) :] = lines[-1]
+    assert blocks.occupied(lines) == reference.occupied(lines)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    st.sampled_from(["uint8", "int16", "float32", "float64"]),
+    st.sampled_from([0.0, 3.0, float("nan")]),
+    st.sampled_from(["none", "one", "each"]),
+    st.integers(0, 99),
+)
+def test_settled_pixels_equal_the_twin(shape, dtype, nodata, flags, seed):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 6, shape).astype(dtype)
+    if "float" in dtype:
+        pixels[rng.random(shape) < 0.2] = np.nan
+    elif np.isnan(nodata):
+        nodata = 1.0
+    valid = rng.random({"none": (0, 0, 0), "one": (1, *shape[1:]), "each": shape}[flags]) < 0.7
+    made = []
+    for module in (blocks, reference):
+        out, known = np.empty_like(pixels), np.empty(shape, np.bool_)
+        module.settle(pixels, valid, pixels.dtype.type(nodata), out, known)
+        made.append((out, known))
+    np.testing.assert_array_equal(made[0][0], made[1][0])
+    np.testing.assert_array_equal(made[0][1], made[1][1])

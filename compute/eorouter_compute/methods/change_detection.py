@@ -348,12 +348,14 @@ class _Work:
             rows, cols = place.relative_to(lattice)
             out[:, :, rows, cols] = stack[:, :, cut[0], cut[1]]
             self.attempt.advance(part.pixels)
-        with self.attempt.create("sample") as target:
+        with self.attempt.create("sample", is_passing=True) as target:
             target.write(out.data)
         return _Found(self.body, lattice=lattice)
 
-    def measured(self, window: Window, glimpses: list[change_picture.Glimpse] | None = None) -> tuple[np.ndarray, ...]:
-        """Bands (band, y, x), classes and confidence (y, x) of a piece."""
+    def measured(
+        self, window: Window, glimpses: list[change_picture.Glimpse] | None = None, *, is_outlined: bool = True
+    ) -> tuple[np.ndarray, ...]:
+        """Bands (band, y, x), classes and confidence (y, x) of a piece; confidence is anything unless `is_outlined`."""
         shape = (window.height, window.width)
         bands = self.seen.reader.room("bands", (len(self.task.change.bands), *shape), np.float32)
         classes, confidence = np.empty(shape, np.uint8), self.seen.reader.room("confidence", shape, np.int64)
@@ -367,7 +369,8 @@ class _Work:
             kind, sure = alteration.classified(statistic, found, self.verdict)
             bands[:, rows, cols] = found.reshape(-1, part.height, part.width)
             classes[rows, cols] = kind.reshape(part.height, part.width)
-            confidence[rows, cols] = sure.reshape(part.height, part.width)
+            if is_outlined:
+                confidence[rows, cols] = alteration.in_units(sure).reshape(part.height, part.width)
             if glimpses is not None:
                 place, cut = change_picture.shown(part, step)
                 ends = np.ascontiguousarray(stack[[0, -1], :3][:, :, cut[0], cut[1]])
@@ -400,7 +403,7 @@ class _Work:
 
         def compute(window: Window) -> Pixels:
             begin = len(glimpses)
-            bands, classes, confidence = self.measured(window, glimpses)
+            bands, classes, confidence = self.measured(window, glimpses, is_outlined=bool(self.body.settled))
             if self.body.settled:
                 piece = next(settled)
                 labels, count = regions.labelled(self.verdict.groups[classes], self.params.connectivity)
@@ -434,7 +437,7 @@ class _Work:
         )
 
     def _encoded(self, spec: CogSpec, name: str, compute: Any) -> Segment:
-        with self.attempt.create(name) as target:
+        with self.attempt.create(name, is_passing=True) as target:
             return cog.encode(
                 spec, self.shard.window, compute, target, href=self.attempt.prefix + name,
                 piece_side=self.shard.piece_side, advance=self.attempt.advance,
@@ -456,9 +459,8 @@ def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], pa
     for each, part in zip(found, parts, strict=True):
         place = each.lattice
         if place is not None and place.pixels:
-            values = np.frombuffer(read_object(part.objects["sample"].href), np.float32)
             rows, cols = slice(place.row, place.row_stop), slice(place.col, place.col_stop)
-            whole[:, :, rows, cols] = values.reshape(*whole.shape[:2], place.height, place.width)
+            moments.read_planes(whole.reshape(-1, height, width)[:, rows, cols], part.objects["sample"].href)
     stack = moments.complete(whole.reshape(*whole.shape[:2], -1))
     statistic, projection = params.statistic, None
     if alteration.is_fitted(statistic):

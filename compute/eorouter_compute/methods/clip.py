@@ -221,7 +221,12 @@ def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: A
             block = verbatim.read(target.spec, target.asset, target.indexes, window, origin=corner)
         valid = inside if block.valid is None else block.valid & inside
         counted = valid if valid.ndim == 2 else valid.any(axis=0)
-        report += ReadReport(reads=1, pixels=int(inside.sum()), valid_pixels=int(counted.sum()), failed=tuple(failed))
+        report += ReadReport(
+            reads=1,
+            pixels=int(np.count_nonzero(inside)),
+            valid_pixels=int(np.count_nonzero(counted)),
+            failed=tuple(failed),
+        )
         return block._replace(valid=None if valid.all() else valid)
 
     part = product.run_product(_dressed(params, target), shard.body, attempt, compute, lambda: report)

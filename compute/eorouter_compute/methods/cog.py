@@ -281,7 +281,7 @@ def run(params: CogParams, inputs: Sequence[InputItem], body: bytes, attempt: At
         nonlocal report
         failed: list[FailedRead] = []
         made = _read(params, spec, groups, window, failed)
-        counted = window.pixels if made.valid is None else int(made.valid.any(axis=0).sum())
+        counted = window.pixels if made.valid is None else int(np.count_nonzero(made.valid.any(axis=0)))
         report += ReadReport(reads=len(groups), pixels=window.pixels, valid_pixels=counted, failed=tuple(failed))
         _check_nodata(target, spec, made.pixels, made.valid)
         _check_shared_mask(target, spec, made.valid)

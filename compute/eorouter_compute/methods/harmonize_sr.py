@@ -181,7 +181,7 @@ def _computer(
         if clear is not None:
             valid &= clear
         reads = len(target.sources) + (0 if target.mask is None else len(target.mask.sources))
-        known = int(valid.all(axis=0).sum())
+        known = int(np.count_nonzero(valid.all(axis=0)))
         report(ReadReport(reads=reads, pixels=window.pixels, valid_pixels=known, failed=tuple(failed)))
         return out, None if valid.all() else valid
 

@@ -184,7 +184,7 @@ def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt:
     def compute(window: Window) -> Stored:
         nonlocal report
         made = verbatim.read(spec, asset, indexes, window)
-        valid = window.pixels if made.valid is None else int(made.valid.any(axis=0).sum())
+        valid = window.pixels if made.valid is None else int(np.count_nonzero(made.valid.any(axis=0)))
         report += ReadReport(reads=1, pixels=window.pixels, valid_pixels=valid)
         return made
 

@@ -237,7 +237,9 @@ def run(params: RadiometricCorrectionParams, inputs: Sequence[InputItem], body: 
             known |= ~np.isnan(out[place])
         reads = 1 + len(target.angle)
         reports.append(
-            ReadReport(reads=reads, pixels=window.pixels, valid_pixels=int(known.sum()), failed=tuple(failed))
+            ReadReport(
+                reads=reads, pixels=window.pixels, valid_pixels=int(np.count_nonzero(known)), failed=tuple(failed)
+            )
         )
         return out, None
 

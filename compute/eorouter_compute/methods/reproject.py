@@ -118,7 +118,7 @@ def run(params: ReprojectParams, inputs: Sequence[InputItem], body: bytes, attem
     def compute(window: Window) -> Pixels:
         nonlocal report
         block = warp.read(target.placement, target.indexes, window, failed=failed)
-        known = window.pixels if block.valid is None else int(block.valid.any(axis=0).sum())
+        known = window.pixels if block.valid is None else int(np.count_nonzero(block.valid.any(axis=0)))
         report += ReadReport(reads=1, pixels=window.pixels, valid_pixels=known)
         return _beside_nodata(block, target.spec.nodata), block.valid
 

@@ -295,7 +295,7 @@ def _computer(
         clear = None if task.mask is None else quality.read(task.mask, window, failed=lost)
         masks = [operand.valid for operand in bands.values() if operand.valid is not None]
         masks += [] if clear is None else [clear]
-        known = int(np.logical_and.reduce(masks).sum()) if masks else window.pixels
+        known = int(np.count_nonzero(np.logical_and.reduce(masks))) if masks else window.pixels
         reads = len(task.sources) + (0 if task.mask is None else len(task.mask.sources))
         report(ReadReport(reads=reads, pixels=window.pixels, valid_pixels=known, failed=tuple(failed)))
         return evaluate(task.program, bands), clear

@@ -53,3 +53,18 @@ def first_missing(pixels: np.ndarray, nodata: float) -> int:
     """The first row over all bands with a pixel equal to `nodata` or NaN."""
     missing = ((pixels == nodata) | np.isnan(pixels)).any(axis=2).ravel()
     return int(missing.argmax()) if missing.any() else -1
+
+
+def occupied(lines: np.ndarray) -> int:
+    """Words from the first to the last that is not zero, the first of each line and a repeated last row left out."""
+    while len(lines) > 1 and np.array_equal(lines[-1], lines[-2]):
+        lines = lines[:-1]
+    places = [np.flatnonzero(line[1:]) for row in lines for line in row]
+    return sum(int(found[-1] - found[0]) + 1 for found in places if len(found))
+
+
+def settle(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> None:
+    """Fill what is missing."""
+    known = (pixels != nodata) & ~np.isnan(pixels)
+    out_valid[:] = known & valid if valid.size else known
+    out[:] = np.where(out_valid, pixels, nodata)
