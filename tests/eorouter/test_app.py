@@ -142,6 +142,7 @@ def refused(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     return body
 
 
+@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
 async def test_refused_payment_says_what_is_needed_what_there_is_and_what_to_do(service):
     cost = (await service.call("processing.estimate", service.job()))["cents"]
     assert cost > WELCOME
@@ -217,6 +218,7 @@ async def test_sdk_repeats_a_lost_answer_under_its_key_and_pays_once(service):
     assert sorted(await service.bought()) == sorted([(keys[0], first["job_id"]), (keys[3], second["job_id"])])
 
 
+@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
 async def test_sdk_tells_the_amounts_of_a_refused_payment(service):
     def buy() -> None:
         with EoRouterClient(service.url, api_key=service.token) as client:

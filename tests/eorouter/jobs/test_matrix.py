@@ -111,6 +111,16 @@ class Installation(msgspec.Struct):
                         return int(path.suffix[1:]), path
                 await asyncio.sleep(0.01)
 
+    async def happened(self, job_id: str, kind: str) -> None:
+        """Wait for an event of a job."""
+        query = sa.select(job_events.c.id).where(job_events.c.job_id == job_id, job_events.c.type == kind)
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                async with self.stores.db.read() as tx:
+                    if (await tx.execute(query)).first() is not None:
+                        return
+                await asyncio.sleep(0.01)
+
 
 async def installed(folder: Path, url: str, held: Path, *, objects: str = "") -> Installation:
     data = folder / "data"
@@ -208,24 +218,33 @@ async def disturb(here: Installation, who: str, how: str, pid: int) -> None:
             others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
             await tx.execute(sa.text(others + "AND pid <> pg_backend_pid()"))
         return
-    if who == "disk":
-        # No file of theirs may grow: to them, a full disk. (A real one takes a mount, which tests may not have.)
-        sick = here.workers() if _is_worker(here, pid) else [here.dispatcher]
-        before = [(each, resource.prlimit(each.pid, resource.RLIMIT_FSIZE)) for each in sick]
-        for each, (_, hard) in before:
-            resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (0, hard))
-        asyncio.get_running_loop().call_later(0.4, _give_back, before)
-        return
     victim = here.dispatcher.pid if who == "dispatcher" else pid if _is_worker(here, pid) else here.workers()[0].pid
     os.kill(victim, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     if how == "freeze" and who == "dispatcher":
         asyncio.get_running_loop().call_later(2.0, os.kill, victim, signal.SIGCONT)
 
 
-def _give_back(limits) -> None:
-    for process, limit in limits:
-        if process.is_running():
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limit)
+async def fill_the_disk(here, pid, held, job_id):
+    """No file of theirs may grow: to them, a full disk. (A real one takes a mount, which tests may not have.)
+
+    There is room again once a shard has failed of it; of the dispatcher, whose own tries are not written down, after a
+    while.
+    """
+    is_worker = _is_worker(here, pid)
+    sick = here.workers() if is_worker else [here.dispatcher]
+    before = [(each, resource.prlimit(each.pid, resource.RLIMIT_FSIZE)) for each in sick]
+    for each, (_, hard) in before:
+        resource.prlimit(each.pid, resource.RLIMIT_FSIZE, (0, hard))
+    held.unlink()
+    try:
+        if is_worker:
+            await here.happened(job_id, "shard.retried")
+        else:
+            await asyncio.sleep(0.4)
+    finally:
+        for each, limits in before:
+            if each.is_running():
+                resource.prlimit(each.pid, resource.RLIMIT_FSIZE, limits)
 
 
 def _is_worker(here: Installation, pid: int) -> bool:
@@ -277,6 +296,8 @@ async def test_job_survives(places, who, how, moment):
         shut = asyncio.create_task(here.gate.refuse(REFUSALS[how]))
         held.unlink()
         await asyncio.wait_for(shut, WAIT_S)
+    elif who == "disk":
+        await fill_the_disk(here, pid, held, job_id)
     else:
         await disturb(here, who, how, pid)
         held.unlink()
