@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import psutil
 
 from benchmarks import curves, data
 from benchmarks.harness import NO_PEER, Measured, not_run, peak_mb, reset_peak
-from benchmarks.rows import zones
+from benchmarks.rows import series
 from eorouter.client import EoRouterClient, Polling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,29 +203,28 @@ def scale_2(folder: Path, side: int, pairs: int) -> Measured:
     )  # fmt: skip
 
 
-STATISTICS = ["mean", "stdev", "min", "max", "median"]
-
-
 def workers_curve(folder: Path, side: int, pairs: int, counts: tuple[int, ...]) -> dict[int, list[float]]:
-    """Seconds of a CPU-bound job (rank statistics of every polygon of a partition) by number of workers."""
-    raster, polygons = zones.inputs_of("partition", 1_500)(folder, side)
+    """Seconds of a CPU-bound job (the geometric median of six bands on twelve dates) by number of workers."""
+    dates = series.six_band_dates(folder, series.side_of(side) // 2)
     seconds: dict[int, list[float]] = {count: [] for count in counts}
     with contextlib.ExitStack() as stack:
         ready = {}
         for count in counts:
             service = stack.enter_context(running(folder, workers=count))
-            upload = service.client.uploads.upload
-            items = [upload(path, project_id=service.project_id)["item_id"] for path in (raster, polygons)]
-            ready[count] = (service, items)
+            ready[count] = (service, [_six(service, paths["data"], at) for at, paths in dates])
         for number in range(1 + pairs):
             for count, (service, items) in ready.items():
-                job = service.client.execute(
-                    *items, method="zonal_statistics", zones={"item_id": items[1]}, statistics=STATISTICS
-                ).wait(timeout_s=600)
+                job = service.client.execute(*items, **series.GEOMEDIAN).wait(timeout_s=600)
                 assert job.seconds
                 if number:
                     seconds[count].append(job.seconds)
     return seconds
+
+
+def _six(service: Running, path: Path, at: datetime) -> str:
+    bands = [{"name": name, "common_name": name} for name in series.SIX]
+    uploaded = service.client.uploads.upload(path, project_id=service.project_id, bands=bands, datetime=at.isoformat())
+    return uploaded["item_id"]
 
 
 def memory(folder: Path, _: int, pairs: int) -> Measured:

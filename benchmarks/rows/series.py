@@ -61,9 +61,9 @@ def masked_dates(folder: Path, side: int, *, dates: int = DATES) -> Dates:
     return found
 
 
-def six_band_dates(folder: Path, side: int) -> Dates:
-    """Six bands of twelve dates in one COG each, a quarter of the other composites' side."""
-    across, found = side_of(side) // 4, []
+def six_band_dates(folder: Path, across: int) -> Dates:
+    """Six bands of twelve dates in one COG each, of so many pixels across."""
+    found = []
     for number in range(DATES):
         bands = [data.fields(across, 40 + number, band) for band in range(len(SIX))]
         path = data.written(folder / "dates" / f"six-{number}-{across}.tif", across, bands)
@@ -252,6 +252,14 @@ MEDIAN = {
 }
 
 
+GEOMEDIAN = {
+    "method": "time_series",
+    "value": {"bands": list(SIX)},
+    "group": {"by": "all"},
+    "analysis": {"type": "composite", "geometric_median": True},
+}
+
+
 def median_ours(dates: Dates, folder: Path) -> Path:
     """Index, mask and median in one pass."""
     from benchmarks.ours import output, run
@@ -263,13 +271,7 @@ def geomedian_ours(dates: Dates, folder: Path) -> Path:
     """Six bands of every date, read once."""
     from benchmarks.ours import output, run
 
-    task = {
-        "method": "time_series",
-        "value": {"bands": list(SIX)},
-        "group": {"by": "all"},
-        "analysis": {"type": "composite", "geometric_median": True},
-    }
-    return output(run(task, items_of(dates, scale=float(SCALE)), folder))
+    return output(run(GEOMEDIAN, items_of(dates, scale=float(SCALE)), folder))
 
 
 def near_geomedian(ours: Answer, theirs: Answer) -> None:
@@ -277,10 +279,15 @@ def near_geomedian(ours: Answer, theirs: Answer) -> None:
     compare(ours, theirs, atol=1e-3)
 
 
+def _quarter(folder: Path, side: int) -> Dates:
+    """A quarter of the other composites' side."""
+    return six_band_dates(folder, side_of(side) // 4)
+
+
 def _geomedian(peer: str, theirs: Any, needs: tuple[str, ...]) -> Row:
     return Row(
         id="geomedian-12", peer=peer, floor=3.0, pixels=lambda side: DATES * (side_of(side) // 4) ** 2,
-        prepare=six_band_dates, ours=geomedian_ours, theirs=theirs, look=cuts, agree=near_geomedian, reads=reads,
+        prepare=_quarter, ours=geomedian_ours, theirs=theirs, look=cuts, agree=near_geomedian, reads=reads,
         method="time_series", needs=needs,
     )  # fmt: skip
 

@@ -25,6 +25,9 @@ COG_MEDIA_TYPE = "image/tiff; application=geotiff; profile=cloud-optimized"
 PIECE_BYTES = 192 << 20
 """Memory one piece may take while it is computed; decides how large pieces are."""
 
+SHARD_SECONDS = 5.0
+"""Longest a shard may take by its bound, encoding aside; longer ones would leave workers idle beside busy ones."""
+
 _ENCODE_SECONDS_PER_BYTE = 8e-9
 _MERGE_SECONDS_PER_BYTE = 2e-9
 
@@ -80,10 +83,13 @@ def plan_product(
         bytes_read_per_pixel: bytes the method reads from the object store per output pixel, at most.
         memory_bytes_per_pixel: bytes the method holds per output pixel of a piece, its result included.
         seconds_per_pixel: core seconds of the method per output pixel, without encoding.
-        shard_pixels: largest shard; by default what `grid.SHARD_PIXELS` says.
+        shard_pixels: largest shard; by default what `grid.SHARD_PIXELS` says. Where that takes long it is made smaller,
+            so that there is work for every worker.
     """
     memory = memory_bytes_per_pixel + _encode_bytes_per_pixel(spec)
     shard_side = isqrt(shard_pixels or SHARD_PIXELS.get())
+    while min(shard_side**2, spec.window.pixels) * seconds_per_pixel > SHARD_SECONDS and shard_side > spec.block_size:
+        shard_side //= 2
     step = piece_side(spec, memory_bytes_per_pixel, shard_side)
     side = max(shard_side // step, 1) * step
     shards = []

@@ -108,6 +108,15 @@ def test_shards_cover_the_output_once_and_their_bounds_hold():
         SHARD_PIXELS.reset(token)
 
 
+def test_long_shards_are_cut_so_that_every_worker_has_work():
+    spec = msgspec.structs.replace(spec_for(np.zeros((1, 9, 9), np.float32)), shape=(2048, 2048))
+    shards = product.plan_product(spec, **(COSTS | {"seconds_per_pixel": 4e-6}))
+    bodies = [msgspec.msgpack.decode(shard.body, type=product.ProductShard) for shard in shards]
+    assert [body.window.pixels for body in bodies] == [1024**2] * 4
+    (whole,) = product.plan_product(spec, **(COSTS | {"seconds_per_pixel": 1e-6}))
+    assert msgspec.msgpack.decode(whole.body, type=product.ProductShard).window.pixels == 2048**2
+
+
 def test_heavy_pixels_get_small_pieces():
     spec = msgspec.structs.replace(spec_for(np.zeros((1, 9, 9), np.float32)), shape=(9000, 9000))
     assert product.piece_side(spec, 4.0) == 2048
