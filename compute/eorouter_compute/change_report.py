@@ -17,9 +17,9 @@ _GRAY, _LOSS, _GAIN = (222, 222, 218), (178, 34, 52), (28, 92, 156)
 
 
 def class_rows(
-    counts: Sequence[Sequence[int]], ground: Sequence[Sequence[int]], names: Sequence[str]
+    counts: Sequence[Sequence[int]], ground: Sequence[Sequence[int]], names: Sequence[str], colors: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Pixels, ground area and share of every class, from the sums of shards (shard, class)."""
+    """Pixels, ground area, share and colour of every class, from the sums of shards (shard, class)."""
     pixels = np.sum(counts, axis=0)
     areas = np.sum(ground, axis=0)
     return [
@@ -29,6 +29,7 @@ def class_rows(
             "pixels": int(pixels[number]),
             "area_m2": int(areas[number]) * AREA_UNIT_M2,
             "share": int(pixels[number]) / int(pixels.sum()) if pixels.sum() else None,
+            "color": "#" + bytes(colors[number]).hex(),
         }
         for number, name in enumerate(names)
     ]
@@ -36,10 +37,11 @@ def class_rows(
 
 def class_table(rows: Sequence[dict[str, Any]], attempt: Attempt, name: str) -> OutputAsset:
     """The rows as CSV, object of an attempt."""
-    lines = ["class,name,pixels,area_m2,share"]
+    lines = ["class,name,pixels,area_m2,share,color"]
     lines += [
         f'{row["class"]},"{row["name"]}",{row["pixels"]},{row["area_m2"]:.3f},'
         + ("" if row["share"] is None else f"{row['share']:.6f}")
+        + f",{row['color']}"
         for row in rows
     ]
     ref = attempt.write(f"{name}/class_areas.csv", ("\n".join(lines) + "\n").encode())

@@ -255,14 +255,14 @@ def merge(
             task.classes, [one for _, one in segments], attempt, path=f"{NAME}/classes.tif", asset_key="classes"
         ),
     ]  # fmt: skip
-    rows = change_report.class_rows([each.counts for each in found], [each.areas for each in found], names)
+    colors = change_report.colors(names, task.severity)
+    rows = change_report.class_rows([each.counts for each in found], [each.areas for each in found], names, colors)
     assets.append(change_report.class_table(rows, attempt, NAME))
     outlines = [one for each in drawn for one in each.outlines]
     count = 0
     if outlines:
         found_assets, count = change_report.polygons(task.grid, outlines, names, attempt, NAME)
         assets.extend(found_assets)
-    colors = change_report.colors(names, task.severity)
     ref = attempt.write(
         f"{NAME}/picture.png",
         change_picture.draw(task.grid.shape, [one for each in drawn for one in each.glimpses], colors),
