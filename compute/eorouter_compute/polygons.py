@@ -371,6 +371,8 @@ def within_turn(shapes: Shapes, west: float) -> Shapes:
         return shapes
     shapes = shapes.copy()
     for i in astray:
+        if not shapely.is_valid(shapes[i]):  # around a pole, vertices alone draw lines that cross
+            shapes[i] = _polygons_of(shapely.make_valid(shapes[i]))
         last = np.ceil((boxes[i, 2] - west - TURN_TOLERANCE) / 360.0)
         parts = []
         for number in range(int(turn[i]), max(int(last), int(turn[i]) + 1)):
