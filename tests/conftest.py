@@ -2,8 +2,16 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import httpx2
 import pytest
 from hypothesis import settings
 
@@ -60,3 +68,107 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line what this machine could not test."""
     if _postgres_programs() is None:
         terminalreporter.write_line("PostgreSQL is not installed: storage was tested on SQLite only.")
+
+
+class Store:
+    """A bucket on loopback, reached through a proxy that counts what is asked and fails when it is told to."""
+
+    def __init__(self, upstream: str) -> None:
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.faults: list[int] = []
+        store = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length) if length else None
+                store.asked.append((self.command, self.path, self.headers.get("Range")))
+                if store.faults and self.command == "GET" and "list-type" not in self.path:
+                    self.reply(store.faults.pop(0), {}, b"<Error><Code>SlowDown</Code></Error>")
+                    return
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+                found = httpx2.request(self.command, upstream + self.path, headers=headers, content=body, timeout=60)
+                kept = {
+                    name: value for name, value in found.headers.items()
+                    if name.lower() not in {"connection", "transfer-encoding", "content-encoding"}
+                }  # fmt: skip
+                self.reply(found.status_code, kept, found.content)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+            def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() != "content-length" or self.command == "HEAD":
+                        self.send_header(name, value)
+                if self.command != "HEAD":
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def put(self, name: str, data: bytes) -> str:
+        """An object of the bucket; where it is."""
+        httpx2.put(f"{self.url}/rasters/{name}", content=data, timeout=60).raise_for_status()
+        self.asked.clear()
+        return f"s3://rasters/{name}"
+
+    def ranges(self) -> list[str]:
+        return [span for method, _, span in self.asked if method == "GET" and span]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[str]:
+    """Address of an S3 server in a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    try:
+        while True:
+            try:
+                httpx2.get(f"http://127.0.0.1:{port}/moto-api/", timeout=5)
+                break
+            except httpx2.TransportError:
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail("the S3 server did not start")
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def s3(_moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The bucket `s3://rasters`, for this process and those it starts."""
+    store = Store(_moto)
+    for name, value in {
+        "AWS_ENDPOINT_URL": store.url,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    httpx2.put(f"{store.url}/rasters", timeout=60)
+    try:
+        yield store
+    finally:
+        store.close()
