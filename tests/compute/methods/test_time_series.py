@@ -686,7 +686,7 @@ def test_a_job_stays_within_its_bound(tmp_path, kind):
     [
         {"group": {"by": "all"}, "analysis": {"type": "composite", "statistics": ["median"],
                                               "best": {"by": "clearest", "reach_px": 20}}},
-        {"analysis": {"type": "trend", "model": "theil_sen"}},
+        {"analysis": {"type": "trend"}},
         {"group": {"by": "dekad"}, "smooth": {}, "analysis": {"type": "phenology"}},
     ],
 )  # fmt: skip
