@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
+import s3 as equipment
 from hypothesis import settings
 
 # The same examples on every run and no deadline: two busy cores say nothing about the code.
@@ -107,3 +109,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line what this machine could not test."""
     if _postgres_programs() is None:
         terminalreporter.write_line("PostgreSQL is not installed: storage was tested on SQLite only.")
+
+
+@pytest.fixture(scope="session")
+def _s3_address() -> Iterator[str]:
+    with equipment.server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(_s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[equipment.Bucket]:
+    """The bucket `s3://rasters`, for this process and those it starts."""
+    bucket = equipment.Bucket(_s3_address)
+    for name, value in equipment.variables(bucket.url).items():
+        monkeypatch.setenv(name, value)
+    httpx2.put(f"{bucket.url}/rasters", timeout=60)
+    try:
+        yield bucket
+    finally:
+        bucket.close()

@@ -11,15 +11,15 @@ from eorouter_compute.alteration import Severity
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.grid import Grid
 from eorouter_compute.method import OutputAsset
-from eorouter_compute.regions import AREA_UNIT_M2, Outline
+from eorouter_compute.regions import AREA_UNIT_M2, Outlines
 
 _GRAY, _LOSS, _GAIN = (222, 222, 218), (178, 34, 52), (28, 92, 156)
 
 
 def class_rows(
-    counts: Sequence[Sequence[int]], ground: Sequence[Sequence[int]], names: Sequence[str]
+    counts: Sequence[Sequence[int]], ground: Sequence[Sequence[int]], names: Sequence[str], colors: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Pixels, ground area and share of every class, from the sums of shards (shard, class)."""
+    """Pixels, ground area, share and colour of every class, from the sums of shards (shard, class)."""
     pixels = np.sum(counts, axis=0)
     areas = np.sum(ground, axis=0)
     return [
@@ -29,6 +29,7 @@ def class_rows(
             "pixels": int(pixels[number]),
             "area_m2": int(areas[number]) * AREA_UNIT_M2,
             "share": int(pixels[number]) / int(pixels.sum()) if pixels.sum() else None,
+            "color": "#" + bytes(colors[number]).hex(),
         }
         for number, name in enumerate(names)
     ]
@@ -36,10 +37,11 @@ def class_rows(
 
 def class_table(rows: Sequence[dict[str, Any]], attempt: Attempt, name: str) -> OutputAsset:
     """The rows as CSV, object of an attempt."""
-    lines = ["class,name,pixels,area_m2,share"]
+    lines = ["class,name,pixels,area_m2,share,color"]
     lines += [
         f'{row["class"]},"{row["name"]}",{row["pixels"]},{row["area_m2"]:.3f},'
         + ("" if row["share"] is None else f"{row['share']:.6f}")
+        + f",{row['color']}"
         for row in rows
     ]
     ref = attempt.write(f"{name}/class_areas.csv", ("\n".join(lines) + "\n").encode())
@@ -50,37 +52,26 @@ def class_table(rows: Sequence[dict[str, Any]], attempt: Attempt, name: str) -> 
 
 
 def polygons(
-    grid: Grid, outlines: Sequence[Outline], names: Sequence[str], attempt: Attempt, name: str
+    grid: Grid, outlines: Sequence[Outlines], names: Sequence[str], attempt: Attempt, name: str
 ) -> tuple[list[OutputAsset], int]:
     """Files of the areas: one row each, with class, pixels, area and confidence."""
     import pyarrow as pa
     import shapely
 
-    numbers = np.array([one.area for one in outlines])
-    ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
+    shapes, counts, sums = regions.drawn(outlines, len(names))
     a, b, c, d, e, f = grid.transform
-    shapes, rows = [], []
-    begin = 0
-    for end in ends:
-        own = outlines[begin : int(end)]
-        begin = int(end)
-        counts = np.sum([one.counts for one in own], axis=0)
-        area, sure = np.sum([one.sums for one in own], axis=0)
-        kind, pixels = int(counts.argmax()), int(counts.sum())
-        rows.append((kind, names[kind], pixels, int(area) * AREA_UNIT_M2, int(sure) / pixels / 10_000))
-        shapes.append(regions.joined(own))
     placed = shapely.transform(
-        np.array(shapes, dtype=np.object_),
+        shapes,
         lambda xy: np.column_stack([a * xy[:, 0] + b * xy[:, 1] + c, d * xy[:, 0] + e * xy[:, 1] + f]),
     )
-    columns = list(zip(*rows, strict=True))
+    kinds, pixels = counts.argmax(axis=1), counts.sum(axis=1)
     table = pa.table({
-        "id": pa.array(range(1, len(rows) + 1), pa.int64()),
-        "class": pa.array(columns[0], pa.int64()),
-        "name": pa.array(columns[1], pa.string()),
-        "pixels": pa.array(columns[2], pa.int64()),
-        "area_m2": pa.array(columns[3], pa.float64()),
-        "confidence": pa.array(columns[4], pa.float64()),
+        "id": pa.array(range(1, len(shapes) + 1), pa.int64()),
+        "class": pa.array(kinds, pa.int64()),
+        "name": pa.array(np.array(names, np.object_)[kinds], pa.string()),
+        "pixels": pa.array(pixels, pa.int64()),
+        "area_m2": pa.array(sums[:, 0] * AREA_UNIT_M2, pa.float64()),
+        "confidence": pa.array(sums[:, 1] / pixels / 10_000, pa.float64()),
     })  # fmt: skip
     written, _ = tables.write_all(attempt, f"{name}/areas", table, placed, grid.crs)
     titles = {"table": "Changed areas, GeoParquet", "csv": "Changed areas without geometries",
@@ -88,7 +79,7 @@ def polygons(
     named = [
         msgspec.structs.replace(one, title=titles[one.key], filename=one.filename.replace("/", "_")) for one in written
     ]
-    return named, len(rows)
+    return named, len(shapes)
 
 
 def colors(names: Sequence[str], severity: Severity | None) -> np.ndarray:

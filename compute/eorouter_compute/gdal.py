@@ -2,6 +2,7 @@
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 import rasterio
 
@@ -38,3 +39,19 @@ OPTIONS: dict[str, Any] = {
     "VSI_CACHE_SIZE": 5_000_000,
     "GTIFF_REPORT_COMPD_CS": "YES",
 }
+
+
+def remote_options() -> dict[str, Any]:
+    """`OPTIONS`, and where S3 is, for a store that is not Amazon's.
+
+    Objects are written by a client that reads `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`; GDAL has names of its own.
+    """
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not address or "AWS_S3_ENDPOINT" in os.environ:
+        return OPTIONS
+    parts = urlsplit(address)
+    return OPTIONS | {
+        "AWS_S3_ENDPOINT": parts.netloc + parts.path.rstrip("/"),
+        "AWS_HTTPS": "YES" if parts.scheme == "https" else "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+    }

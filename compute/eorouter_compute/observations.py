@@ -94,8 +94,9 @@ def observe(
     *,
     resampling: Resampling = "bilinear",
     same_day: SameDay = "first",
+    reach: int = 0,
 ) -> tuple[Day, ...]:
-    """Put every item on the grid and its day, without reading.
+    """Put every item on the grid and its day, without reading; `reach` as in `quality.place`.
 
     Raises:
         InvalidParameter: the value is not one thing, an item has no date.
@@ -106,7 +107,7 @@ def observe(
     for number, item in enumerate(inputs):
         if item.at is None:
             raise InvalidParameter(f"Item {item.id} has no date and time.", pointer=f"/inputs/{number}")
-        scenes.append((item.at, item.id, _scene(value, masks, item, grid, resampling)))
+        scenes.append((item.at, item.id, _scene(value, masks, item, grid, resampling=resampling, reach=reach)))
     scenes.sort(key=lambda scene: scene[:2])
     by_day: dict[date, list[Scene]] = {}
     first: dict[date, datetime] = {}
@@ -122,8 +123,13 @@ def _ordered(scenes: list[Scene], same_day: SameDay) -> list[Scene]:
     if same_day == "last":
         return scenes[::-1]
     if same_day == "clearest":
-        return sorted(scenes, key=lambda scene: float(scene.item.properties.get("eo:cloud_cover", 100.0)))
+        return sorted(scenes, key=cloud_cover)
     return scenes
+
+
+def cloud_cover(scene: Scene) -> float:
+    """What the item says of its clouds, in percent; 100 where it says nothing."""
+    return float(scene.item.properties.get("eo:cloud_cover", 100.0))
 
 
 @lru_cache(maxsize=256)
@@ -133,14 +139,18 @@ def _longitude(crs: str, shape: tuple[int, int], transform: Transform) -> float:
     return (west + (east if east >= west else east + 360.0)) / 2.0
 
 
-def _scene(value: Value, masks: Sequence[MaskChoice], item: InputItem, grid: Grid, resampling: Resampling) -> Scene:
+def _scene(
+    value: Value, masks: Sequence[MaskChoice], item: InputItem, grid: Grid, *, resampling: Resampling, reach: int
+) -> Scene:
     operands, program = _operands(value, item, "/value")
     entries = [(asset, (name, band, catalogue.scaling(item, band))) for name, asset, band in operands]
     sources = tuple((warp.placed(asset, grid, resampling=resampling), tuple(each)) for asset, each in by_asset(entries))
     return Scene(
         item=item,
         sources=sources,
-        masks=tuple(quality.place(mask, item, grid, pointer=f"/masks/{at}") for at, mask in enumerate(masks)),
+        masks=tuple(
+            quality.place(mask, item, grid, pointer=f"/masks/{at}", reach=reach) for at, mask in enumerate(masks)
+        ),
         program=program,
         order=tuple(name for name, _, _ in operands),
         ratio=_ratio(program, entries),
@@ -211,31 +221,40 @@ class Seen:
         )
 
 
-def read(day: Day, window: Window, out: np.ndarray, seen: Seen) -> None:
+def read(day: Day, window: Window, out: np.ndarray, seen: Seen, away: np.ndarray | None = None) -> None:
     """The value of a day in a window of the grid, into `out` (band, y, x) float32; NaN where no scene is clear.
 
-    A pixel is that of the first scene which has every band of it.
+    A pixel is that of the first scene which has every band of it; `away` (y, x) gets how far, in pixels, it lies in
+    that scene from what the masks drop.
     """
-    count = _read(day.scenes[0], window, out, seen)
+    count = _read(day.scenes[0], window, out, seen, away)
     for scene in day.scenes[1:]:
         missing = np.isnan(out).any(axis=0)
         if not missing.any():
             break
         spare = seen.reader.room("another scene", out.shape, out.dtype)
-        _read(scene, window, spare, seen)
+        spare_away = None if away is None else np.empty_like(away)
+        _read(scene, window, spare, seen, spare_away)
         better = missing & ~np.isnan(spare).any(axis=0)
         out[:, better] = spare[:, better]
+        if away is not None and spare_away is not None:
+            away[better] = spare_away[better]
         count += int(np.count_nonzero(better))
     seen.pixels += window.pixels
     seen.valid += count
 
 
-def stack(days: Sequence[Day], members: Sequence[int], window: Window, seen: Seen) -> np.ndarray:
-    """Values (time, band, pixel) of some of the days in a window of the grid; good until the next stack."""
+def stack(
+    days: Sequence[Day], members: Sequence[int], window: Window, seen: Seen, away: np.ndarray | None = None
+) -> np.ndarray:
+    """Values (time, band, pixel) of some of the days in a window of the grid; good until the next stack.
+
+    `away` (time, y, x) float32 gets distances, as of `read`.
+    """
     count = len(days[0].scenes[0].order) if days[0].scenes[0].program is None else 1
     out = seen.reader.room("stack", (len(members), count, window.height, window.width), np.float32)
     for place, member in enumerate(members):
-        read(days[member], window, out[place], seen)
+        read(days[member], window, out[place], seen, None if away is None else away[place])
     return out.reshape(len(members), count, window.pixels)
 
 
@@ -256,13 +275,15 @@ def by_period(days: Sequence[Day], periods: Sequence[Period], window: Window, se
     return out
 
 
-def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen) -> int:
+def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen, away: np.ndarray | None = None) -> int:
     """The value of a scene; how many pixels have it whole."""
     reader = seen.reader
     clear = reader.room("clear", (window.height, window.width), np.bool_)
     clear[...] = True
+    if away is not None:
+        away[...] = np.inf
     for mask in scene.masks:
-        quality.clear_in(mask, window, reader, clear)
+        quality.clear_in(mask, window, reader, clear, away)
         seen.reads += len(mask.sources)
     if scene.masks and not clear.any():
         out[...] = np.nan

@@ -242,7 +242,12 @@ def to_lonlat(shapes: Shapes, crs: str) -> Rings:
     if (boxes[:, 2] - boxes[:, 0] <= 180.0).all() and (np.abs(boxes[:, ::2]) <= 180.0).all():
         return rings
     multi = shapely.from_ragged_array(shapely.GeometryType.MULTIPOLYGON, rings.vertices, rings[1:])
-    return ragged(within_turn(_unwrapped(multi) if change is not None else multi, -180.0))
+    if change is not None:
+        drawn, multi = multi, _unwrapped(multi)
+        for i in np.flatnonzero(np.diff(shapely.bounds(drawn)[:, ::2], axis=1)[:, 0] > 180.0):
+            if any(_turns(ring) for ring in _rings(drawn[i])):
+                multi[i] = _around_pole(drawn[i])
+    return ragged(within_turn(multi, -180.0))
 
 
 def _boxes(rings: Rings) -> NDArray[np.float64]:
@@ -362,6 +367,34 @@ def _unwrapped_ring(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return points
 
 
+def _rings(shape: Any) -> list[NDArray[np.float64]]:
+    return [shapely.get_coordinates(ring) for ring in shapely.get_rings(shapely.get_parts(shape))]
+
+
+def _turns(ring: NDArray[np.float64]) -> int:
+    """How many times a ring of longitudes and latitudes goes around the Earth, eastwards, by its shortest steps."""
+    steps = np.diff(ring[:, 0])
+    return round(float((steps - 360.0 * np.rint(steps / 360.0)).sum()) / 360.0)
+
+
+def _around_pole(shape: Any) -> Any:
+    """Polygons around a pole in longitude and latitude: with an edge along it, within ±180."""
+    parts = []
+    for part in shapely.get_parts(shape):
+        areas: list[Any] = []
+        for ring in _rings(part):
+            points = ring.copy()
+            steps = np.diff(ring[:, 0])
+            points[1:, 0] = ring[0, 0] + np.cumsum(steps - 360.0 * np.rint(steps / 360.0))
+            if _turns(ring):
+                pole = float(np.copysign(90.0, ring[:, 1].mean()))
+                points = np.concatenate([points, [[points[-1, 0], pole], [points[0, 0], pole]]])
+            areas.append(shapely.make_valid(shapely.Polygon(points)))
+        shell, *holes = within_turn(np.array(areas, np.object_), -180.0)
+        parts.append(shapely.difference(shell, shapely.union_all(holes)))
+    return shapely.orient_polygons(_polygons_of(shapely.union_all(parts)))
+
+
 def within_turn(shapes: Shapes, west: float) -> Shapes:
     """Polygons in longitude and latitude brought into [west, west + 360] by whole turns, cut in two where need be."""
     boxes = shapely.bounds(shapes)
@@ -371,6 +404,8 @@ def within_turn(shapes: Shapes, west: float) -> Shapes:
         return shapes
     shapes = shapes.copy()
     for i in astray:
+        if not shapely.is_valid(shapes[i]):  # around a pole, vertices alone draw lines that cross
+            shapes[i] = _polygons_of(shapely.make_valid(shapes[i]))
         last = np.ceil((boxes[i, 2] - west - TURN_TOLERANCE) / 360.0)
         parts = []
         for number in range(int(turn[i]), max(int(last), int(turn[i]) + 1)):

@@ -21,6 +21,7 @@ from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import Band, FailedRead, InputItem, RasterAsset, by_asset
 from eorouter_compute.stored import Reader
 from eorouter_kernels import temporal
+from eorouter_kernels.distance import distance
 
 DILATE_MAX = 64
 """Widest growth of a mask, in pixels."""
@@ -85,9 +86,13 @@ _OTHER_NAMES = {"scl": ("SCL", "scene_classification"), "qa_pixel": ("QA_PIXEL",
 
 
 class PlacedMask(Struct, frozen=True, kw_only=True):
-    """A mask of one item on one grid, ready to be read; `sources` has each asset once with (name, band)."""
+    """A mask of one item on one grid, ready to be read; `sources` has each asset once with (name, band).
+
+    `rim` is how many pixels around a window are read for it.
+    """
 
     mask: QualityMask
+    rim: int
     program: Program | None
     sources: tuple[tuple[warp.Placement, tuple[tuple[str, Band], ...]], ...]
 
@@ -123,8 +128,10 @@ def chosen(choice: MaskChoice, *, pointer: str = "") -> QualityMask:
     return mask
 
 
-def place(choice: MaskChoice, item: InputItem, grid: Grid, *, pointer: str = "") -> PlacedMask:
+def place(choice: MaskChoice, item: InputItem, grid: Grid, *, pointer: str = "", reach: int = 0) -> PlacedMask:
     """Find a mask's bands in an item and put them on a grid, nearest pixel, without reading.
+
+    With `reach`, how far pixels are from what is dropped can be told up to so many pixels.
 
     Raises:
         InvalidParameter, BandNotFound, InvalidExpression: as `chosen`; the item has no such band (names those it has),
@@ -139,11 +146,11 @@ def place(choice: MaskChoice, item: InputItem, grid: Grid, *, pointer: str = "")
     else:
         asset, band = _quality_band(item, str(mask.band), pointer)
         found = [(asset, (band.name, band))]
-    rim = mask.dilate_px
+    rim = mask.dilate_px + reach
     # The grid is widened by the rim, so that a cloud just outside still grows into it.
     wide = grid.cropped(Window(-rim, -rim, grid.shape[0] + 2 * rim, grid.shape[1] + 2 * rim))
     sources = tuple((warp.placed(asset, wide, resampling="nearest"), tuple(bands)) for asset, bands in by_asset(found))
-    return PlacedMask(mask=mask, program=program, sources=sources)
+    return PlacedMask(mask=mask, rim=rim, program=program, sources=sources)
 
 
 def _compiled(text: str, item: InputItem, pointer: str) -> Program:
@@ -183,15 +190,18 @@ def _quality_band(item: InputItem, name: str, pointer: str) -> tuple[RasterAsset
     return asset, band
 
 
-def read(placed: PlacedMask, window: Window, *, failed: list[FailedRead] | None = None) -> np.ndarray:
+def read(
+    placed: PlacedMask, window: Window, *, failed: list[FailedRead] | None = None, away: np.ndarray | None = None
+) -> np.ndarray:
     """Where a window of the grid is clear, bool (y, x).
 
-    With `failed` given, what cannot be read is appended to it and is not clear; without, it raises.
+    With `failed` given, what cannot be read is appended to it and is not clear; without, it raises. `away` (y, x)
+    float32 becomes at most the distance in pixels to what the mask drops, up to the reach the mask was placed with.
 
     Raises:
         SourceUnreadable, SourceTruncated: a quality band could not be read.
     """
-    rim = placed.mask.dilate_px
+    rim, growth = placed.rim, placed.mask.dilate_px
     # In the widened grid the window lies `rim` further down and right, and its rim begins where it lay.
     wide = Window(window.row, window.col, window.height + 2 * rim, window.width + 2 * rim)
     operands: dict[str, Operand] = {}
@@ -201,18 +211,26 @@ def read(placed: PlacedMask, window: Window, *, failed: list[FailedRead] | None 
             valid = None if block.valid is None else block.valid[number]
             operands[name] = Operand(block.pixels[number], band.scale, band.offset, valid)
     dropped, known = _verdict(placed.mask, placed.program, operands)
+    if growth:
+        dropped = dilated(dropped, growth)
     if rim:
-        dropped = dilated(dropped, rim)[rim:-rim, rim:-rim]
-        known = known if known is None else known[rim:-rim, rim:-rim]
+        inside = np.s_[rim:-rim, rim:-rim]
+        if away is not None:
+            wide_away = np.empty(dropped.shape, np.float32)
+            distance(dropped, rim - growth, wide_away)
+            np.minimum(away, wide_away[inside], out=away)
+        dropped, known = dropped[inside], known if known is None else known[inside]
     return ~dropped if known is None else known & ~dropped
 
 
-def clear_in(placed: PlacedMask, window: Window, reader: Reader, clear: np.ndarray) -> None:
+def clear_in(
+    placed: PlacedMask, window: Window, reader: Reader, clear: np.ndarray, away: np.ndarray | None = None
+) -> None:
     """Leave True in `clear` (y, x) what is clear in a window of the grid, as `read` says; with memory used again."""
     placement, bands = placed.sources[0]
     band = bands[0][1]
-    if placed.mask.dilate_px or placed.program is not None or np.dtype(band.dtype).itemsize > 2:
-        clear &= read(placed, window, failed=reader.failed)
+    if placed.rim or placed.program is not None or np.dtype(band.dtype).itemsize > 2:
+        clear &= read(placed, window, failed=reader.failed, away=away)
         return
     stored = reader.read(placement, [band], window, "quality")[0]
     if stored.valid is not None:

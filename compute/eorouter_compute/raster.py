@@ -567,7 +567,7 @@ def _with_retries(href: str, window: Window | None, work: Callable[[Any], T], *,
     pauses = (*_PAUSES_S, None) if is_remote else (None,)
     for pause in pauses:
         try:
-            with rasterio.Env(**gdal.OPTIONS), _dataset(href) as dataset:
+            with rasterio.Env(**gdal.remote_options()), _dataset(href) as dataset:
                 return work(dataset)
         except (RasterioError, OSError) as error:
             forget(href)
@@ -596,4 +596,5 @@ def _verdict(href: str, window: Window | None, error: Exception, *, tries: int) 
         )
     if sources.is_raster(href):
         return SourceUnreadable(f"{href} is damaged{after}: {reason}", source=href)
+    sources.object_size(href)  # raises where there is no object
     return NotARaster(f"{href} is not a raster that {' or '.join(DRIVERS)} can open.", source=href)

@@ -15,26 +15,31 @@ from msgspec import Meta, Struct
 
 from eorouter_compute.calendars import Cycle, Period, place_in_cycle
 from eorouter_compute.errors import InvalidParameter
+from eorouter_compute.quality import DILATE_MAX
 from eorouter_kernels import smoothing, temporal, trend
 
 YEAR_DAYS = 365.25
 
 Reducer = Literal["mean", "median", "min", "max", "stdev", "count", "valid_fraction"]
-BestBy = Literal["highest", "lowest", "nearest"]
+BestBy = Literal["highest", "lowest", "nearest", "clearest", "least_cloud"]
 
 
 class BestPixel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which date a pixel is taken from, whole.
 
     Attributes:
-        by: the date with the "highest" or "lowest" value of `band`, or the date "nearest" to `day`.
-        band: one of the value's bands; its only one by default. Not with "nearest".
+        by: the date with the "highest" or "lowest" value of `band`; the date "nearest" to `day`; the "clearest", on
+            which the pixel lies farthest from what the masks drop; or that with the "least_cloud" by `eo:cloud_cover`,
+            of its first scene. Of equal dates the earliest.
+        band: one of the value's bands; its only one by default. With "highest" and "lowest" only.
         day: the day to be near to.
+        reach_px: from where on one is as clear as another, in pixels of the output grid, for "clearest".
     """
 
     by: BestBy = "highest"
     band: str | None = None
     day: date | None = None
+    reach_px: Annotated[int, Meta(ge=1, le=DILATE_MAX)] = 50
 
 
 class Composite(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="composite"):
@@ -185,7 +190,7 @@ def _check_best(best: BestPixel | None, names: Sequence[str]) -> None:
         return
     if (best.by == "nearest") != (best.day is not None):
         raise InvalidParameter('`day` goes with "by": "nearest", and only with it.', pointer="/analysis/best/day")
-    if best.by != "nearest" and (best.band not in names if best.band else len(names) > 1):
+    if best.by in {"highest", "lowest"} and (best.band not in names if best.band else len(names) > 1):
         raise InvalidParameter(
             f"`best` needs the band whose value decides: one of {', '.join(names)}.", pointer="/analysis/best/band"
         )
@@ -288,9 +293,13 @@ def moments_of(periods: Sequence[Period]) -> np.ndarray:
 
 
 def composite(
-    analysis: Composite, stack: np.ndarray, days: Sequence[date], names: Sequence[str], out: np.ndarray
-) -> None:
-    """Bands of a composite, into out (band, pixel), of a stack (time, band, pixel); see `bands` for their order."""
+    analysis: Composite, stack: np.ndarray, days: Sequence[date], names: Sequence[str], out: np.ndarray,
+    *, rank: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Bands of a composite, into out (band, pixel), of a stack (time, band, pixel); see `bands` for their order.
+
+    `rank` (time, pixel), or (time, 1), is how clear each date is, for "clearest" and "least_cloud".
+    """
     count = stack.shape[1]
     width = len(analysis.statistics) + len(analysis.percentiles)
     for band in range(count):
@@ -303,7 +312,7 @@ def composite(
         temporal.geometric_median(stack, rest[:count])
         rest = rest[count:]
     if analysis.best is not None:
-        _best(analysis.best, stack, days, names, rest)
+        _best(analysis.best, stack, days, rest, names=names, rank=rank)
 
 
 def _reduced(analysis: Composite, one: np.ndarray, out: np.ndarray) -> None:
@@ -329,9 +338,14 @@ def _reduced(analysis: Composite, one: np.ndarray, out: np.ndarray) -> None:
         out[places] = ranked
 
 
-def _best(best: BestPixel, stack: np.ndarray, days: Sequence[date], names: Sequence[str], out: np.ndarray) -> None:
+def _best(
+    best: BestPixel, stack: np.ndarray, days: Sequence[date], out: np.ndarray, *, names: Sequence[str],
+    rank: np.ndarray | None,
+) -> None:  # fmt: skip
     """Bands of the best date, and its day of year behind them."""
-    if best.day is not None:
+    if rank is not None:
+        score = rank
+    elif best.day is not None:
         score = np.array([[-abs((day - best.day).days)] for day in days], np.float32)
     else:
         score = stack[:, names.index(best.band) if best.band else 0]

@@ -83,19 +83,31 @@ def label(groups: Bytes, is_eight: bool, out: Labels) -> int:
 
 @kernel
 def tally(labels: Labels, classes: Bytes, score: Ints, row_area: Ints, counts: Ints, sums: Ints) -> None:
-    """Add to counts (label, class) the pixels, to sums (label, 3) area, score and first pixel (y · width + x, lowest).
+    """Add to counts (label, class) the pixels, to sums (label, 4) area, score, first pixel and sides of the outline.
 
-    `sums[:, 2]` begins at a number no pixel has; row 0, the background, is left alone.
+    The first pixel is the lowest y · width + x; `sums[:, 2]` begins at a number no pixel has. Sides along the rim of
+    the array count as outline. Row 0, the background, is left alone.
     """
     height, width = labels.shape
     for y in range(height):
         for x in range(width):
             place = labels[y, x]
-            if place:
-                counts[place, classes[y, x]] += 1
-                sums[place, 0] += row_area[y]
-                sums[place, 1] += score[y, x]
-                sums[place, 2] = min(sums[place, 2], y * width + x)
+            if place == 0:
+                continue
+            counts[place, classes[y, x]] += 1
+            sums[place, 0] += row_area[y]
+            sums[place, 1] += score[y, x]
+            sums[place, 2] = min(sums[place, 2], y * width + x)
+            sides = 0
+            if y == 0 or labels[y - 1, x] != place:
+                sides += 1
+            if y + 1 == height or labels[y + 1, x] != place:
+                sides += 1
+            if x == 0 or labels[y, x - 1] != place:
+                sides += 1
+            if x + 1 == width or labels[y, x + 1] != place:
+                sides += 1
+            sums[place, 3] += sides
 
 
 @kernel
@@ -113,5 +125,5 @@ def warm_up() -> None:
     out = np.empty((2, 2), np.int32)
     label(groups, True, out)
     ints = np.ones((2, 2), np.int64)
-    tally(out, groups, ints, ints[0].copy(), np.zeros((2, 2), np.int64), np.zeros((2, 3), np.int64))
+    tally(out, groups, ints, ints[0].copy(), np.zeros((2, 2), np.int64), np.zeros((2, 4), np.int64))
     unite(np.zeros((1, 2), np.int64), np.zeros(2, np.int64))

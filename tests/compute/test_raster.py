@@ -305,6 +305,77 @@ def test_remote_reads_are_repeated_and_then_name_the_source(monkeypatch):
     assert pauses == [0.5, 1.0, 2.0, 4.0]
 
 
+# Deflate is unpacked here, PackBits by GDAL: both ways lead to the store.
+@pytest.mark.parametrize("compress", ["deflate", "packbits"])
+class TestFromS3:
+    def stored(self, s3, tmp_path, compress, cut=None):
+        pixels = asymmetric((1500, 1400), bands=2, noise=0.3)
+        path = tmp_path / "a.tif"
+        write_raster(path, pixels, compress=compress)
+        data = path.read_bytes()
+        assert len(data) > 6_000_000
+        href = s3.put(f"{tmp_path.name}-{compress}-{cut}.tif", data[:cut])
+        return href, pixels, len(data)
+
+    def test_a_window_takes_the_header_and_its_own_tiles_and_no_more(self, s3, tmp_path, compress):
+        href, pixels, size = self.stored(s3, tmp_path, compress)
+        asset = raster.describe(href)
+        assert asset.shape == (1500, 1400)
+        window = Window(520, 700, 200, 150)
+        block = raster.read_block(asset, [2, 1], window)
+        assert np.array_equal(block.pixels, pixels[::-1, 520:720, 700:850])
+        asked = s3.ranges()
+        assert asked
+        assert len(asked) == len([None for method, _, _ in s3.asked if method == "GET"])  # nothing without a range
+        spans = [tuple(map(int, span.removeprefix("bytes=").split("-"))) for span in asked]
+        assert sum(stop - start + 1 for start, stop in spans) < size / 2
+
+    def test_refusals_of_a_busy_store_are_waited_for(self, s3, tmp_path, compress):
+        href, pixels, _ = self.stored(s3, tmp_path, compress)
+        s3.faults = [503, 503]
+        asset = raster.describe(href)
+        assert s3.faults == []
+        s3.faults = [503, 500, 503]
+        block = raster.read_block(asset, [1], Window(0, 0, 300, 300))
+        assert np.array_equal(block.pixels[0], pixels[0, :300, :300])
+        assert s3.faults == []
+
+    @pytest.mark.slow
+    def test_a_store_that_goes_on_refusing_is_named(self, s3, tmp_path, compress, monkeypatch):
+        href, _, _ = self.stored(s3, tmp_path, compress)
+        asset = raster.describe(href)
+        monkeypatch.setitem(raster.gdal.OPTIONS, "GDAL_HTTP_MAX_RETRY", 0)
+        pauses = []
+        monkeypatch.setattr(raster.time, "sleep", pauses.append)
+        s3.faults = [503] * 10_000
+        with pytest.raises(SourceUnreadable, match=r"s3://rasters/.*rows 600…899.* after 5 tries") as caught:
+            raster.read_block(asset, [1], Window(600, 600, 300, 300))
+        assert caught.value.data["source"] == href
+        assert pauses == [0.5, 1.0, 2.0, 4.0]
+
+    @pytest.mark.slow
+    def test_an_object_that_ends_too_early_is_called_so(self, s3, tmp_path, compress, monkeypatch):
+        monkeypatch.setattr(raster.time, "sleep", lambda _: None)
+        href, pixels, _ = self.stored(s3, tmp_path, compress, cut=-1_000_000)
+        asset = raster.describe(str(tmp_path / "a.tif"))
+        asset = msgspec.structs.replace(asset, href=href)
+        first = Window(0, 0, 100, 100)
+        assert np.array_equal(raster.read_block(asset, [1], first).pixels[0], pixels[0, :100, :100])
+        with pytest.raises(SourceTruncated, match=r"s3://rasters/.*ends too early"):
+            raster.read_block(asset, [1, 2], Window(1200, 1100, 300, 300))
+        failed = []
+        block = raster.read_tolerant(asset, [1, 2], asset.window, failed)
+        assert {each.source for each in failed} == {href}
+        valid = np.ones(pixels.shape, bool) if block.valid is None else block.valid
+        assert 0 < (~valid).sum() < valid.size / 2
+        assert np.array_equal(block.pixels[valid], pixels[valid])
+
+    def test_an_absent_object_is_said_to_be_absent(self, s3, tmp_path, compress, monkeypatch):
+        monkeypatch.setattr(raster.time, "sleep", lambda _: None)
+        with pytest.raises(SourceUnreadable, match=r"s3://rasters/nothing.*could not be found"):
+            raster.describe(f"s3://rasters/nothing-{compress}-{tmp_path.name}.tif")
+
+
 def test_many_threads_read_the_same_pixels(tmp_path):
     pixels = asymmetric((600, 600))
     # PackBits is left to GDAL, which keeps datasets by thread.

@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own, and a gate before it that answers 503 when told to."""
+"""An S3 server in a process of its own; before it a gate that refuses when told to, or a bucket that counts and fails."""
 
 import asyncio
 import socket
@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import httpx2
 
@@ -19,8 +21,6 @@ def variables(address: str) -> dict[str, str]:
     return {
         "AWS_ENDPOINT_URL": address, "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1",
-        # GDAL's own names for the same
-        "AWS_S3_ENDPOINT": address.removeprefix("http://"), "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "FALSE",
     }  # fmt: skip
 
 
@@ -121,3 +121,64 @@ class Gate:
                 await writer.drain()
         finally:
             asks.close()
+
+
+class Bucket:
+    """A bucket on loopback, reached through a proxy that counts what is asked and fails when it is told to."""
+
+    def __init__(self, upstream: str) -> None:
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.faults: list[int] = []
+        bucket = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length) if length else None
+                bucket.asked.append((self.command, self.path, self.headers.get("Range")))
+                if bucket.faults and self.command == "GET" and "list-type" not in self.path:
+                    self.reply(bucket.faults.pop(0), {}, b"<Error><Code>SlowDown</Code></Error>")
+                    return
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
+                found = httpx2.request(self.command, upstream + self.path, headers=headers, content=body, timeout=60)
+                kept = {
+                    name: value for name, value in found.headers.items()
+                    if name.lower() not in {"connection", "transfer-encoding", "content-encoding"}
+                }  # fmt: skip
+                self.reply(found.status_code, kept, found.content)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+            def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() != "content-length" or self.command == "HEAD":
+                        self.send_header(name, value)
+                if self.command != "HEAD":
+                    self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def put(self, name: str, data: bytes) -> str:
+        """An object of the bucket; where it is."""
+        httpx2.put(f"{self.url}/rasters/{name}", content=data, timeout=60).raise_for_status()
+        self.asked.clear()
+        return f"s3://rasters/{name}"
+
+    def ranges(self) -> list[str]:
+        return [span for method, _, span in self.asked if method == "GET" and span]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from eorouter.app import registry
-from eorouter.operations.processing import ProcessingCreateInput
+from eorouter.operations.processing import AnalyticsExecuteInput, ProcessingCreateInput
 from eorouter.settings import PREFIX, Settings
 from eorouter.surface import docs
 from eorouter_compute.method import methods
@@ -159,13 +159,30 @@ def test_every_method_has_its_page():
 
 def test_every_curl_of_a_method_page_is_a_request():
     """What a page says to send decodes as the route's input; `'$ITEM'` and its like stand for ids."""
+    routes = {
+        "jobs": ProcessingCreateInput,
+        "analytics": AnalyticsExecuteInput,
+        "op/analytics.execute": AnalyticsExecuteInput,
+    }
+    calls = re.compile(r"/v1/(jobs|analytics|op/analytics\.execute)\"? .*?-d '\s*(\{.*?\})'\n```", re.DOTALL)
     found = []
     for path in sorted((ROOT / "docs/methods").glob("*.md")):
-        for body in re.findall(r"/v1/jobs .*?-d '(\{.*?\})'\n```", path.read_text(), re.DOTALL):
+        for route, body in calls.findall(path.read_text()):
             plain = re.sub(r"'\$[A-Z]+'", "itm_1", body)
-            found.append((path.stem, msgspec.json.decode(plain, type=ProcessingCreateInput).task))
+            found.append((path.stem, msgspec.json.decode(plain, type=routes[route]).task))
     assert [name for name, task in found if task.__struct_config__.tag != name] == []
-    assert {"clip", "cog", "harmonize_sr", "radiometric_correction"} <= {name for name, _ in found}
+    assert {name for name, _ in found} == {method for method, record in methods().items() if not record.is_internal}
+
+
+def test_every_method_page_has_a_picture_and_a_script_that_draws_it():
+    """And a number worked out, which a reader can follow."""
+    for method, record in methods().items():
+        if record.is_internal:
+            continue
+        page = (ROOT / "docs/methods" / f"{method}.md").read_text()
+        assert f"](pictures/{method}.png)" in page
+        assert all((ROOT / "docs/methods/pictures" / f"{method}.{end}").is_file() for end in ("png", "py"))
+        assert re.search(r"(?i)worked\s+(number|example)|in the drawing", page), method
 
 
 def test_no_address_of_a_machine_is_checked_in():

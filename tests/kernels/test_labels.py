@@ -26,7 +26,7 @@ def test_tally_and_unite_are_their_twins():
     score, area = rng.integers(0, 10_000, found.shape), rng.integers(1, 100, 30)
     results = []
     for each in (labels, twin):
-        counts, sums = np.zeros((9, 3), np.int64), np.full((9, 3), 10**9)
+        counts, sums = np.zeros((9, 3), np.int64), np.full((9, 4), 10**9)
         each.tally(found, classes, score, area, counts, sums)
         parent = np.arange(50)
         each.unite(rng.integers(0, 1, (1, 2)), parent)

@@ -51,7 +51,7 @@ from eorouter_compute.method import (
 )  # fmt: skip
 from eorouter_compute.observations import Day, Seen, Value
 from eorouter_compute.quality import MaskChoice
-from eorouter_compute.regions import AREA_UNIT_M2, Outline, PieceRecord, Settled
+from eorouter_compute.regions import AREA_UNIT_M2, Outlines, PieceRecord, Rule, Settled
 from eorouter_compute.target_grid import GridChoice, choose
 from eorouter_compute.thresholds import Significance, Threshold
 from eorouter_compute.warp import Resampling
@@ -164,7 +164,7 @@ class _Drawn(Struct, frozen=True, array_like=True):
     """Object of a finished shard."""
 
     glimpses: list[change_picture.Glimpse]
-    outlines: list[Outline]
+    outlines: list[Outlines]
 
 
 def plan(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> Plan:
@@ -196,8 +196,9 @@ def plan(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> Plan:
         shards.append(Shard(body=msgspec.msgpack.encode(body), bound=bound))
     every = total(shard.bound for shard in shards)
     sample = 4 * 4 * len(task.moments) * len(task.names) * min(params.sample_pixels, task.grid.window.pixels)
-    later = msgspec.structs.replace(every, memory_bytes=max(every.memory_bytes, sample + (64 << 20)))
-    merges = [product.merge_bound(task.change), product.merge_bound(task.classes)]
+    areas = regions.memory_bound(task.grid, _rule(params, task))
+    later = msgspec.structs.replace(every, memory_bytes=max(every.memory_bytes, sample + (64 << 20), areas))
+    merges = [product.merge_bound(task.change), product.merge_bound(task.classes), Bound(memory_bytes=areas)]
     return Plan(
         shards=tuple(shards),
         merge_bound=total(merges),
@@ -229,15 +230,7 @@ def turn(
         attempt.advance(0)
         return [_next(each.body, stage, fit=fit, report=part.report) for each, part in zip(found, parts, strict=True)]
     pieces = [piece for each in found for piece in each.pieces]
-    settled, rest = regions.settle(
-        task.grid,
-        pieces,
-        connectivity=params.connectivity,
-        kinds=len(_names(params, task)),
-        least_pixels=params.minimum_pixels,
-        least_area=round(params.minimum_area_m2 / AREA_UNIT_M2),
-        is_drawn=params.polygons,
-    )
+    settled, rest = regions.settle(task.grid, pieces, _rule(params, task))
     ends = np.cumsum([len(each.pieces) for each in found])
     return [
         _next(each.body, stage, report=part.report, settled=tuple(settled[end - len(each.pieces) : end]), left_out=rest)
@@ -262,14 +255,14 @@ def merge(
             task.classes, [one for _, one in segments], attempt, path=f"{NAME}/classes.tif", asset_key="classes"
         ),
     ]  # fmt: skip
-    rows = change_report.class_rows([each.counts for each in found], [each.areas for each in found], names)
+    colors = change_report.colors(names, task.severity)
+    rows = change_report.class_rows([each.counts for each in found], [each.areas for each in found], names, colors)
     assets.append(change_report.class_table(rows, attempt, NAME))
-    outlines = sorted((one for each in drawn for one in each.outlines), key=lambda one: one.area)
+    outlines = [one for each in drawn for one in each.outlines]
     count = 0
     if outlines:
         found_assets, count = change_report.polygons(task.grid, outlines, names, attempt, NAME)
         assets.extend(found_assets)
-    colors = change_report.colors(names, task.severity)
     ref = attempt.write(
         f"{NAME}/picture.png",
         change_picture.draw(task.grid.shape, [one for each in drawn for one in each.glimpses], colors),
@@ -316,7 +309,7 @@ class _Work:
     def __init__(self, params: ChangeDetectionParams, task: _Task, body: _Body, attempt: Attempt, seen: Seen) -> None:
         self.params, self.task, self.body, self.attempt, self.seen = params, task, body, attempt, seen
         self.shard = msgspec.msgpack.decode(body.product, type=product.ProductShard)
-        self.names = _names(params, task)
+        self.rule = _rule(params, task)
         self.verdict = _verdict(params, task, body.fit)
         area = task.area
         self.coverage = None if area is None else Coverage(area, task.grid.transform, task.grid.shape, "center")
@@ -383,21 +376,17 @@ class _Work:
         groups = self.verdict.groups
         for window in tiles(self.shard.window, self.shard.piece_side):
             _, classes, confidence = self.measured(window)
-            pieces.append(
-                regions.survey(
-                    self.task.grid, window, classes, groups[classes], confidence,
-                    connectivity=self.params.connectivity, kinds=len(self.names),
-                )
-            )  # fmt: skip
+            piece = regions.looked_at(self.task.grid, window, classes, groups[classes], confidence, self.rule)
+            pieces.append(regions.survey(piece, self.rule))
             self.attempt.advance(window.pixels)
         return _Found(self.body, pieces=tuple(pieces))
 
     def finish(self) -> _Found:
         """Both rasters of the shard, its outlines, sums by class and its share of the picture."""
-        whole, kinds = self.shard.window, len(self.names)
+        whole = self.shard.window
         kept = np.empty((whole.height, whole.width), np.uint8)
         glimpses: list[change_picture.Glimpse] = []
-        outlines: list[Outline] = []
+        outlines: list[Outlines] = []
         settled = iter(self.body.settled)
         unchanged = 0 if self.verdict.severity is None else self.verdict.severity.unchanged
 
@@ -405,12 +394,11 @@ class _Work:
             begin = len(glimpses)
             bands, classes, confidence = self.measured(window, glimpses, is_outlined=bool(self.body.settled))
             if self.body.settled:
-                piece = next(settled)
-                labels, count = regions.labelled(self.verdict.groups[classes], self.params.connectivity)
-                regions.sieved(labels, count, piece, classes, unchanged)
-                outlines.extend(
-                    regions.outlines(self.task.grid, window, labels, count, piece, classes, confidence, kinds)
-                )
+                found, groups = next(settled), self.verdict.groups[classes]
+                piece = regions.looked_at(self.task.grid, window, classes, groups, confidence, self.rule)
+                regions.sieve(piece, found, classes, unchanged)
+                if (traced := regions.outlines(piece, found, self.rule)) is not None:
+                    outlines.append(traced)
             kept[window.relative_to(whole)] = classes
             step = change_picture.stride(self.task.grid.shape)
             for place in range(begin, len(glimpses)):
@@ -426,7 +414,7 @@ class _Work:
             self.task.classes, "classes", lambda window: (kept[window.relative_to(whole)][np.newaxis].copy(), None)
         )
         areas = regions.row_areas(self.task.grid, whole)
-        rows = [(kept == number).sum(axis=1) for number in range(kinds)]
+        rows = [(kept == number).sum(axis=1) for number in range(self.rule.kinds)]
         self.attempt.write("drawn", msgspec.msgpack.encode(_Drawn(glimpses, outlines)))
         body = msgspec.structs.replace(self.body, settled=())
         return _Found(
@@ -502,6 +490,16 @@ def _tag(params: ChangeDetectionParams) -> str:
 
 def _names(params: ChangeDetectionParams, task: _Task) -> tuple[str, ...]:
     return alteration.class_names(params.statistic, task.severity)
+
+
+def _rule(params: ChangeDetectionParams, task: _Task) -> Rule:
+    return Rule(
+        connectivity=params.connectivity,
+        kinds=len(_names(params, task)),
+        least_pixels=params.minimum_pixels,
+        least_area=round(params.minimum_area_m2 / AREA_UNIT_M2),
+        is_drawn=params.polygons,
+    )
 
 
 def _value(params: ChangeDetectionParams) -> Value:

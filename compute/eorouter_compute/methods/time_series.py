@@ -267,8 +267,9 @@ def _worked_out(task: bytes, items: bytes) -> _Task:
     grid = choose(params.grid, inputs, rasters, area=area, area_crs=params.aoi_crs)
     placed = None if area is None else onto(area, params.aoi_crs, grid.crs, grid.transform, grid.shape)
     days = observations.observe(
-        params.value, params.masks, seen, grid, resampling=params.resampling, same_day=params.same_day
-    )
+        params.value, params.masks, seen, grid, resampling=params.resampling, same_day=params.same_day,
+        reach=_reach(analysis, params.masks),
+    )  # fmt: skip
     found = periods([day.day for day in days], params.group)
     return _Task(
         analysis=analysis,
@@ -280,6 +281,18 @@ def _worked_out(task: bytes, items: bytes) -> _Task:
         targets=_targets(analysis, params.value.names, grid, found),
         zones=_zones(params, inputs, grid, days, found),
     )
+
+
+def _reach(analysis: Analysis, masks: Sequence[MaskChoice]) -> int:
+    best = analysis.best if isinstance(analysis, Composite) else None
+    if best is None or best.by != "clearest":
+        return 0
+    if not masks:
+        raise InvalidParameter(
+            'The "clearest" date lies farthest from what `masks` drop, and there are none; "least_cloud" needs none.',
+            pointer="/analysis/best/by",
+        )
+    return best.reach_px
 
 
 def _zones(
@@ -344,10 +357,17 @@ def _bands(params: TimeSeriesParams, task: _Task, target: _Target, part: Window,
     shape = (len(target.spec.bands), part.height, part.width)
     if isinstance(task.analysis, Composite):
         members = target.periods[0].members
-        stack = observations.stack(task.days, members, part, seen)
+        best, rank = task.analysis.best, None
+        if best is not None and best.by == "clearest":
+            rank = seen.reader.room("away", (len(members), part.height, part.width), np.float32)
+        stack = observations.stack(task.days, members, part, seen, rank)
+        if best is not None and best.by == "least_cloud":
+            rank = np.array([-observations.cloud_cover(task.days[member].scenes[0]) for member in members], np.float32)
         days = [task.days[member].day for member in members]
         out = seen.reader.room("composite", (shape[0], part.pixels), np.float32)
-        series.composite(task.analysis, stack, days, task.names, out)
+        if rank is not None:
+            rank = rank.reshape(len(members), -1)
+        series.composite(task.analysis, stack, days, task.names, out, rank=rank)
         return out.reshape(shape)
     curve = observations.by_period(task.days, target.periods, part, seen)
     series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
@@ -361,7 +381,8 @@ def _depth(task: _Task, target: _Target) -> int:
     """Values held per pixel."""
     most = max(len(period.members) for period in target.periods)
     if isinstance(task.analysis, Composite):
-        return most * len(task.names)
+        best = task.analysis.best
+        return most * (len(task.names) + (best is not None and best.by == "clearest"))
     return len(target.periods) + (max(1, most))
 
 

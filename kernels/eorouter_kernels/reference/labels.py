@@ -37,6 +37,10 @@ def tally(labels: Any, classes: Any, score: Any, row_area: Any, counts: Any, sum
     np.add.at(sums, (place, 0), row_area[y])
     np.add.at(sums, (place, 1), score[inside])
     np.minimum.at(sums, (place, 2), y * labels.shape[1] + x)
+    around = np.pad(labels, 1)
+    for dy, dx in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        beside = around[dy : dy + labels.shape[0], dx : dx + labels.shape[1]]
+        np.add.at(sums, (place, 3), (beside != labels)[inside])
 
 
 def unite(pairs: Any, parent: Any) -> None:

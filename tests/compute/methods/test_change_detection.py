@@ -1,8 +1,10 @@
 import hashlib
 import io
 import json
+import warnings
 from datetime import UTC, datetime
 
+import imagecodecs
 import msgspec
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 from rasterio.features import rasterize
 from rasterio.features import shapes as gdal_shapes
 from scipy import ndimage, stats
@@ -169,6 +171,161 @@ def test_burnt_fields_are_found(tmp_path, seed):
     burnt = {n for n, part in zip(ids, share, strict=True) if part > 0.5}
     seen = set(truth) & set(ids)
     assert 2 * len(burnt & seen) / (len(burnt) + len(seen)) >= 0.9
+
+
+def dated(path, pixels, day, **fields):
+    return input_item(
+        write_raster(path, pixels, names=BANDS[: len(pixels)], **fields), id=path.stem,
+        at=datetime(2020, 1, day, 10, tzinfo=UTC),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reduce", ["median", "mean"])
+def test_groups_of_dates_are_compared_as_one_picture_each(tmp_path, reduce):
+    rng = np.random.default_rng(6)
+    stored = rng.integers(1, 3000, (5, 1, 60, 70)).astype("uint16")
+    stored[rng.random(stored.shape) < 0.3] = 0
+    items = [dated(tmp_path / f"day-{n}.tif", pixels, n + 1, nodata=0) for n, pixels in enumerate(stored)]
+    result = run_local(
+        task(statistic={"type": "difference"}, value={"band": "red"}, before=["day-3", "day-0", "day-1"],
+             after=["day-2", "day-4"], reduce=reduce, polygons=False),
+        items, tmp_path / "job",
+    )  # fmt: skip
+    values = np.where(stored[:, 0] > 0, stored[:, 0].astype(float), np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        first, second = (getattr(np, f"nan{reduce}")(values[own], axis=0) for own in ([3, 0, 1], [2, 4]))
+    np.testing.assert_allclose(pixels_of(result, "change")[0], second - first, rtol=1e-6, atol=1e-3)
+    assert [sorted(ids) for ids in result.summary["moments"]] == [["day-0", "day-1", "day-3"], ["day-2", "day-4"]]
+    assert sorted(result.items[0].properties["derived_from"]) == [f"day-{n}" for n in range(5)]
+
+
+def test_an_area_of_interest_crops_and_masks(pair, tmp_path):
+    items, (before, after) = pair
+    a, _, c, _, e, f = items[0].rasters[0].transform
+    triangle = shapely.Polygon([(c + a * x, f + e * y) for x, y in ((50, 70), (300, 120), (130, 400))])
+    fields = {"statistic": {"type": "difference"}, "value": {"band": "nir"}, "threshold": {"by": "fixed", "value": 420}}
+    result = run_local(
+        task(**fields, minimum_pixels=3, aoi=shapely.geometry.mapping(triangle), aoi_crs="EPSG:32632"),
+        items, tmp_path, shard_pixels=128 * 128,
+    )  # fmt: skip
+    grid = asset_of(result, "change").raster
+    assert grid.shape == (330, 250)
+    assert (grid.transform[2], grid.transform[5]) == (c + a * 50, f + e * 70)
+    inside = rasterize([triangle], grid.shape, transform=Affine(*grid.transform)).astype(bool)
+    known = inside & (before[1] != 0)[70:400, 50:300]
+    change = pixels_of(result, "change")[0]
+    expected = (after[1].astype(float) - before[1])[70:400, 50:300]
+    np.testing.assert_array_equal(np.isfinite(change), known)
+    np.testing.assert_array_equal(change[known], expected[known])
+    classes = pixels_of(result, "classes")[0]
+    assert (classes[~known] == 255).all()
+    assert sum(row["pixels"] for row in result.summary["classes"]) == known.sum()
+    table = parquet.read_table(io.BytesIO(read_object(asset_of(result, "table").object.href)))
+    drawn = shapely.from_wkb(table["geometry"].to_pylist())
+    assert len(drawn)
+    assert shapely.union_all(drawn).area == 100 * np.isin(classes, (1, 2)).sum()
+
+
+def test_change_across_the_antimeridian_is_drawn_cut_and_measured_whole(tmp_path):
+    """A block of change over both sides of 180 degrees: one area, one ground area, two polygons in GeoJSON."""
+    stored = np.full((2, 1, 64, 80), 100, "uint8")
+    stored[1, 0, 20:30, 30:50] = 200
+    place = {"transform": (0.01, 0.0, 179.6, 0.0, -0.01, -16.0), "crs": "EPSG:4326"}
+    items = [dated(tmp_path / f"{name}.tif", each, 1 + n, **place)
+             for n, (name, each) in enumerate(zip(("before", "after"), stored, strict=True))]  # fmt: skip
+    results = [
+        run_local(
+            task(statistic={"type": "difference"}, value={"band": "red"}, threshold={"by": "fixed", "value": 50}),
+            items, tmp_path / f"job{side}", shard_pixels=side * side,
+        )
+        for side in (16, 512)
+    ]  # fmt: skip
+    result = results[0]
+    assert asset_of(result, "geojson").object.sha256 == asset_of(results[1], "geojson").object.sha256
+    west, _, east, _ = result.items[0].bbox
+    assert west == pytest.approx(179.6)
+    assert east == pytest.approx(-179.6)
+    (feature,) = json.loads(read_object(asset_of(result, "geojson").object.href))["features"]
+    drawn = shapely.geometry.shape(feature["geometry"])
+    assert drawn.is_valid
+    assert sorted(part.bounds for part in drawn.geoms) == [
+        pytest.approx((-180.0, -16.3, -179.9, -16.2)), pytest.approx((179.9, -16.3, 180.0, -16.2)),
+    ]  # fmt: skip
+    lon = np.linspace(0, 0.2, 200)
+    ring = [(x, -16.3) for x in lon] + [(x, -16.2) for x in lon[::-1]]
+    area = abs(Geod(ellps="WGS84").polygon_area_perimeter(*zip(*ring, strict=True))[0])
+    assert feature["properties"]["area_m2"] == pytest.approx(area, rel=1e-5)
+    assert feature["properties"]["pixels"] == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"statistic": {"type": "difference"}, "value": {"band": "nir"}, "threshold": {"by": "fixed", "value": 420}},
+        {"statistic": {"type": "irmad"}, "value": {"bands": BANDS}, "threshold": {"by": "p_value", "level": 1e-4}},
+    ],
+)
+def test_confidence_and_area_of_every_polygon_are_those_of_its_pixels(pair, tmp_path, fields):
+    result = run_local(task(**fields, minimum_pixels=4), pair[0], tmp_path, shard_pixels=256 * 256)
+    table = parquet.read_table(io.BytesIO(read_object(asset_of(result, "table").object.href))).to_pylist()
+    change, classes = pixels_of(result, "change").astype(float), pixels_of(result, "classes")[0]
+    if fields["statistic"]["type"] == "irmad":
+        sure = change[1]
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sure = np.maximum(1 - 420 / np.abs(change[0]), 0)
+    assert len(table) > 2
+    transform = Affine(*asset_of(result, "classes").raster.transform)
+    for row in table[:: max(len(table) // 60, 1)]:
+        shape = shapely.from_wkb(row["geometry"])
+        own = rasterize([shape], classes.shape, transform=transform).astype(bool)
+        assert own.sum() == row["pixels"] == shape.area / 100
+        assert row["area_m2"] == pytest.approx(shape.area)
+        assert row["confidence"] == pytest.approx(sure[own].mean(), abs=1e-4)
+        assert np.bincount(classes[own]).argmax() == row["class"]
+
+
+@pytest.mark.parametrize(
+    ("statistic", "fall", "names"),
+    [
+        ({"index": "dNBR"}, [0.05, 0.2, 0.4, 0.6, 0.8, -0.2, -0.4],
+         ["unburned", "low severity", "moderate-low severity", "moderate-high severity", "high severity",
+          "enhanced regrowth, low", "enhanced regrowth, high"]),
+        ({"index": "RdNBR"}, [0.04, 0.2, 0.4, 0.6, 0.8, -0.2, -0.4],
+         ["unchanged", "low severity", "moderate severity", "high severity", "high severity", "unchanged",
+          "unchanged"]),
+        ({"index": "RBR", "breaks": [-0.1, 0.1, 0.25]}, [0.05, 0.2, 0.4, 0.6, 0.8, -0.2, -0.4],
+         ["-0.1 to 0.1", "0.1 to 0.25", "0.25 and above", "0.25 and above", "0.25 and above", "below -0.1",
+          "below -0.1"]),
+    ],
+)  # fmt: skip
+def test_severity_of_drawn_losses(tmp_path, statistic, fall, names):
+    """NBR is 0.5 before; a column for each fall."""
+    nir = np.full(len(fall), 0.5, "float32")
+    after = 0.5 - np.array(fall)
+    pair = [np.stack([nir, nir * (1 - nbr) / (1 + nbr)]) for nbr in (0.5, after)]
+    items = [
+        input_item(
+            write_raster(tmp_path / f"{n}.tif", np.repeat(each[:, np.newaxis], 4, axis=1).astype("float32"),
+                         names=["nir", "swir22"]),
+            id=f"scene-{n}", at=datetime(2020, 1, 1 + n, 10, tzinfo=UTC),
+        )
+        for n, each in enumerate(pair)
+    ]  # fmt: skip
+    letters = {"N": "nir", "S2": "swir22"}
+    result = run_local(
+        task(statistic={"type": "index_difference", "letters": letters, **statistic}), items, tmp_path / "job"
+    )
+    rows = {row["class"]: row for row in result.summary["classes"]}
+    assert [rows[each]["name"] for each in pixels_of(result, "classes")[0][2]] == names
+    # The picture shows each class in a colour of its own, which the summary tells.
+    picture = imagecodecs.png_decode(read_object(asset_of(result, "picture").object.href))
+    panel = picture[2, -len(fall) :, :3]
+    assert ["#" + bytes(each).hex() for each in panel] == [
+        rows[each]["color"] for each in pixels_of(result, "classes")[0][2]
+    ]
+    assert len({row["color"] for row in rows.values()}) == len(rows)
 
 
 def test_worked_number_of_the_page():

@@ -358,3 +358,14 @@ def test_bounds_hold_against_a_measured_process(tmp_path):
     assert found.shard_bytes <= found.shard_bytes_bound
     assert found.written_bytes <= found.written_bytes_bound
     assert found.pixels <= found.pixels_bound
+
+
+def test_worked_number_of_the_page(tmp_path):
+    """Blue 1,400, red 1,500 and near infrared 5,000 of baseline 05.10: NDVI 0.7778 and EVI 0.625."""
+    pixels = np.array([1400, 1500, 5000], np.uint16)[:, None, None].repeat(4, axis=1).repeat(4, axis=2)
+    asset = testing.write_raster(tmp_path / "a.tif", pixels, names=["blue", "red", "nir"])
+    properties = {"platform": "sentinel-2a", "s2:processing_baseline": "05.10"}
+    item = testing.input_item(asset, properties=properties)
+    params = msgspec.convert({"method": "spectral_index", "indices": ["NDVI", "EVI"]}, SpectralIndexParams)
+    found = read(testing.run_local(params, [item], tmp_path / "job").items[0].assets[0])
+    np.testing.assert_allclose(found[:, 2, 2], [0.35 / 0.45, 0.625], rtol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import ndimage, stats
 
 from eorouter_compute import method, quality, raster
 from eorouter_compute.errors import (
@@ -142,6 +142,65 @@ def test_several_bands_by_every_way_to_choose_a_pixel(tmp_path):
     first_choice = stack[2].astype("float32")
     whole = (first_choice > 0).all(axis=0)
     assert np.array_equal(found[:2, whole], first_choice[:, whole])
+
+
+@pytest.mark.parametrize("dilate", [0, 2])
+@pytest.mark.parametrize("side", [32, 512])
+def test_the_clearest_date_is_that_farthest_from_a_cloud(tmp_path, dilate, side):
+    rng = np.random.default_rng(9)
+    shape, reach = (60, 75), 12
+    items, stack, classes = [], [], []
+    for number in range(4):
+        stored = np.full((2, *shape), 1000 * (number + 1), "uint16")
+        stored[:, rng.random(shape) < 0.05] = 0
+        scl = np.full((1, *shape), 4, "uint8")
+        for y, x in rng.integers(0, 70, (5, 2)):
+            scl[0, y : y + 9, x : x + 6] = 9
+        stack.append(stored)
+        classes.append(scl[0])
+        items.append(
+            input_item(
+                write_raster(tmp_path / f"b{number}.tif", stored, nodata=0, names=["red", "nir"], blockxsize=32,
+                             blockysize=32),
+                write_raster(tmp_path / f"q{number}.tif", scl, names=["SCL"], blockxsize=32, blockysize=32),
+                id=f"scene-{number}", at=datetime(2021, 1, 10 + number, 10, tzinfo=UTC),
+            )
+        )  # fmt: skip
+    params = task(
+        value={"bands": ["red", "nir"]}, masks=[{"band": "scl", "classes": [9], "dilate_px": dilate}],
+        group={"by": "all"}, analysis={"type": "composite", "best": {"by": "clearest", "reach_px": reach}},
+    )  # fmt: skip
+    found = pixels_of(run_local(params, items, shard_pixels=side * side).items[0])
+    away, known = [], []
+    for stored, scl in zip(stack, classes, strict=True):
+        cloud = scl == 9
+        grown = ndimage.distance_transform_edt(~cloud) <= dilate
+        away.append(np.minimum(ndimage.distance_transform_edt(~grown), reach).astype("float32"))
+        known.append((stored[0] > 0) & ~grown)
+    score = np.where(known, away, -1)
+    best, seen = score.argmax(axis=0), np.any(known, axis=0)
+    assert np.array_equal(np.isfinite(found[0]), seen)
+    assert np.array_equal(found[2][seen], (10 + best)[seen])
+    assert np.array_equal(found[1][seen], (1000 * (best + 1))[seen])
+    assert len(np.unique(best[seen])) == 4
+
+
+def test_the_least_cloudy_date_comes_first_and_the_next_fills_its_gaps(tmp_path):
+    items, stack, _ = scenes(tmp_path, shape=(20, 30), count=3)
+    cover = [40.0, None, 3.5]
+    items = [
+        msgspec.structs.replace(item, properties={} if percent is None else {"eo:cloud_cover": percent})
+        for item, percent in zip(items, cover, strict=True)
+    ]
+    analysis = {"type": "composite", "best": {"by": "least_cloud"}}
+    found = pixels_of(
+        run_local(task(value={"bands": ["red", "nir"]}, group={"by": "all"}, analysis=analysis), items).items[0]
+    )
+    whole = (stack > 0).all(axis=1)
+    order = [2, 0, 1]
+    place = np.array(order)[whole[order].argmax(axis=0)]
+    expected = np.take_along_axis(stack, place[np.newaxis, np.newaxis], axis=0)[0].astype("float32")
+    assert np.array_equal(found[:2], np.where(whole.any(axis=0), expected, np.nan), equal_nan=True)
 
 
 def test_a_composite_per_period_and_none_where_there_is_no_date(tmp_path):
@@ -561,6 +620,12 @@ def test_anomalies_of_a_month_against_earlier_years(tmp_path):
             "/analysis/best/day",
         ),
         (
+            {"value": {"band": "red"}, "analysis": {"type": "composite", "best": {"by": "clearest"}}},
+            InvalidParameter,
+            "there are none",
+            "/analysis/best/by",
+        ),
+        (
             {"value": {"band": "red"}, "analysis": {"type": "anomaly", "baseline": ["1990-01-01", "1991-01-01"]}},
             InvalidParameter,
             "No date lies in the baseline",
@@ -612,3 +677,33 @@ def test_a_job_stays_within_its_bound(tmp_path, kind):
     assert found.written_bytes <= found.written_bytes_bound
     assert found.shard_bytes <= found.shard_bytes_bound
     assert found.job_bytes <= found.job_bytes_bound
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"group": {"by": "all"}, "analysis": {"type": "composite", "statistics": ["median"],
+                                              "best": {"by": "clearest", "reach_px": 20}}},
+        {"analysis": {"type": "trend"}},
+        {"group": {"by": "dekad"}, "smooth": {}, "analysis": {"type": "phenology"}},
+    ],
+)  # fmt: skip
+def test_two_hundred_and_forty_dates_stay_within_the_bound(tmp_path, fields):
+    items, stack, classes = scenes(tmp_path, count=240, shape=(500, 400), step=3)
+    params = task(value=NDVI, masks=["sentinel-2-scl"], **fields)
+    found = measured(params, items, tmp_path)
+    assert found.shard_bytes <= found.shard_bytes_bound
+    assert found.job_bytes <= found.job_bytes_bound
+    # Parts of the raster are held at a time, not every date of all of it.
+    assert found.shard_bytes < 4 * stack[:, 0].size
+    if "best" in fields["analysis"]:
+        crop = [399960.0 + 1000, 4500000.0 - 1600, 399960.0 + 1400, 4500000.0 - 1000]
+        ring = [[crop[i], crop[j]] for i, j in ((0, 1), (2, 1), (2, 3), (0, 3), (0, 1))]
+        part = task(value=NDVI, masks=["sentinel-2-scl"], **fields, aoi_crs="EPSG:32632",
+                    aoi={"type": "Polygon", "coordinates": [ring]})  # fmt: skip
+        pixels = pixels_of(run_local(part, items, tmp_path / "part").items[0])
+        values = values_of(stack[:, :, 100:160, 100:140], classes[:, 100:160, 100:140])
+        expected = temporal_twin.ranks(values.reshape(240, -1), np.array([0.5]))[0]
+        assert np.array_equal(pixels[0].ravel(), expected, equal_nan=True)

@@ -1,6 +1,7 @@
 """The method, whole: against exactextract on every real pair of raster and polygons, and against itself cut anew."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import geopandas
 import msgspec
 import numpy as np
 import pyarrow.csv
+import pyproj
 import pytest
 import rasterio
 import shapely
@@ -15,6 +17,7 @@ from exactextract import exact_extract
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from scipy import ndimage
 
 from eorouter_compute import method, ranks, raster, vector, zones
 from eorouter_compute.attempt import Attempt, read_object
@@ -482,6 +485,87 @@ def test_zones_across_the_antimeridian_are_measured_and_written_cut(tmp_path: Pa
     geojson = next(asset for asset in result.items[0].assets if asset.key == "geojson")
     document = msgspec.json.decode(read_object(geojson.object.href))
     assert document["features"][0]["geometry"]["type"] == "MultiPolygon"
+
+
+@pytest.mark.parametrize(
+    ("crs", "origin"), [("EPSG:3413", (-400_000.0, 300_000.0)), ("EPSG:3031", (-150_000.0, 450_000.0))]
+)
+def test_zones_on_a_polar_grid_equal_exactextract(tmp_path: Path, crs: str, origin: tuple[float, float]):
+    """The pole and the antimeridian lie within the raster, and within zones; holes, slivers, and what lies beyond."""
+    rng = np.random.default_rng(10)
+    pixels = rng.normal(250, 40, (1, 600, 640)).astype(np.float32)
+    pixels[0, 200:230, 100:400] = -9999
+    path = write_raster(tmp_path / "polar.tif", pixels, crs=crs, origin=origin, size=1000.0, nodata=-9999)
+    west, north = origin
+    centres = rng.uniform((west - 20_000, north - 610_000), (west + 650_000, north + 20_000), (80, 2))
+    shapes = [shapely.Point(x, y).buffer(rng.uniform(300, 70_000), quad_segs=5) for x, y in centres]
+    shapes += [
+        shapely.Point(0, 0).buffer(150_000).difference(shapely.Point(2_000, 500).buffer(700)),  # the pole in a ring
+        shapely.box(-350, -250, 90, 410),
+        shapely.box(west + 10, north - 500_000, west + 600_000, north - 499_900),
+    ]
+    geopandas.GeoDataFrame(geometry=shapes, crs=crs).to_file(tmp_path / "zones.gpkg")
+    (tmp_path / "job").mkdir()
+    assert assert_equals_exactextract([path], tmp_path / "zones.gpkg", tmp_path / "job") == len(shapes)
+
+
+def test_a_zone_drawn_along_a_parallel_covers_the_cap_of_a_polar_grid(tmp_path: Path):
+    """In degrees, all around the pole: the cap beyond 87° N, as much as its circle on the polar plane."""
+    pixels = np.ones((1, 800, 800), np.uint8)
+    path = write_raster(tmp_path / "polar.tif", pixels, crs="EPSG:3413", origin=(-400_000, 400_000), size=1000.0)
+    strips = [shapely.box(west, 87.0, west + 60.0, 90.0) for west in range(-180, 180, 60)]
+    dense = [shapely.segmentize(strip, 0.5) for strip in strips]
+    task = {"zones": inline(*dense), "statistics": ["count", "valid_fraction"]}
+    rows = rows_of(execute(task, [raster_item(path)], tmp_path)[0])
+    radius = abs(pyproj.Transformer.from_crs("OGC:CRS84", "EPSG:3413", always_xy=True).transform(-45.0, 87.0)[1])
+    assert sum(row["count"] for row in rows) == pytest.approx(np.pi * (radius / 1000) ** 2, rel=1e-4)
+    for row in rows:
+        assert row["count"] == pytest.approx(np.pi * (radius / 1000) ** 2 / 6, rel=1e-3)
+        assert row["valid_fraction"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_hundred_thousand_zones_of_several_items_are_a_table_by_zone_and_date(tmp_path: Path):
+    rng = np.random.default_rng(11)
+    side, columns, rows = 1100, 320, 320
+    scenes, sums = [], []
+    for number in range(3):
+        pixels = rng.integers(1, 5000, (1, side, side)).astype(np.uint16)
+        path = write_raster(tmp_path / f"day-{number}.tif", pixels, origin=(0.0, float(side)), tiled=True)
+        item = raster_item(path)
+        scenes.append(msgspec.structs.replace(item, id=f"day-{number}", at=datetime(2024, 5, 1 + number, tzinfo=UTC)))
+        # Sums over the corner of the raster; between cells they are bilinear, so that of any box is exact.
+        sums.append(np.pad(pixels[0].astype(np.float64), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1))
+    x = np.sort(rng.uniform(0, side, columns + 1))
+    y = np.sort(rng.uniform(0, side, rows + 1))
+    left, top = (each.ravel() for each in np.meshgrid(x[:-1], y[:-1]))
+    right, bottom = (each.ravel() for each in np.meshgrid(x[1:], y[1:]))
+    boxes = shapely.box(left, side - bottom, right, side - top)
+    assert len(boxes) > 100_000
+    geopandas.GeoDataFrame({"name": np.arange(len(boxes))}, geometry=boxes, crs="EPSG:32632").to_parquet(
+        tmp_path / "zones.parquet"
+    )
+    task = {"zones": {"item_id": "zones"}, "zone_id": "name", "statistics": ["count", "sum", "mean"]}
+    result, _ = execute(task, [*scenes, zones_item(tmp_path / "zones.parquet")], tmp_path)
+    table = parquet.read_table(
+        next(asset for asset in result.items[0].assets if asset.key == "table").object.href.removeprefix("file://"),
+        columns=["zone_id", "item_id", "datetime", "status", "count", "sum"],
+    )
+    assert table.num_rows == 3 * len(boxes)
+    assert table["zone_id"].to_numpy().tolist() == np.repeat(np.arange(len(boxes)), 3).tolist()
+    assert table["item_id"].to_pylist()[:6] == ["day-0", "day-1", "day-2"] * 2
+    assert [at.day for at in table["datetime"].to_pylist()[:3]] == [1, 2, 3]
+    assert set(table["status"].to_pylist()) == {"ok"}
+    area = (right - left) * (bottom - top)
+    for number, whole in enumerate(sums):
+
+        def corner(x, y, whole=whole):
+            return ndimage.map_coordinates(whole, [y, x], order=1)
+
+        expected = corner(right, bottom) - corner(left, bottom) - corner(right, top) + corner(left, top)
+        np.testing.assert_allclose(table["sum"].to_numpy()[number::3], expected, rtol=1e-6, atol=2e-3)
+        np.testing.assert_allclose(table["count"].to_numpy()[number::3], area, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(("field", "value"), [("zone_id", "nome"), ("include", ["nome"])])
