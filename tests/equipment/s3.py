@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own; before it a gate that refuses when told to, or a bucket that counts and fails."""
+"""An S3 server in a process of its own; before it a gate that refuses on demand, or a bucket that counts and fails."""
 
 import asyncio
 import socket
