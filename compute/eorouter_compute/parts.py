@@ -80,6 +80,7 @@ class WorkerPart:
         memory_bytes: int,
         scratch: Path,
         drain_s: float,
+        metrics_address: str = "",
         otlp_endpoint: str = "",
     ) -> None:
         self._address = address
@@ -88,6 +89,7 @@ class WorkerPart:
         self._memory_bytes = memory_bytes
         self._scratch = scratch
         self._drain_s = drain_s
+        self._metrics_address = metrics_address or "127.0.0.1:0"
         self._otlp_endpoint = otlp_endpoint
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -121,7 +123,7 @@ class WorkerPart:
             local_directory=str(self._scratch),
             preload=[orders.__name__, __name__],
             dashboard=False,
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=self._metrics_address,  # Dask's own server: metrics and health, no pages
         )
         starting = asyncio.ensure_future(nanny)
         try:

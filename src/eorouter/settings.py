@@ -117,7 +117,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_address: Annotated[
         str,
         _field(
-            "Where a dispatcher shows its metrics, host:port; port 0 takes a free one, empty shows none.",
+            "Where a dispatcher, or a worker of its own, shows metrics, host:port; port 0 takes a free one. Empty: a "
+            "dispatcher shows none, a worker on loopback.",
             "0.0.0.0:9464",
             pattern=r"^(|.+:[0-9]{1,5})$",
         ),

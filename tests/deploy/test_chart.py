@@ -472,7 +472,11 @@ def test_only_ingress_and_monitoring_come_in_from_elsewhere(rendered):
         for port in (8000, 8786, 9464, 40000)
         if lets(rendered, part, "ingress", {"namespace": namespace}, port, template)
     }
-    assert came == {("ingress-nginx", "api", 8000), ("monitoring", "api", 8000), ("monitoring", "dispatcher", 9464)}
+    assert came == {
+        ("ingress-nginx", "api", 8000),
+        ("monitoring", "api", 8000),
+        *(("monitoring", part, 9464) for part in ("dispatcher", "worker")),
+    }
 
 
 def test_remote_assets_can_be_switched_off(render, least_values):

@@ -156,6 +156,7 @@ def run_worker(settings: Settings) -> None:
         memory_bytes=settings.worker_memory_mb << 20,
         scratch=scratch,
         drain_s=settings.worker_drain_s,
+        metrics_address=settings.metrics_address,
         otlp_endpoint=settings.otlp_endpoint,
     )
     asyncio.run(_until_told(part.serve))

@@ -155,6 +155,25 @@ def test_a_scheduler_forgets_what_it_must_not_know_and_says_so(commands, tmp_pat
     assert SECRET not in log
 
 
+def test_a_worker_shows_its_metrics_where_it_is_told(commands, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    with commands(tmp_path) as start:
+        scheduler = start("scheduler", "--scheduler-address", "tcp://127.0.0.1:0")
+        address = scheduler.stdout.readline().split()[-1]
+        start("worker", "--scheduler-address", address, EOROUTER_METRICS_ADDRESS=place)
+
+        def page() -> str:
+            try:
+                return httpx2.get(f"http://{place}/metrics", timeout=10).text
+            except httpx2.TransportError:
+                return ""
+
+        until(lambda: "eorouter_worker_shards" in page())
+        assert httpx2.get(f"http://{place}/health", timeout=10).text == "ok"
+
+
 def test_workers_of_a_dispatcher_alone_know_no_settings(commands, tmp_path):
     told = {"EOROUTER_SECRET": SECRET, "EOROUTER_DATA_DIR": str(tmp_path / "data"), "EOROUTER_METRICS_TOKEN": "t" * 20}
     with commands(tmp_path, **told) as start:
