@@ -350,7 +350,7 @@ def grant_credits(
 ) -> None:  # fmt: skip
     """Give an organisation credits, in cents; the same transfer id never gives twice.
 
-    For example: eorouter ledger-grant org_01hv8e7m3k9q2w4r6t8y0a1b2c 50000 --memo "Invoice 2026-117"
+    For example: eorouter ledger grant org_01hv8e7m3k9q2w4r6t8y0a1b2c 50000 --memo "Invoice 2026-117"
 
     Args:
         org_id: Who gets them.
@@ -387,8 +387,8 @@ COMMANDS = (
     (certificates, "certificates"),
     (derive, "derive"),
     (operators, "operators"),
-    (verify_ledger, "ledger-verify"),
-    (grant_credits, "ledger-grant"),
+    (verify_ledger, "ledger verify"),
+    (grant_credits, "ledger grant"),
 )
 
 
@@ -419,9 +419,7 @@ def _run(arguments: list[str]) -> int:
         return 130
 
 
-_OPENING = frozenset(
-    {"serve", "api", "migrate", "allot", "dispatcher", "demo", "operators", "ledger-verify", "ledger-grant"}
-)
+_OPENING = frozenset({"serve", "api", "migrate", "allot", "dispatcher", "demo", "operators", "ledger"})
 _PARTS = frozenset({"dispatcher", "scheduler", "worker"})
 
 
@@ -448,8 +446,11 @@ def _application() -> Any:
         version=_version,
         help_format="markdown",
     )
+    ledger = cyclopts.App(name="ledger", help="Check the ledger; give credits.", help_format="markdown")
+    application.command(ledger)
     for command, name in COMMANDS:
-        application.command(command, name=name)
+        group, _, own = name.rpartition(" ")
+        (ledger if group else application).command(command, name=own)
     return application
 
 

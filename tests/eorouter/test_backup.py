@@ -94,7 +94,7 @@ async def test_what_was_backed_up_is_restored_and_its_ledger_is_verified(databas
     shell(command("pg_restore"), restored)
 
     assert await available(restored) == backed_up
-    shell(f"EOROUTER_DATABASE_URL=$DATABASE {sys.executable} -m eorouter ledger-verify", restored)
+    shell(f"EOROUTER_DATABASE_URL=$DATABASE {sys.executable} -m eorouter ledger verify", restored)
     await app.migrate(after)
     assert await grant(after, 700, "invoice-2") == backed_up + 700  # what came later is done again by its id
 
