@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from eorouter.jobs.states import TERMINAL, JobEvent
 from eorouter.jobs.wakeup import watch
@@ -90,6 +90,8 @@ class Feed:
             async with self._db.read() as tx:
                 state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
             follower.hear(state, 0)
+            if follower.news.is_set():
+                return  # a look opens a connection of its own
             self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(follower.news.wait(), timeout_s)
@@ -125,7 +127,7 @@ class Feed:
                 began = time.monotonic()
                 try:
                     await self._look_once()
-                except (DBAPIError, OSError) as error:
+                except (SQLAlchemyError, OSError) as error:  # a pool without a free connection, too
                     log.warning("feed.look.failed", error=str(error))
                 took = time.monotonic() - began
                 await asyncio.sleep(min(took / _SHARE, LOOK_S))
