@@ -56,6 +56,14 @@ class Feed:
         self._followers: set[_Follower] = set()
         self._looking: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
+        self._is_leaving = False
+
+    def let_go(self) -> None:
+        """Answer everybody who waits for an end with what is: this process stops, and they can ask another."""
+        self._is_leaving = True
+        for follower in self._followers:
+            if follower.after is None:
+                follower.news.set()
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[list[sa.Row[Any]]]:
         """Events of a job with an id above `after`, until the one that ends it; an empty list is a sign of life.
@@ -85,12 +93,12 @@ class Feed:
                         is_due = True
 
     async def end(self, job_id: str, timeout_s: float) -> None:
-        """Wait until a job has ended or is gone, or until the time is over."""
+        """Wait until a job has ended or is gone, until the time is over, or until this process stops."""
         with self._following(job_id, None) as follower:
             async with self._db.read() as tx:
                 state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
             follower.hear(state, 0)
-            if follower.news.is_set():
+            if follower.news.is_set() or self._is_leaving:
                 return  # a look opens a connection of its own
             self._look()
             with contextlib.suppress(TimeoutError):

@@ -110,3 +110,15 @@ async def test_nothing_is_watched_for_who_waits_for_a_job_that_has_ended(stores,
         await Feed(stores.db).end(job_id, 60)
     await asyncio.sleep(0.05)
     assert watched == []
+
+
+async def test_who_waits_is_let_go_when_the_process_stops_and_whoever_comes_then_does_not_wait(stores, create):
+    job_id = await create(shards=1)
+    made = Feed(stores.db)
+    waiting = asyncio.create_task(made.end(job_id, 60))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    made.let_go()
+    async with asyncio.timeout(20):
+        await waiting
+        await made.end(job_id, 60)
