@@ -59,17 +59,16 @@ class Feed:
         self._is_leaving = False
 
     def let_go(self) -> None:
-        """Answer everybody who waits for an end with what is: this process stops, and they can ask another."""
+        """Keep nobody any longer: this process stops. Who waits is told what is, who follows comes back to another."""
         self._is_leaving = True
         for follower in self._followers:
-            if follower.after is None:
-                follower.news.set()
+            follower.news.set()
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[list[sa.Row[Any]]]:
         """Events of a job with an id above `after`, until the one that ends it; an empty list is a sign of life.
 
         The first list comes at once, empty when there is nothing yet; of a job that has ended, nothing comes behind
-        its last event.
+        its last event. It ends sooner when this process stops.
         """
         is_due = True  # a sign of life
         with self._following(job_id, after) as follower:
@@ -82,7 +81,7 @@ class Feed:
                     follower.after = after = rows[-1].id
                 if rows or is_due:
                     yield rows
-                if rows and rows[-1].type in _LAST:
+                if self._is_leaving or (rows and rows[-1].type in _LAST):
                     return
                 is_due = False
                 if not rows:

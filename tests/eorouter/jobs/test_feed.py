@@ -112,13 +112,19 @@ async def test_nothing_is_watched_for_who_waits_for_a_job_that_has_ended(stores,
     assert watched == []
 
 
-async def test_who_waits_is_let_go_when_the_process_stops_and_whoever_comes_then_does_not_wait(stores, create):
+async def test_nobody_is_kept_when_the_process_stops(stores, create):
     job_id = await create(shards=1)
     made = Feed(stores.db)
-    waiting = asyncio.create_task(made.end(job_id, 60))
+
+    async def heard():
+        return [row.type async for rows in made.follow(job_id, 0) for row in rows]
+
+    waiting, following = asyncio.create_task(made.end(job_id, 60)), asyncio.create_task(heard())
     await asyncio.sleep(0.2)
     assert not waiting.done()
+    assert not following.done()
     made.let_go()
     async with asyncio.timeout(20):
         await waiting
         await made.end(job_id, 60)
+        assert await following == await heard() == ["job.created", "job.queued"]
