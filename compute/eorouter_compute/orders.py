@@ -94,6 +94,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         waited_s: with the cluster, but not on a worker: the way there and back, and the wait for a free thread.
         read_bytes, written_bytes: as `witness` counts them.
         is_bystander: the order failed through no fault of its own; the try does not count.
+        pixels: that the method reported as done; a bound may be far above them.
         result: msgpack of the Result, where the order was merged, too.
         lines, lines_lost: what was logged meanwhile.
     """
@@ -109,6 +110,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     peak_rss_bytes: int = 0
     worker: str = ""
     is_bystander: bool = False
+    pixels: int = 0
     result: bytes | None = None
     lines: tuple[Line, ...] = ()
     lines_lost: int = 0
@@ -182,6 +184,7 @@ def run_order(data: bytes) -> bytes:
             peak_rss_bytes=_peak_rss_bytes(),
             worker=_worker,
             is_bystander=is_bystander,
+            pixels=pixels,
             result=result,
             lines=tuple(notes.lines),
             lines_lost=notes.lines_lost,

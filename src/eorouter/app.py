@@ -211,6 +211,7 @@ def create(settings: Settings) -> "Litestar":
     from litestar import Litestar
 
     from eorouter import identity
+    from eorouter.jobs.feed import feed_of
     from eorouter.storage import migrate as migration
     from eorouter.surface import http, pages
     from eorouter.surface.operator.console import Console
@@ -230,7 +231,7 @@ def create(settings: Settings) -> "Litestar":
             await console.close()
             await stores.db.close()
 
-    return http.create(
+    api = http.create(
         registry(),
         stores,
         settings,
@@ -239,6 +240,8 @@ def create(settings: Settings) -> "Litestar":
         pages=[*pages.handlers(registry(), document()), *console.handlers()],
         lifespan=[opened],
     )
+    api.state.let_go = feed_of(stores.db).let_go
+    return api
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -284,7 +287,8 @@ async def serve(
             await migrate(settings)
         else:
             await _check_schema(settings)
-        server = _server(create(settings), lambda: announce(settings))
+        api = create(settings)
+        server = _server(api, on_started=lambda: announce(settings), on_stopping=api.state.let_go)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         async with _dispatching(settings, server) if has_cluster else nullcontext():
@@ -318,14 +322,21 @@ def _addressed(settings: Settings, listener: socket.socket) -> Settings:
     return msgspec.structs.replace(settings, port=listener.getsockname()[1])
 
 
-def _server(api: Any, on_started: Callable[[], None]) -> Any:
-    """uvicorn, which restores the signal handlers of before and raises again what it caught: those are ours."""
+def _server(api: Any, *, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> Any:
+    """uvicorn, which restores the signal handlers of before and raises again what it caught: those are ours.
+
+    `on_stopping` is called before it waits for the requests that are under way.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             on_started()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            on_stopping()
+            await super().shutdown(sockets)
 
     return Server(
         uvicorn.Config(

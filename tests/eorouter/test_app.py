@@ -252,3 +252,30 @@ def test_a_taken_port_is_refused_with_what_to_do():
         taken = msgspec.structs.replace(settings, port=first.getsockname()[1])
         with pytest.raises(app.BadStart, match="--port"):
             app.bind(taken)
+
+
+async def test_who_waits_is_answered_when_the_server_stops(tmp_path):
+    settings = app._addressed(Settings(data_dir=tmp_path), listener := app.bind(Settings(data_dir=tmp_path, port=0)))
+    await app.migrate(settings)
+    api, started, asked, stopping = app.create(settings), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    assert callable(api.state.let_go)
+
+    async def held(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await api(scope, receive, send)
+            return
+        asked.set()
+        await stopping.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    server = app._server(held, on_started=started.set, on_stopping=stopping.set)
+    with listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        async with asyncio.timeout(60), httpx2.AsyncClient(trust_env=False) as client:
+            await started.wait()
+            asking = asyncio.create_task(client.get(f"http://127.0.0.1:{settings.port}/"))
+            await asked.wait()
+            server.should_exit = True
+            assert (await asking).status_code == 200
+            await serving

@@ -208,7 +208,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             attempt=row.attempt,
             round=row.round,
             body=row.body,
-            bound=msgspec.convert(held.bound if merges else row.bound, Bound),
+            bound=msgspec.convert(held.bound if merges and row.number > MERGE else row.bound, Bound),
             halvings=row.halvings,
             merges=merges and row.number > MERGE,
             is_interactive=job.lane[1],

@@ -24,6 +24,7 @@ import psutil
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
 from eorouter import logs
 from eorouter.commerce import ledger
@@ -169,7 +170,7 @@ class Dispatcher:
         try:
             if await self._turn():
                 return
-        except (DBAPIError, OSError) as error:
+        except (DBAPIError, NoConnection, OSError) as error:
             log.warning("dispatcher.turn.failed", error=str(error), retry_s=_RETRY_S)
             await asyncio.sleep(_RETRY_S)
             return
@@ -498,12 +499,14 @@ class Dispatcher:
             if flight.outcome is not None
         ]
         rest = [flight for flight in self._flights.values() if flight.outcome is None]
-        async with self._stores.db.write() as tx:
-            await leases.record(tx, done, now=now)
-            await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
-            await dispatchers.forget(tx, self.id)
-        self._meters.close()
-        await self._cluster.close()
+        try:
+            async with self._stores.db.write() as tx:
+                await leases.record(tx, done, now=now)
+                await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
+                await dispatchers.forget(tx, self.id)
+        finally:
+            self._meters.close()
+            await self._cluster.close()
 
 
 def _in_time(flight: _Flight, outcome: Outcome) -> Outcome:

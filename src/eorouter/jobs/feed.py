@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from eorouter.jobs.states import TERMINAL, JobEvent
 from eorouter.jobs.wakeup import watch
@@ -56,12 +56,19 @@ class Feed:
         self._followers: set[_Follower] = set()
         self._looking: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
+        self._is_leaving = False
+
+    def let_go(self) -> None:
+        """Keep nobody any longer: this process stops. Who waits is told what is, who follows comes back to another."""
+        self._is_leaving = True
+        for follower in self._followers:
+            follower.news.set()
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[list[sa.Row[Any]]]:
         """Events of a job with an id above `after`, until the one that ends it; an empty list is a sign of life.
 
         The first list comes at once, empty when there is nothing yet; of a job that has ended, nothing comes behind
-        its last event.
+        its last event. It ends sooner when this process stops.
         """
         is_due = True  # a sign of life
         with self._following(job_id, after) as follower:
@@ -74,7 +81,7 @@ class Feed:
                     follower.after = after = rows[-1].id
                 if rows or is_due:
                     yield rows
-                if rows and rows[-1].type in _LAST:
+                if self._is_leaving or (rows and rows[-1].type in _LAST):
                     return
                 is_due = False
                 if not rows:
@@ -85,11 +92,13 @@ class Feed:
                         is_due = True
 
     async def end(self, job_id: str, timeout_s: float) -> None:
-        """Wait until a job has ended or is gone, or until the time is over."""
+        """Wait until a job has ended or is gone, until the time is over, or until this process stops."""
         with self._following(job_id, None) as follower:
             async with self._db.read() as tx:
                 state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
             follower.hear(state, 0)
+            if follower.news.is_set() or self._is_leaving:
+                return  # a look opens a connection of its own
             self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(follower.news.wait(), timeout_s)
@@ -125,7 +134,7 @@ class Feed:
                 began = time.monotonic()
                 try:
                     await self._look_once()
-                except (DBAPIError, OSError) as error:
+                except (SQLAlchemyError, OSError) as error:  # a pool without a free connection, too
                     log.warning("feed.look.failed", error=str(error))
                 took = time.monotonic() - began
                 await asyncio.sleep(min(took / _SHARE, LOOK_S))

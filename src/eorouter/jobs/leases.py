@@ -96,7 +96,9 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
         if each.claim.number < MERGE:
             await _begin_round(tx, job, each, now)
     if merged is not None:
-        await tx.execute(_MERGED, {"at_job": job.id, "at_token": merged.claim.token, "result": merged.outcome.result})
+        claim = merged.claim
+        values = {"at_job": job.id, "at_shard": claim.number, "at_token": claim.token, "result": merged.outcome.result}
+        await tx.execute(_MERGED, values)
     if (merged or any(each.claim.number == MERGE for each in done)) and not job.is_cancelling:
         await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
@@ -171,12 +173,22 @@ _FINISH = (
 )
 
 
+_only = job_shards.alias("only")
 _MERGED = (
     sa.update(job_shards)
     .where(job_shards.c.job_id == sa.bindparam("at_job"), job_shards.c.number == MERGE)
-    .values(state=ShardState.DONE.value, part=sa.bindparam("result"), token=sa.bindparam("at_token"), attempt=1)
+    .values(
+        state=ShardState.DONE.value,
+        part=sa.bindparam("result"),
+        token=sa.bindparam("at_token"),
+        attempt=1,
+        owner=sa.select(_only.c.owner)
+        .where(_only.c.job_id == sa.bindparam("at_job"), _only.c.number == sa.bindparam("at_shard"))
+        .scalar_subquery(),
+    )
 )
-"""The merge that the only shard's worker did along with it; its time is the shard's."""
+"""The merge that the only shard's worker did along with it; its time is the shard's, and so is its owner, who publishes
+the job: what has none, every dispatcher takes up."""
 
 
 def _current(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
@@ -192,8 +204,9 @@ def _current(claim: Claim) -> tuple[sa.ColumnElement[bool], ...]:
 async def _discard(tx: AsyncConnection, job: sa.Row[Any], claim: Claim, now: datetime) -> None:
     """Have a stale try's objects deleted: nobody will ever read them."""
     log.info("jobs.shard.stale", job=claim.job_id, shard=claim.number, token=claim.token, request_id=job.request_id)
-    prefix = f"{attempts_key(job.org_id, job.project_id, job.id)}{claim.number}/{claim.token}/"
-    await delete_later(tx, job.org_id, now=now, prefixes=[prefix])
+    numbers = (claim.number, MERGE) if claim.merges else (claim.number,)
+    attempts = attempts_key(job.org_id, job.project_id, job.id)
+    await delete_later(tx, job.org_id, now=now, prefixes=[f"{attempts}{number}/{claim.token}/" for number in numbers])
 
 
 async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now: datetime) -> bool:

@@ -96,7 +96,7 @@ class Meters:
                 self._failed.labels(outcome.failure.kind, outcome.failure.code).inc()
                 continue
             self._shards += 1
-            self._pixels += each.claim.bound.pixels
+            self._pixels += each.outcome.pixels
             self._completed.inc()
             spent = (outcome.waited_s, outcome.read_s, outcome.compute_s, outcome.write_s)
             for meter, seconds_spent in zip(self._by_stage.values(), spent, strict=True):

@@ -218,10 +218,17 @@ async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: da
 
 
 async def wait(db: Database, job_id: str, timeout_s: float) -> Row[Any]:
-    """The job's row once it has ended, or as it is after `timeout_s`."""
+    """The job's row once it has ended, or as it is after `timeout_s`.
+
+    Raises:
+        NotFound: it was deleted meanwhile, with its project.
+    """
     await feed_of(db).end(job_id, timeout_s)
     async with db.read() as tx:
-        return (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one()
+        row = (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return row
 
 
 async def move(

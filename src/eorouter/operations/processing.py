@@ -352,7 +352,7 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     if request.wait_s:
-        await queue.wait(ctx.stores.db, request.job_id, request.wait_s)
+        await feed_of(ctx.stores.db).end(request.job_id, request.wait_s)
     async with ctx.stores.db.read() as tx:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())

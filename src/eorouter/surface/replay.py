@@ -54,7 +54,9 @@ async def begin(db: Database, op: Operation, request: Any, authority: SpendAutho
         IdempotencyKeyInFlight: somebody is at it.
         IdempotencyKeyReused: the key belongs to another request.
     """
-    digest = hashlib.sha256(op.id.encode() + b"\n" + msgspec.json.encode(request, order="deterministic")).hexdigest()
+    who = authority.principal  # what one of them may not see is not given to another as an answer kept
+    asked = (op.id, who.mode.value, who.project_id, request)
+    digest = hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
     fresh = {
         "org_id": authority.principal.org_id, "key": authority.idempotency_key, "operation": op.id, "digest": digest,
         "busy_until": now + BUSY_FOR, "created_at": now,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.exc import TimeoutError as NoConnection
 from structlog.testing import capture_logs
 
 from eorouter.errors import Conflict, NotFound
@@ -262,6 +263,45 @@ async def test_job_past_its_time_limit_fails_by_name(stores, create, dispatcher)
     row = await queue.wait(stores.db, job_id, 10)
     assert (row.state, row.problem["code"]) == ("failed", "job_time_limit")
     assert "1 s; 0 of 4 shards" in row.problem["message"]
+
+
+async def test_stop_lets_the_workers_go_though_the_database_is_away(stores, settings, create, cluster, monkeypatch):
+    from eorouter.jobs.dispatcher import Dispatcher
+
+    job_id = await create(shards=1, blocks=40, block_s=0.02)
+    made = Dispatcher(settings, stores, cluster=cluster)
+    running = asyncio.create_task(made.run())
+
+    async def is_running():
+        return bool(cluster.begun)
+
+    await until(is_running)
+
+    async def gone(*_args, **_kwargs):
+        raise NoConnection("QueuePool limit of size 10 overflow 10 reached")
+
+    monkeypatch.setattr("eorouter.jobs.leases.record", gone)
+    made.stop()
+    with pytest.raises(NoConnection):
+        await running
+    assert not cluster.is_healthy
+    assert (await queue.wait(stores.db, job_id, 0)).state == "running"
+
+
+async def test_a_turn_that_gets_no_connection_is_repeated(stores, create, dispatcher, monkeypatch):
+    from eorouter.jobs import claims
+
+    claim, failed = claims.claim, []
+
+    async def starved(*args, **kwargs):
+        if len(failed) < 2:
+            failed.append(args)
+            raise NoConnection("QueuePool limit of size 10 overflow 10 reached")
+        return await claim(*args, **kwargs)
+
+    monkeypatch.setattr("eorouter.jobs.claims.claim", starved)
+    assert (await queue.wait(stores.db, await create(shards=2), 20)).state == "completed"
+    assert len(failed) == 2
 
 
 async def test_try_that_takes_too_long_is_stopped_and_counts(stores, create, dispatcher, monkeypatch):

@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import TimeoutError as NoConnection
 
+from eorouter.errors import NotFound
 from eorouter.jobs import feed, queue
 from eorouter.jobs.feed import Feed, feed_of
 from eorouter.storage.tables import job_events, job_shards, jobs
@@ -20,6 +23,13 @@ async def written(stores, job_id):
     async with stores.db.read() as tx:
         query = sa.select(job_events.c.id, job_events.c.type).where(job_events.c.job_id == job_id)
         return [(row.id, row.type) for row in await tx.execute(query.order_by(job_events.c.id))]
+
+
+async def forget(stores, job_id):
+    async with stores.db.write() as tx:
+        for table in (job_events, job_shards):
+            await tx.execute(sa.delete(table).where(table.c.job_id == job_id))
+        await tx.execute(sa.delete(jobs).where(jobs.c.id == job_id))
 
 
 async def test_a_hundred_followers_see_a_job_from_its_start_to_its_end(stores, create, dispatcher):
@@ -52,8 +62,69 @@ async def test_quiet_times_are_bridged_and_a_deleted_job_ends_the_stream(stores,
         async for rows in Feed(stores.db).follow(job_id, 0):
             heard.append(len(rows))
             if len(heard) == 4:
-                async with stores.db.write() as tx:
-                    for table in (job_events, job_shards):
-                        await tx.execute(sa.delete(table).where(table.c.job_id == job_id))
-                    await tx.execute(sa.delete(jobs).where(jobs.c.id == job_id))
+                await forget(stores, job_id)
     assert heard == [1, 0, 0, 0]
+
+
+async def test_a_look_that_gets_no_connection_is_repeated(stores, create, monkeypatch):
+    job_id = await create(shards=1)
+    followed, look, failed = Feed(stores.db), Feed._look_once, []
+
+    async def starved(self):
+        if len(failed) < 2:
+            failed.append(job_id)
+            raise NoConnection("QueuePool limit of size 10 overflow 10 reached")
+        await look(self)
+
+    monkeypatch.setattr(Feed, "_look_once", starved)
+    waiting = asyncio.create_task(followed.end(job_id, 60))
+    async with asyncio.timeout(20):
+        while len(failed) < 2:  # noqa: ASYNC110 - the looker tells nobody
+            await asyncio.sleep(0.01)
+        async with stores.db.write() as tx:
+            await queue.cancel(tx, job_id, ALICE, utc_now())
+        await waiting
+
+
+async def test_waiting_for_a_job_that_is_deleted_says_that_there_is_none(stores, create):
+    job_id = await create(shards=1, dispatches=False)
+    waiting = asyncio.create_task(queue.wait(stores.db, job_id, 60))
+    await asyncio.sleep(0.1)
+    await forget(stores, job_id)
+    async with asyncio.timeout(20):
+        with pytest.raises(NotFound, match=job_id):
+            await waiting
+
+
+async def test_nothing_is_watched_for_who_waits_for_a_job_that_has_ended(stores, create, monkeypatch):
+    job_id = await create(shards=1)
+    async with stores.db.write() as tx:
+        await queue.cancel(tx, job_id, ALICE, utc_now())
+    watched = []
+
+    async def watch(url, wake):
+        watched.append(url)
+
+    monkeypatch.setattr(feed, "watch", watch)
+    async with asyncio.timeout(20):
+        await Feed(stores.db).end(job_id, 60)
+    await asyncio.sleep(0.05)
+    assert watched == []
+
+
+async def test_nobody_is_kept_when_the_process_stops(stores, create):
+    job_id = await create(shards=1)
+    made = Feed(stores.db)
+
+    async def heard():
+        return [row.type async for rows in made.follow(job_id, 0) for row in rows]
+
+    waiting, following = asyncio.create_task(made.end(job_id, 60)), asyncio.create_task(heard())
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    assert not following.done()
+    made.let_go()
+    async with asyncio.timeout(20):
+        await waiting
+        await made.end(job_id, 60)
+        assert await following == await heard() == ["job.created", "job.queued"]

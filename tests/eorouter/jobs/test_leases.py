@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from eorouter.jobs import claims, leases, publish, queue
+from eorouter.jobs import claims, leases, publish, queue, resume
 from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Landed
 from eorouter.storage.database import spelled
@@ -85,7 +85,7 @@ async def test_record_of_a_stale_token_changes_nothing_and_deletes_its_objects(s
     assert (await job(stores, job_id)).shards_done == 0
     async with stores.db.read() as tx:
         (payload,) = (await tx.execute(sa.select(outbox.c.payload))).scalars()
-    assert payload["prefixes"] == [f"org_a/prj_a/jobs/{job_id}/attempts/0/1/"]
+    assert payload["prefixes"] == [f"org_a/prj_a/jobs/{job_id}/attempts/{number}/1/" for number in (0, MERGE)]
     await record(stores, Landed(claim=current, outcome=DONE))
     assert (await shard(stores, job_id, 0)).state == "done"
 
@@ -229,7 +229,7 @@ async def test_the_only_shard_lands_with_its_merge_and_the_job_publishes(stores,
     landed = Landed(claim=each, outcome=msgspec.structs.replace(DONE, result=result))
     assert await record(stores, landed) == [job_id]
     merge = await shard(stores, job_id, MERGE)
-    assert (merge.state, merge.part, merge.token) == ("done", result, each.token)
+    assert (merge.state, merge.part, merge.token, merge.owner) == ("done", result, each.token, "dsp_1")
     assert await publish.publish(stores, job_id, now=utc_now())
     row = await job(stores, job_id)
     assert (row.state, row.pixels_done, row.shards_done) == ("completed", 1010, 1)
@@ -243,6 +243,29 @@ async def test_a_ghosts_merge_of_the_only_shard_is_not_taken(stores, create):
     result = msgspec.msgpack.encode(await written_result(stores))
     assert await record(stores, Landed(claim=ghost, outcome=msgspec.structs.replace(DONE, result=result))) == []
     assert (await shard(stores, job_id, MERGE)).state == "waiting"
+
+
+async def test_a_resumed_job_whose_only_shard_is_done_counts_its_pixels_once(stores, create, monkeypatch):
+    from eorouter.errors import QuotaExceeded
+    from eorouter.types import Principal
+
+    job_id = await create(shards=1)
+    (each,), _ = await claim(stores)
+    outcome = msgspec.structs.replace(DONE, result=msgspec.msgpack.encode(await written_result(stores)))
+    await record(stores, Landed(claim=each, outcome=outcome))
+
+    async def refuse(*_args, **_kwargs):
+        raise QuotaExceeded("Nothing is left.")
+
+    monkeypatch.setattr(publish.items, "add", refuse)
+    await publish.publish(stores, job_id, now=utc_now())
+    who = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset())
+    async with stores.db.write() as tx:
+        again = await resume.resume(tx, job_id, who, request_id="req_again", now=utc_now())
+    (merge,), _ = await claim(stores)
+    assert (merge.job_id, merge.number, merge.merges) == (again, MERGE, False)
+    assert await record(stores, Landed(claim=merge, outcome=DONE)) == [again]
+    assert (await job(stores, again)).pixels_done == each.bound.pixels == 1010
 
 
 @pytest.mark.parametrize("fields", [{"shards": 2}, {"shards": 1, "rounds": 2}])

@@ -143,6 +143,7 @@ def test_a_worker_needs_a_scheduler_and_a_folder(tmp_path):
 
 def test_a_scheduler_forgets_what_it_must_not_know_and_says_so(commands, tmp_path):
     told = {"EOROUTER_SECRET": SECRET, "EOROUTER_DATABASE_URL": "postgresql://u:pw@db/e", "EOROUTER_LOG_LEVEL": "info"}
+    told |= {"PGPASSWORD": "hunter2"}
     with commands(tmp_path, **told) as start:
         process = start("scheduler", "--scheduler-address", "tcp://127.0.0.1:0")
         assert process.stdout.readline().startswith("eorouter scheduler listening on tcp://127.0.0.1:")
@@ -152,6 +153,7 @@ def test_a_scheduler_forgets_what_it_must_not_know_and_says_so(commands, tmp_pat
     log = (tmp_path / "log").read_text()
     assert "EOROUTER_SECRET" in log
     assert "EOROUTER_DATABASE_URL" in log
+    assert "PGPASSWORD" in log
     assert SECRET not in log
 
 

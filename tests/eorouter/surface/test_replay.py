@@ -2,13 +2,16 @@
 
 from datetime import timedelta
 
+import msgspec
+import pytest
 import sqlalchemy as sa
 
 from eorouter.client.runtime import SPENDING
+from eorouter.errors import IdempotencyKeyReused
 from eorouter.operation import SpendAuthority, Tier
 from eorouter.storage.tables import requests_done
 from eorouter.surface import replay
-from eorouter.types import Principal, utc_now
+from eorouter.types import Mode, Principal, utc_now
 
 BUY = "/v1/toys/ball/purchase"
 
@@ -64,6 +67,19 @@ async def test_who_was_overtaken_neither_keeps_nor_removes_the_answer(client_of,
     await replay.finish(toy_stores.db, quick, 200, b"first")
     again = await replay.begin(toy_stores.db, op, request, who, now=now + timedelta(hours=1))
     assert again == replay.Kept(200, b"first")
+
+
+@pytest.mark.parametrize("restricted", [{"project_id": "prj_2"}, {"mode": Mode.TEST}])
+async def test_an_answer_is_not_given_to_a_key_of_another_project_or_mode(toy_stores, toys, restricted):
+    principal = Principal(kind="key", id="key_1", org_id="org_1", scopes=frozenset(), project_id="prj_1")
+    first = SpendAuthority(principal=principal, idempotency_key="k")
+    other = SpendAuthority(principal=msgspec.structs.replace(principal, **restricted), idempotency_key="k")
+    op, now = toys.get("toys.place"), utc_now()
+    request = op.input(toy_id="ball")
+    turn = await replay.begin(toy_stores.db, op, request, first, now=now)
+    await replay.finish(toy_stores.db, turn, 200, b"of the first project")
+    with pytest.raises(IdempotencyKeyReused):
+        await replay.begin(toy_stores.db, op, request, other, now=now)
 
 
 async def test_refused_request_may_be_tried_again_under_its_key(client_of, toy_stores):
