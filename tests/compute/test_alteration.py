@@ -99,7 +99,7 @@ def test_directions_of_a_threshold(direction, expected):
     assert classes.tolist() == expected
     # 1 - limit / distance from the centre: 5 and 4 away.
     if direction == "both":
-        assert confidence.tolist() == [6000, 0, 5000, 0]
+        assert alteration.in_units(confidence).tolist() == [6000, 0, 5000, 0]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_test_is_judged_by_its_probability():
     bands = np.array([[3.0, 9.0, np.nan], [0.9, 0.95, np.nan]], "float32")
     classes, confidence = alteration.classified(IrMad(), bands, verdict)
     assert classes.tolist() == [0, 1, 255]
-    assert confidence.tolist() == [9000, 9500, 0]
+    assert alteration.in_units(confidence).tolist() == [9000, 9500, 0]
 
 
 def test_groups_join_the_classes_of_one_kind_of_change():

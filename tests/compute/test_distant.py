@@ -201,6 +201,7 @@ async def test_a_scheduler_of_another_build_is_refused_by_name(pair, link, monke
 async def test_workers_of_another_build_are_left_to_dispatchers_of_theirs(link, monkeypatch):
     monkeypatch.setattr(distant, "build", lambda: "1+a")
     known = {"host": "h", "threads": 4, "memory_bytes": 1, "memory_limit_bytes": 7, "shards": (), "metrics_url": ""}
+    known |= {"silent_s": 0.0}
     workers = tuple(Seen(name=build, address=build, build=build, **known) for build in ("1+a", "1+b", ""))
     cluster = link()
     cluster._take(View(build="1+a", dispatchers=2, workers=workers))

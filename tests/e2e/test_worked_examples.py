@@ -16,7 +16,15 @@ BLOCK = re.compile(r"^```python file=(?P<path>\S+)\n(?P<text>.*?)^```$", re.MULT
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A copy of everything that an added file needs around it."""
-    for part in ("src", "compute", "kernels", "pyproject.toml", "tests/conftest.py", "tests/eorouter/conftest.py"):
+    for part in (
+        "src",
+        "compute",
+        "kernels",
+        "pyproject.toml",
+        "tests/conftest.py",
+        "tests/equipment",
+        "tests/eorouter/conftest.py",
+    ):
         source, target = ROOT / part, tmp_path / part
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 import structlog
@@ -58,9 +57,16 @@ class Feed:
         self._woken = asyncio.Event()
         self._is_leaving = False
 
+    async def close(self) -> None:
+        """Let everybody go, and end the looking."""
+        self.let_go()
+        if self._looking is not None:
+            await asyncio.gather(self._looking, return_exceptions=True)
+
     def let_go(self) -> None:
         """Keep nobody any longer: this process stops. Who waits is told what is, who follows comes back to another."""
         self._is_leaving = True
+        self._woken.set()
         for follower in self._followers:
             follower.news.set()
 
@@ -129,7 +135,7 @@ class Feed:
         """One look for all, for as long as somebody follows; a database that is away is looked at again."""
         watching = asyncio.create_task(watch(self._db.url, self._woken.set))
         try:
-            while self._followers:
+            while self._followers and not self._is_leaving:
                 self._woken.clear()
                 began = time.monotonic()
                 try:
@@ -159,9 +165,6 @@ class Feed:
             follower.hear(states.get(follower.job_id), seen.get(follower.job_id, 0))
 
 
-_feeds: WeakKeyDictionary[Database, Feed] = WeakKeyDictionary()
-
-
 def feed_of(db: Database) -> Feed:
-    """The feed of this process on that database."""
-    return _feeds.setdefault(db, Feed(db))
+    """The feed of this process on that database; it ends with it."""
+    return db.attached(Feed)

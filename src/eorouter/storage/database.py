@@ -8,11 +8,11 @@ import asyncio
 import math
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +25,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.types import TypeDecorator
 
 BUSY_TIMEOUT_MS = 30_000
+
+
+class Closing(Protocol):
+    """What has something to let go of."""
+
+    async def close(self) -> None:
+        """Let it go."""
+        ...
+
+
+Attached = TypeVar("Attached", bound=Closing)
 
 
 def spelled(value: Any) -> Any:
@@ -86,6 +97,7 @@ class Database:
         )
         # SQLite has one writer; queueing here costs nothing, while its own wait is a poll.
         self._writer = asyncio.Lock()
+        self._attached: dict[Any, Any] = {}
         self.statements = 0
         self.seconds = 0.0
         event.listen(self.engine.sync_engine, "before_cursor_execute", self._on_statement)
@@ -133,8 +145,17 @@ class Database:
         async with self.read() as tx:
             await tx.execute(sa.text("SELECT 1"))
 
+    def attached(self, kind: Callable[["Database"], Attached]) -> Attached:
+        """What this process keeps one of for this database, made when it is first asked for and closed with it."""
+        if kind not in self._attached:
+            self._attached[kind] = kind(self)
+        return self._attached[kind]
+
     async def close(self) -> None:
-        """Give all connections back."""
+        """Close what is attached, and give all connections back."""
+        attached, self._attached = self._attached, {}
+        for each in attached.values():
+            await each.close()
         await self.engine.dispose()
 
 
