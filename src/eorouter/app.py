@@ -288,7 +288,7 @@ async def serve(
         else:
             await _check_schema(settings)
         api = create(settings)
-        server = _server(api, on_started=lambda: announce(settings), on_stopping=api.state.let_go)
+        server = _server(api, settings, on_started=lambda: announce(settings), on_stopping=api.state.let_go)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         async with _dispatching(settings, server) if has_cluster else nullcontext():
@@ -322,7 +322,7 @@ def _addressed(settings: Settings, listener: socket.socket) -> Settings:
     return msgspec.structs.replace(settings, port=listener.getsockname()[1])
 
 
-def _server(api: Any, *, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> Any:
+def _server(api: Any, settings: Settings, *, on_started: Callable[[], None], on_stopping: Callable[[], None]) -> Any:
     """uvicorn, which restores the signal handlers of before and raises again what it caught: those are ours.
 
     `on_stopping` is called before it waits for the requests that are under way.
@@ -345,6 +345,7 @@ def _server(api: Any, *, on_started: Callable[[], None], on_stopping: Callable[[
             log_config=None,
             access_log=False,
             server_header=False,
+            forwarded_allow_ips=settings.trusted_proxies,
             timeout_graceful_shutdown=GRACE_S,
         )
     )

@@ -5,6 +5,7 @@ name, the form it must have, and an example.
 """
 
 import contextlib
+import ipaddress
 import os
 import re
 import secrets
@@ -110,6 +111,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "minio.lan:9000",
         ),
     ] = ""
+    trusted_proxies: Annotated[
+        str,
+        _field(
+            "Addresses and networks of proxies whose X-Forwarded-For and -Proto are believed, separated by commas.",
+            "10.0.0.0/8",
+        ),
+    ] = "127.0.0.1,::1"
     metrics_token: Annotated[
         str,
         _field("Who asks for /metrics sends it as a bearer token; empty answers callers on loopback only.", "…"),
@@ -161,6 +169,11 @@ def load(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
         raise BadSetting(f"{error}. `eorouter settings` lists what each setting takes.") from error
     if settings.secret and len(settings.secret) < 32:
         raise BadSetting(f"EOROUTER_SECRET has {len(settings.secret)} characters; use 32 or more random ones.")
+    for network in filter(None, settings.trusted_proxies.split(",")):
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise BadSetting(f"{PREFIX}TRUSTED_PROXIES: {error}. {describe('trusted_proxies')}") from error
     if settings.scheduler_address and not _SCHEDULER.fullmatch(settings.scheduler_address):
         raise BadSetting(
             f"{PREFIX}SCHEDULER_ADDRESS={settings.scheduler_address!r} is not tls://host:port. Without encryption "

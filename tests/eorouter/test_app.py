@@ -269,7 +269,7 @@ async def test_who_waits_is_answered_when_the_server_stops(tmp_path):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    server = app._server(held, on_started=started.set, on_stopping=stopping.set)
+    server = app._server(held, settings, on_started=started.set, on_stopping=stopping.set)
     with listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         async with asyncio.timeout(60), httpx2.AsyncClient(trust_env=False) as client:

@@ -68,6 +68,13 @@ def test_addresses_of_a_scheduler(address):
     assert load({}, scheduler_address=address).scheduler_address == address
 
 
+def test_proxies_are_addresses_and_networks():
+    assert load({"EOROUTER_TRUSTED_PROXIES": "10.0.0.0/8,::1"}).trusted_proxies == "10.0.0.0/8,::1"
+    assert load({"EOROUTER_TRUSTED_PROXIES": ""}).trusted_proxies == ""
+    with pytest.raises(BadSetting, match=r"EOROUTER_TRUSTED_PROXIES: 'ingress\.lan'"):
+        load({"EOROUTER_TRUSTED_PROXIES": "10.0.0.1,ingress.lan"})
+
+
 def test_what_stays_on_this_machine_is_told():
     everything = {"DATABASE_URL": "postgresql://h/d", "OBJECTS_URL": "s3://b", "SECRET": "s" * 40}
     assert kept_here(load({PREFIX + name: value for name, value in everything.items()})) == []

@@ -50,7 +50,7 @@ from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
 from eorouter_compute import faults, tracing
-from eorouter_compute.cluster import Link
+from eorouter_compute.cluster import Link, OtherBuild
 from eorouter_compute.method import InputItem
 from eorouter_compute.orders import MERGE, Failure, Outcome, ShardOrder, run_name
 
@@ -64,6 +64,7 @@ _EXPIRE_S = 60.0
 _IDLE_POLL_S = 1.0
 _CANCEL_GRACE_S = 20.0
 _CLUSTER_GRACE_S = 30.0
+_REFUSED_S = 10.0
 _PUBLISH_LIMIT = 8
 _SHARED_BYTES = 1 << 17  # parameters and inputs above this travel as an object, once, instead of with every shard
 _CARDS_MAX = 256
@@ -468,7 +469,12 @@ class Dispatcher:
         if time.monotonic() - self._cluster_lost_at >= grace_s:
             log.error("dispatcher.cluster.restarted", workers=self._cluster.alive_count)
             await self._cluster.close()
-            await self._cluster.start()
+            try:
+                await self._cluster.start()
+            except OtherBuild as error:  # a release is being rolled out, and this dispatcher will be replaced
+                log.error("dispatcher.cluster.refused", error=str(error), again_s=_REFUSED_S)  # noqa: TRY400
+                self._cluster_lost_at = time.monotonic() + _REFUSED_S
+                return
             self._cluster_lost_at = None
             self._wakeup.set()
 

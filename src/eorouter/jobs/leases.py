@@ -265,7 +265,7 @@ def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:
     free = claim.token - claim.attempt  # a claim raises both, and what does not count lowers one of them again
     if not outcome.is_bystander or free < _FREE_TRIES:
         return failure, not outcome.is_bystander
-    lost = f"The shard was tried {claim.token} times, and its worker was lost each time before the answer arrived."
+    lost = f"Of {claim.token} tries of the shard none brought an answer: its worker was lost before, or its dispatcher."
     return msgspec.structs.replace(failure, kind="machine", code="worker_lost", message=lost), True
 
 

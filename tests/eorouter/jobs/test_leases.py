@@ -179,7 +179,7 @@ async def test_bystander_for_ever_is_one_no_more(stores, create):
     assert claimed == leases._FREE_TRIES + 4
     row = await job(stores, job_id)
     assert (row.state, row.problem["code"], row.problem["shard"]) == ("failed", "worker_lost", 0)
-    assert "tried 20 times" in row.problem["message"]
+    assert "Of 20 tries" in row.problem["message"]
 
 
 async def test_a_turn_adds_the_shards_of_the_next_round(stores, create):
