@@ -80,7 +80,8 @@ def table(rows: Sequence[Measured], machine: Mapping[str, Any]) -> Table:
         shown.add_column(heading, justify="left" if heading in {"work", "peer"} else "right", no_wrap=heading == "work")
     for row in rows:
         line = cells(row)
-        line[4] = f"[{'green' if row.is_met else 'red'}]{line[4] or 'absent'}"
+        absent = "" if row.ours_s else "absent"  # a row without a floor has no ratio
+        line[4] = f"[{'green' if row.is_met else 'red'}]{line[4] or absent}"
         shown.add_row(*line)
     return shown
 
@@ -96,7 +97,7 @@ def markdown(recorded: Recorded, *, is_short: bool) -> str:
     for row in recorded.rows:
         line = cells(row)
         if not row.is_met:
-            line[4] = f"**{line[4] or 'absent'}**"
+            line[4] = f"**{line[4] or 'absent'}**"  # a row without a floor is always met
         lines.append("| " + " | ".join(line[place] for place in kept) + " |")
     lines += [
         "",
