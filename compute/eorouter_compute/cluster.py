@@ -58,6 +58,10 @@ _DASK_CONFIG: Mapping[str, Any] = {
     # Nor is a browser on this machine to join on behalf of some other site's page; the API joins without an origin.
     "distributed.scheduler.dashboard.bokeh-application.allow_websocket_origin": [],
     "distributed.worker.profile.enabled": False,
+    # Each server of a dispatcher's process does these by itself; as they come, they take a tenth of a core when idle.
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "2s",
+    "distributed.admin.system-monitor.disk": False,
     "distributed.diagnostics.computations.max-history": 1,
     "distributed.diagnostics.erred-tasks.max-history": 1,
     "distributed.admin.large-graph-warning-threshold": "1GB",
