@@ -380,9 +380,8 @@ requests_done = sa.Table(
     sa.Column("org_id", Key, sa.ForeignKey("organisations.id"), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
     sa.Column("operation", sa.String(100), nullable=False),
-    sa.Column(
-        "digest", sa.String(64), nullable=False
-    ),  # of operation and request, and of the mode and the project that the key is restricted to
+    # Of the operation, the request, the mode and the project that the key is restricted to.
+    sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("busy_until", UtcDateTime),  # None once it is answered
     sa.Column("status", sa.Integer),
     sa.Column("body", sa.LargeBinary),
