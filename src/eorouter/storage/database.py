@@ -9,7 +9,7 @@ import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -105,6 +105,7 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _on_sqlite_connect)
             event.listen(self.engine.sync_engine, "begin", _on_sqlite_begin)
+            event.listen(self.engine.sync_engine, "invalidate", _on_sqlite_invalidate)
 
     def _on_statement(self, *event: Any) -> None:
         event[4].eorouter_began = time.perf_counter()
@@ -203,3 +204,13 @@ def _enter_wal(cursor: Any) -> None:
 def _on_sqlite_begin(connection: Connection) -> None:
     writes = connection.get_execution_options().get("eorouter_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _on_sqlite_invalidate(connection: Any, _record: Any, _error: BaseException | None) -> None:
+    """End the transaction of a connection that is thrown away because its task was cancelled in a statement.
+
+    Closing would not: SQLite keeps a closed connection alive while one of its statements is, and the traceback of the
+    cancellation holds the statement. The lock of the writer stayed taken, and the next writer waited for it in vain.
+    """
+    with suppress(asyncio.CancelledError):  # a second one; the first is on its way up
+        connection.run_async(lambda driver: asyncio.shield(driver.rollback()))
