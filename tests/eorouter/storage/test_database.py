@@ -9,9 +9,7 @@ from eorouter.storage.database import Database
 from eorouter.storage.tables import organisations
 from eorouter.types import utc_now
 
-LONG = sa.text(
-    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT max(i) FROM n"
-)
+LONG = sa.text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) SELECT max(i) FROM n")
 
 
 async def names(db: Database) -> list[str]:
