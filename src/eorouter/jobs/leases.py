@@ -306,6 +306,11 @@ async def fail_overdue(tx: AsyncConnection, *, now: datetime) -> list[str]:
     return [job.id for job in rows]
 
 
+async def _hold(tx: AsyncConnection, job_ids: Collection[str]) -> None:
+    """Lock jobs before their shards: whoever did it the other way round would wait for who ends the job, and they for it."""
+    await tx.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id).with_for_update())
+
+
 async def _count(tx: AsyncConnection, job_id: str, pixels: int) -> None:
     await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(pixels_done=jobs.c.pixels_done + pixels))
 
@@ -322,6 +327,8 @@ async def renew(
     """
     lost: set[tuple[str, int, int]] = set()
     gained: dict[str, int] = {}
+    claims = list(claims)
+    await _hold(tx, {each.job_id for each, _, _ in claims})
     for each, before, pixels in claims:
         changed = await tx.execute(
             sa.update(job_shards)
@@ -369,7 +376,9 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
 
 async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, now: datetime) -> None:
     """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong."""
-    for each, pixels in sorted(claims, key=lambda one: one[0].run):
+    claims = list(claims)
+    await _hold(tx, {each.job_id for each, _ in claims})
+    for each, pixels in claims:
         changed = await tx.execute(
             sa.update(job_shards)
             .where(*_current(each))
