@@ -7,7 +7,7 @@ Transactions lock job rows before shard rows and in order of id, so that two dis
 
 import logging
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -62,9 +62,9 @@ async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime
     """Write down what became of orders; returns the jobs that are now publishing."""
     publishing: list[str] = []
     ordered = sorted(landed, key=lambda each: each.claim.run)
+    held = {job.id: job for job in await _hold(tx, {each.claim.job_id for each in ordered}, jobs)}
     for job_id, group in groupby(ordered, key=lambda each: each.claim.job_id):
-        query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
-        job = (await tx.execute(query)).one_or_none()
+        job = held.get(job_id)
         if job is None:
             continue  # deleted with its project
         if await _record_job(tx, job, list(group), now):
@@ -306,9 +306,15 @@ async def fail_overdue(tx: AsyncConnection, *, now: datetime) -> list[str]:
     return [job.id for job in rows]
 
 
-async def _hold(tx: AsyncConnection, job_ids: Collection[str]) -> None:
-    """Lock jobs before their shards: whoever did it the other way round would wait for who ends the job, and they for it."""
-    await tx.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.id).with_for_update())
+async def _hold(
+    tx: AsyncConnection, job_ids: Collection[str], reads: sa.Table | sa.Column[str] = jobs.c.id
+) -> Sequence[sa.Row[Any]]:
+    """Lock jobs, all at once, before their shards and before any account; returns their rows, or as much as is read.
+
+    Whoever took them in another order could wait for somebody who ends one of the jobs, and who waits for them.
+    """
+    query = sa.select(reads).where(jobs.c.id.in_(sorted(job_ids))).order_by(jobs.c.id).with_for_update()
+    return (await tx.execute(query)).all() if job_ids else ()
 
 
 async def _count(tx: AsyncConnection, job_id: str, pixels: int) -> None:
@@ -361,8 +367,9 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
         )
     ).all()
     failure = Failure(kind="machine", code="worker_lost", message="The process that ran the shard is gone.")
+    await _hold(tx, {row.job_id for row in rows})
     for row in rows:
-        job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
+        job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id))).one()
         ghost = Claim(
             job_id=row.job_id, org_id=job.org_id, method=job.method, number=row.number, token=row.token,
             attempt=row.attempt, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
