@@ -7,7 +7,7 @@ Transactions lock job rows before shard rows and in order of id, so that two dis
 
 import logging
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -62,9 +62,9 @@ async def record(tx: AsyncConnection, landed: Iterable[Landed], *, now: datetime
     """Write down what became of orders; returns the jobs that are now publishing."""
     publishing: list[str] = []
     ordered = sorted(landed, key=lambda each: each.claim.run)
+    held = {job.id: job for job in await _hold(tx, {each.claim.job_id for each in ordered}, jobs)}
     for job_id, group in groupby(ordered, key=lambda each: each.claim.job_id):
-        query = sa.select(jobs).where(jobs.c.id == job_id).with_for_update()
-        job = (await tx.execute(query)).one_or_none()
+        job = held.get(job_id)
         if job is None:
             continue  # deleted with its project
         if await _record_job(tx, job, list(group), now):
@@ -306,6 +306,17 @@ async def fail_overdue(tx: AsyncConnection, *, now: datetime) -> list[str]:
     return [job.id for job in rows]
 
 
+async def _hold(
+    tx: AsyncConnection, job_ids: Collection[str], reads: sa.Table | sa.Column[str] = jobs.c.id
+) -> Sequence[sa.Row[Any]]:
+    """Lock jobs, all at once, before their shards and before any account; returns their rows, or as much as is read.
+
+    Whoever took them in another order could wait for somebody who ends one of the jobs, and who waits for them.
+    """
+    query = sa.select(reads).where(jobs.c.id.in_(sorted(job_ids))).order_by(jobs.c.id).with_for_update()
+    return (await tx.execute(query)).all() if job_ids else ()
+
+
 async def _count(tx: AsyncConnection, job_id: str, pixels: int) -> None:
     await tx.execute(sa.update(jobs).where(jobs.c.id == job_id).values(pixels_done=jobs.c.pixels_done + pixels))
 
@@ -322,6 +333,8 @@ async def renew(
     """
     lost: set[tuple[str, int, int]] = set()
     gained: dict[str, int] = {}
+    claims = list(claims)
+    await _hold(tx, {each.job_id for each, _, _ in claims})
     for each, before, pixels in claims:
         changed = await tx.execute(
             sa.update(job_shards)
@@ -354,8 +367,9 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
         )
     ).all()
     failure = Failure(kind="machine", code="worker_lost", message="The process that ran the shard is gone.")
+    await _hold(tx, {row.job_id for row in rows})
     for row in rows:
-        job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
+        job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id))).one()
         ghost = Claim(
             job_id=row.job_id, org_id=job.org_id, method=job.method, number=row.number, token=row.token,
             attempt=row.attempt, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
@@ -369,7 +383,9 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
 
 async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, now: datetime) -> None:
     """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong."""
-    for each, pixels in sorted(claims, key=lambda one: one[0].run):
+    claims = list(claims)
+    await _hold(tx, {each.job_id for each, _ in claims})
+    for each, pixels in claims:
         changed = await tx.execute(
             sa.update(job_shards)
             .where(*_current(each))

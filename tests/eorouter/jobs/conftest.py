@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -97,7 +98,10 @@ class ThreadCluster:
         """Threads do not die."""
 
     async def close(self) -> None:
+        """What runs ends, as with its worker: a thread is told to, and nobody hears what it says."""
         self.is_healthy = False
+        running = [orders.run_name((job, number, token)) for job, number, token, _ in orders.pulse([], "close")]
+        orders.pulse(running, "close")
 
     async def run(self, order: ShardOrder, *, is_urgent: bool = False) -> Outcome:
         async with self._places:
@@ -107,6 +111,12 @@ class ThreadCluster:
                 self.repeats -= 1
                 answer = await asyncio.to_thread(orders.run_order, msgspec.msgpack.encode(order))
         return msgspec.msgpack.decode(answer, type=Outcome)
+
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """No order begins until the block ends."""
+        async with self._places, self._places:
+            yield
 
     async def pulse(self, cancelled: set[str]) -> list[Running]:
         return [

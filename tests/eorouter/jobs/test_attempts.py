@@ -26,7 +26,7 @@ async def finished(stores, job_id):
 @pytest.mark.usefixtures("dispatcher")
 async def test_finished_shards_of_a_failed_job_are_kept_for_a_day(stores, create):
     job_id = await create(shards=3, ills={"2": "source"})
-    row = await queue.wait(stores.db, job_id, 20)
+    row = await queue.wait(stores.db, job_id, 120)
     assert row.state == "failed"
     now = utc_now()
     await deletions.sweep(stores, now=now + timedelta(hours=1))
@@ -48,7 +48,7 @@ async def test_finished_shards_of_a_failed_job_are_kept_for_a_day(stores, create
 @pytest.mark.usefixtures("dispatcher")
 async def test_what_a_ghost_writes_after_the_end_goes_too(stores, create):
     job_id = await create(shards=1)
-    await queue.wait(stores.db, job_id, 20)
+    await queue.wait(stores.db, job_id, 120)
     await deletions.sweep(stores, now=utc_now())
     ghost = f"org_a/prj_a/jobs/{job_id}/attempts/0/1/numbers.bin"
     await stores.objects.put(ghost, b"late")

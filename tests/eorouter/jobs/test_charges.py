@@ -35,14 +35,14 @@ async def settled(stores, job_id):
 async def test_completed_job_is_captured_within_its_promise(stores, create, dispatcher):
     job_id = await create(shards=3)
     reserved = await paid(stores, job_id)
-    assert (await queue.wait(stores.db, job_id, 20)).state == "completed"
+    assert (await queue.wait(stores.db, job_id, 120)).state == "completed"
     assert 0 < (await settled(stores, job_id)).captured_cents <= reserved
 
 
 async def test_failed_job_costs_nothing(stores, create, dispatcher):
     job_id = await create(shards=3, ills={"1": "source"})
     await paid(stores, job_id)
-    assert (await queue.wait(stores.db, job_id, 20)).state == "failed"
+    assert (await queue.wait(stores.db, job_id, 120)).state == "failed"
     assert (await settled(stores, job_id)).captured_cents == 0
 
 

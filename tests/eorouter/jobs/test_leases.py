@@ -1,5 +1,6 @@
 """What a dispatcher may write, and what a ghost may not."""
 
+import asyncio
 import re
 from datetime import timedelta
 
@@ -7,15 +8,19 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from eorouter.jobs import claims, leases, publish, queue, resume
+from eorouter.commerce import ledger
+from eorouter.jobs import charges, claims, leases, publish, queue, resume
 from eorouter.jobs.fairness import FairShare
 from eorouter.jobs.leases import Landed
+from eorouter.jobs.states import JobState
+from eorouter.operation import SpendAuthority
 from eorouter.storage.database import spelled
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
-from eorouter.types import utc_now
+from eorouter.types import Principal, new_id, utc_now
 from eorouter_compute.method import Bound, Part, Result, Shard
 from eorouter_compute.orders import MERGE, Failure, Outcome
 
+ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
 DONE = Outcome(part=msgspec.msgpack.encode(Part()), seconds=0.1)
 LOST = Outcome(failure=Failure(kind="machine", code="worker_lost", message="gone"))
 
@@ -106,6 +111,79 @@ async def test_reap_leaves_leases_of_the_living_alone(stores, create):
     await claim(stores)
     async with stores.db.write() as tx:
         assert await leases.reap(tx, now=utc_now(), dead_owners={"dsp_other"}) == 0
+
+
+async def until_somebody_waits(tx):
+    """Until another transaction waits for a lock; on SQLite, which has one writer, that waits before it begins."""
+    waits = sa.text("SELECT 1 FROM pg_locks WHERE NOT granted")
+    async with asyncio.timeout(120):
+        while tx.dialect.name == "postgresql" and (await tx.execute(waits)).first() is None:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(lambda tx, run: leases.renew(tx, [(each, 0, 400) for each in run], now=utc_now()), id="renew"),
+        pytest.param(lambda tx, run: leases.release(tx, [(each, 400) for each in run], now=utc_now()), id="release"),
+    ],
+)
+async def test_who_has_leases_and_who_fails_their_job_do_not_wait_for_each_other(stores, create, step):
+    job_id = await create(shards=2)
+    run, _ = await claim(stores)
+
+    async def late():
+        async with stores.db.write() as tx:
+            return await step(tx, run)
+
+    async with stores.db.write() as tx:
+        row = (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update())).one()
+        waiting = asyncio.create_task(late())
+        await until_somebody_waits(tx)
+        await leases.fail_job(tx, row, JobState.RUNNING, {"code": "job_time_limit", "message": "late"}, utc_now())
+    assert await waiting in ({each.run for each in run}, None)
+    row = await job(stores, job_id)
+    assert (row.state, row.pixels_done) == ("failed", 0)
+    assert {(await shard(stores, job_id, number)).state for number in (0, 1)} == {"failed"}
+
+
+UNWANTED = Outcome(failure=Failure(kind="request", code="invalid_parameter", message="no"))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(lambda tx, ends: leases.record(tx, ends, now=utc_now()), id="record"),
+        pytest.param(lambda tx, _: leases.reap(tx, now=utc_now(), dead_owners={"dsp_1"}), id="reap"),
+    ],
+)
+async def test_who_ends_several_jobs_and_who_ends_one_of_them_do_not_wait_for_each_other(stores, create, step):
+    """They meet at the jobs, before the account of the organisation."""
+    first, second = sorted([await create(shards=1), await create(shards=1)])
+    async with stores.db.write() as tx:
+        for job_id in (first, second):
+            paying = SpendAuthority(principal=ALICE, idempotency_key=new_id("key"))
+            await charges.reserve(tx, stores.db, paying, job_id, welcome=10_000, now=utc_now())
+    run, _ = await claim(stores)
+    last_try = {"attempt": 99}
+    async with stores.db.write() as tx:
+        await tx.execute(sa.update(job_shards).where(job_shards.c.state == "leased").values(last_try))
+
+    async def late():
+        async with stores.db.write() as tx:
+            await step(tx, [Landed(claim=each, outcome=UNWANTED) for each in run])
+
+    async with stores.db.write() as tx:
+        row = (await tx.execute(sa.select(jobs).where(jobs.c.id == second).with_for_update())).one()
+        waiting = asyncio.create_task(late())
+        await until_somebody_waits(tx)
+        await leases.fail_job(tx, row, JobState.RUNNING, {"code": "job_time_limit", "message": "late"}, utc_now())
+    await waiting
+    rows = [await job(stores, job_id) for job_id in (first, second)]
+    assert [row.state for row in rows] == ["failed"] * 2
+    assert [row.problem["code"] == "job_time_limit" for row in rows] == [False, True]
+    async with stores.db.read() as tx:
+        assert await ledger.verify(tx, ended=await charges.forgotten(tx)) == []
 
 
 async def test_renew_tells_which_leases_are_lost_and_counts_pixels_once(stores, create):

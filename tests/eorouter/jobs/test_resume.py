@@ -33,14 +33,14 @@ async def keys(stores):
 
 @pytest.mark.parametrize("rounds", [1, 3])
 async def test_resume_runs_only_what_is_left_and_gives_the_same_bytes(stores, create, dispatcher, cluster, rounds):
-    calm = await queue.wait(stores.db, await create(shards=4, rounds=rounds), 20)
+    calm = await queue.wait(stores.db, await create(shards=4, rounds=rounds), 120)
     job_id = await create(shards=4, rounds=rounds, ills={"3": "source"})
-    failed = await queue.wait(stores.db, job_id, 20)
+    failed = await queue.wait(stores.db, job_id, 120)
     assert (failed.state, failed.shards_done > 0) == ("failed", True)
     assert failed.resumable_until - failed.finished_at == attempts.RESUMABLE
     await mend(stores, job_id)
     ran = len(cluster.begun)
-    again = await queue.wait(stores.db, await resumed(stores, job_id), 20)
+    again = await queue.wait(stores.db, await resumed(stores, job_id), 120)
     assert (again.state, again.problem, again.resumed_from) == ("completed", None, job_id)
     assert again.result["checksums"] == calm.result["checksums"]
     assert (again.shards_done, again.pixels_done) == (calm.shards_done, calm.pixels_done)
@@ -56,11 +56,11 @@ async def test_resume_runs_only_what_is_left_and_gives_the_same_bytes(stores, cr
 
 async def test_resume_is_refused_where_nothing_can_be_taken_over(stores, create, dispatcher):
     done = await create(shards=1)
-    await queue.wait(stores.db, done, 20)
+    await queue.wait(stores.db, done, 120)
     with pytest.raises(Conflict, match="only a job that failed"):
         await resumed(stores, done)
     job_id = await create(shards=3, ills={"2": "source"})
-    failed = await queue.wait(stores.db, job_id, 20)
+    failed = await queue.wait(stores.db, job_id, 120)
     with pytest.raises(NotFound):
         await resumed(stores, job_id, principal=BOB)
     with pytest.raises(Conflict, match="nothing is left"):
@@ -73,7 +73,7 @@ async def test_resume_is_refused_where_nothing_can_be_taken_over(stores, create,
 
 async def test_resume_once_and_a_cancelled_heir_leaves_nothing(stores, create, dispatcher):
     job_id = await create(shards=3, ills={"2": "source"})
-    await queue.wait(stores.db, job_id, 20)
+    await queue.wait(stores.db, job_id, 120)
     dispatcher.stop()
     heir = await resumed(stores, job_id)
     with pytest.raises(Conflict, match=heir):

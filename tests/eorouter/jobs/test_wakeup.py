@@ -19,11 +19,11 @@ async def test_a_commit_wakes(stores, create):
     job_id = await create(dispatches=False)
     heard = asyncio.Event()
     watching = asyncio.create_task(watch(stores.db.url, heard.set))
-    await asyncio.wait_for(heard.wait(), 20)  # what happened before anybody listened
+    await asyncio.wait_for(heard.wait(), 120)  # what happened before anybody listened
     heard.clear()
     async with stores.db.write() as tx:
         await queue.dispatch(tx, job_id, ALICE, utc_now())
-    await asyncio.wait_for(heard.wait(), 20)
+    await asyncio.wait_for(heard.wait(), 120)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 
@@ -34,12 +34,12 @@ async def test_a_watch_that_is_cancelled_again_and_again_leaves_no_connection(st
     monkeypatch.setattr(psycopg, "connect", lambda *a, **k: opened.append(connect(*a, **k)) or opened[-1])
     heard = asyncio.Event()
     watching = asyncio.create_task(watch(stores.db.url, heard.set))
-    await asyncio.wait_for(heard.wait(), 20)
+    await asyncio.wait_for(heard.wait(), 120)
     for _ in range(3):
         watching.cancel()
         await asyncio.sleep(0)
     await asyncio.gather(watching, return_exceptions=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while not all(connection.closed for connection in opened):  # noqa: ASYNC110 - a thread closes them
             await asyncio.sleep(0.01)
     async with stores.db.read() as tx:
