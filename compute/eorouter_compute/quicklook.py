@@ -100,7 +100,7 @@ def render(
             low, high = limits or stretch(pixels[channel], valid[channel])
             picture[..., channel] = np.where(shown, _scaled(pixels[channel], low, high, 255), 0)
         picture[..., 3] = np.where(shown, 255, 0)
-        return _png(picture, None)
+        return png(picture, None)
     # Place 0 of the palette is transparent; a class, or a step of the ramp, has one of the others.
     shown = valid[0]
     if style == "class":
@@ -108,10 +108,10 @@ def render(
     else:
         low, high = limits or stretch(pixels[0], shown)
         places = _scaled(pixels[0], low, high, 254)
-    return _png(np.where(shown, places + 1, 0).astype(np.uint8), color_table(style, 255))
+    return png(np.where(shown, places + 1, 0).astype(np.uint8), color_table(style, 255))
 
 
-def _png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
+def png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
     """A PNG of (y, x, 4) RGBA, or of (y, x) places in a palette whose place 0, before `colors`, is transparent.
 
     Written here because a palette and ISA-L make the picture smaller, and fifteen times sooner than libpng does

@@ -442,13 +442,14 @@ def _next(body: _Body, stage: str, **fields: Any) -> Shard:
 def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], parts: Sequence[Part]) -> _Fit:
     """Transform and threshold, from the lattice put together."""
     step = moments.step(task.grid, params.sample_pixels)
-    height, width = -(-task.grid.shape[0] // step), -(-task.grid.shape[1] // step)
-    whole = np.empty((len(task.moments), len(task.names), height, width), np.float32)
-    for each, part in zip(found, parts, strict=True):
-        place = each.lattice
-        if place is not None and place.pixels:
-            rows, cols = slice(place.row, place.row_stop), slice(place.col, place.col_stop)
-            moments.read_planes(whole.reshape(-1, height, width)[:, rows, cols], part.objects["sample"].href)
+    shape = (-(-task.grid.shape[0] // step), -(-task.grid.shape[1] // step))
+    whole = np.empty((len(task.moments), len(task.names), *shape), np.float32)
+    places = [
+        (each.lattice, part.objects["sample"].href)
+        for each, part in zip(found, parts, strict=True)
+        if each.lattice is not None and each.lattice.pixels
+    ]
+    moments.put_together(places, whole.reshape(-1, *shape))
     stack = moments.complete(whole.reshape(*whole.shape[:2], -1))
     statistic, projection = params.statistic, None
     if alteration.is_fitted(statistic):
