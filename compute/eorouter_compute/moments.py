@@ -13,6 +13,7 @@ from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import InputItem
 from eorouter_compute.observations import Day, Seen
+from eorouter_compute.stored import EVERY, Cut
 from eorouter_kernels import temporal
 
 Moments = Sequence[Sequence[Day]]
@@ -67,12 +68,12 @@ def dated(items: Sequence[InputItem], place: int) -> list[InputItem]:
     ]  # fmt: skip
 
 
-def reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.ndarray) -> None:
-    """One picture (band, y, x) of a group of days."""
+def reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.ndarray, *, cut: Cut = EVERY) -> None:
+    """One picture (band, y, x) of a group of days, of the pixels of the part that `cut` takes."""
     if len(group) == 1:
-        observations.read(group[0], part, out, seen)
+        observations.read(group[0], part, out, seen, cut=cut)
         return
-    stack = observations.stack(group, range(len(group)), part, seen)
+    stack = observations.stack(group, range(len(group)), part, seen, cut=cut)
     for band in range(stack.shape[1]):
         target = out[band].reshape(1, -1)
         if how == "median":

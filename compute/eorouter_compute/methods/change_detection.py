@@ -314,17 +314,21 @@ class _Work:
         area = task.area
         self.coverage = None if area is None else Coverage(area, task.grid.transform, task.grid.shape, "center")
 
-    def stacks(self, window: Window) -> Iterator[tuple[Window, np.ndarray]]:
-        """Values (moment, band, y, x) of the parts of a window, NaN outside the area of interest; good for one turn."""
+    def stacks(self, window: Window, step: int = 1) -> Iterator[tuple[Window, np.ndarray]]:
+        """Values (moment, band, y, x) of every `step`-th pixel of a window, part by part; good for one turn.
+
+        NaN outside the area of interest.
+        """
         for part in tiles(window, moments.side_of(self.task.moments, len(self.task.names))):
-            shape = (len(self.task.moments), len(self.task.names), part.height, part.width)
+            place, cut = change_picture.shown(part, step)
+            shape = (len(self.task.moments), len(self.task.names), place.height, place.width)
             out = self.seen.reader.room("moments", shape, np.float32)
-            inside = None if self.coverage is None else self.coverage.covered(part)
-            if inside is not None and not inside.any():
+            inside = None if self.coverage is None else self.coverage.covered(part)[cut]
+            if not place.pixels or (inside is not None and not inside.any()):
                 out[...] = np.nan
             else:
-                for place, group in enumerate(self.task.moments):
-                    moments.reduced(group, part, self.params.reduce, self.seen, out[place])
+                for at, group in enumerate(self.task.moments):
+                    moments.reduced(group, part, self.params.reduce, self.seen, out[at], cut=cut)
                 if inside is not None:
                     out[:, :, ~inside] = np.nan
             self.attempt.advance(0)
@@ -333,13 +337,11 @@ class _Work:
     def sample(self) -> _Found:
         """Every n-th pixel of the shard, as an object."""
         step = moments.step(self.task.grid, self.params.sample_pixels)
-        whole = self.shard.window
-        lattice, _ = change_picture.shown(whole, step)
+        lattice, _ = change_picture.shown(self.shard.window, step)
         out = np.empty((len(self.task.moments), len(self.task.names), lattice.height, lattice.width), np.float32)
-        for part, stack in self.stacks(whole):
-            place, cut = change_picture.shown(part, step)
-            rows, cols = place.relative_to(lattice)
-            out[:, :, rows, cols] = stack[:, :, cut[0], cut[1]]
+        for part, stack in self.stacks(self.shard.window, step):
+            rows, cols = change_picture.shown(part, step)[0].relative_to(lattice)
+            out[:, :, rows, cols] = stack
             self.attempt.advance(part.pixels)
         with self.attempt.create("sample", is_passing=True) as target:
             target.write(out.data)
