@@ -41,8 +41,6 @@ def shown(window: Window, step: int) -> tuple[Window, tuple[slice, slice]]:
 
 def draw(shape: tuple[int, int], glimpses: Sequence[Glimpse], colors: np.ndarray) -> bytes:
     """A PNG; classes by `colors` (class, 3), missing pixels transparent."""
-    import imagecodecs
-
     step = stride(shape)
     height, width = -(-shape[0] // step), -(-shape[1] // step)
     bands = glimpses[0].bands
@@ -58,7 +56,7 @@ def draw(shape: tuple[int, int], glimpses: Sequence[Glimpse], colors: np.ndarray
     for number, panel in enumerate((*_panels(values), _classes(classes, colors))):
         begin = number * (width + _GUTTER)
         picture[:, begin : begin + width] = panel
-    return bytes(imagecodecs.png_encode(picture, level=6))
+    return quicklook.png(picture, None)
 
 
 def _panels(values: np.ndarray) -> list[np.ndarray]:

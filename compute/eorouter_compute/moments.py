@@ -1,17 +1,19 @@
 """The dates that are compared: which items are before and after, and a group of dates as one picture."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 import numpy as np
 
-from eorouter_compute import observations, warp
+from eorouter_compute import observations, warp, witness
 from eorouter_compute.attempt import read_object
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import InputItem
 from eorouter_compute.observations import Day, Seen
+from eorouter_compute.stored import EVERY, Cut
 from eorouter_kernels import temporal
 
 Moments = Sequence[Sequence[Day]]
@@ -20,6 +22,7 @@ STACK_BYTES = 64 << 20
 """Most bytes of the dates read together, unless a part of 64 × 64 pixels needs more."""
 
 _READ_BYTES = 16 << 20
+_THREADS = 2  # objects are put together between rounds, when a worker's threads have no shards of the job
 _UNDATED = datetime(1970, 1, 1, 12, tzinfo=UTC)
 
 
@@ -65,12 +68,12 @@ def dated(items: Sequence[InputItem], place: int) -> list[InputItem]:
     ]  # fmt: skip
 
 
-def reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.ndarray) -> None:
-    """One picture (band, y, x) of a group of days."""
+def reduced(group: Sequence[Day], part: Window, how: str, seen: Seen, out: np.ndarray, *, cut: Cut = EVERY) -> None:
+    """One picture (band, y, x) of a group of days, of the pixels of the part that `cut` takes."""
     if len(group) == 1:
-        observations.read(group[0], part, out, seen)
+        observations.read(group[0], part, out, seen, cut=cut)
         return
-    stack = observations.stack(group, range(len(group)), part, seen)
+    stack = observations.stack(group, range(len(group)), part, seen, cut=cut)
     for band in range(stack.shape[1]):
         target = out[band].reshape(1, -1)
         if how == "median":
@@ -100,6 +103,19 @@ def read_planes(planes: np.ndarray, href: str) -> None:
         some = planes[first : first + count]
         data = read_object(href, first * size, (first + len(some)) * size)
         some[...] = np.frombuffer(data, np.float32).reshape(some.shape)
+
+
+def put_together(places: Sequence[tuple[Window, str]], planes: np.ndarray) -> None:
+    """Fill planes (plane, y, x) with windows of them, each an object of its own."""
+
+    def put(place: tuple[Window, str]) -> None:
+        window, href = place
+        read_planes(planes[:, window.row : window.row_stop, window.col : window.col_stop], href)
+
+    with witness.reading(), ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(put, places))
+    # The witness sits on this thread, and did not see what the others read.
+    witness.count_read(sum(planes[:, 0, 0].nbytes * window.pixels for window, _ in places))
 
 
 def step(grid: Grid, most: int) -> int:

@@ -24,7 +24,7 @@ from eorouter_compute.expression import Operand, Program, compile_expression, ev
 from eorouter_compute.grid import Grid, Transform, Window, footprint
 from eorouter_compute.method import Band, InputItem, RasterAsset, ReadReport, by_asset
 from eorouter_compute.quality import MaskChoice, PlacedMask
-from eorouter_compute.stored import Reader, Stored
+from eorouter_compute.stored import EVERY, Cut, Reader, Stored
 from eorouter_compute.warp import Placement, Resampling
 from eorouter_kernels import temporal
 
@@ -221,41 +221,51 @@ class Seen:
         )
 
 
-def read(day: Day, window: Window, out: np.ndarray, seen: Seen, away: np.ndarray | None = None) -> None:
+def read(
+    day: Day, window: Window, out: np.ndarray, seen: Seen, away: np.ndarray | None = None, *, cut: Cut = EVERY
+) -> None:
     """The value of a day in a window of the grid, into `out` (band, y, x) float32; NaN where no scene is clear.
 
     A pixel is that of the first scene which has every band of it; `away` (y, x) gets how far, in pixels, it lies in
-    that scene from what the masks drop.
+    that scene from what the masks drop. Only the pixels of the window that `cut` takes are looked at, and `out` has no
+    others; `away` goes with all of them.
     """
-    count = _read(day.scenes[0], window, out, seen, away)
+    count = _read(day.scenes[0], window, out, seen, away, cut=cut)
     for scene in day.scenes[1:]:
         missing = np.isnan(out).any(axis=0)
         if not missing.any():
             break
         spare = seen.reader.room("another scene", out.shape, out.dtype)
         spare_away = None if away is None else np.empty_like(away)
-        _read(scene, window, spare, seen, spare_away)
+        _read(scene, window, spare, seen, spare_away, cut=cut)
         better = missing & ~np.isnan(spare).any(axis=0)
         out[:, better] = spare[:, better]
         if away is not None and spare_away is not None:
             away[better] = spare_away[better]
         count += int(np.count_nonzero(better))
-    seen.pixels += window.pixels
+    seen.pixels += out[0].size
     seen.valid += count
 
 
 def stack(
-    days: Sequence[Day], members: Sequence[int], window: Window, seen: Seen, away: np.ndarray | None = None
+    days: Sequence[Day],
+    members: Sequence[int],
+    window: Window,
+    seen: Seen,
+    away: np.ndarray | None = None,
+    *,
+    cut: Cut = EVERY,
 ) -> np.ndarray:
     """Values (time, band, pixel) of some of the days in a window of the grid; good until the next stack.
 
-    `away` (time, y, x) float32 gets distances, as of `read`.
+    `away` (time, y, x) float32 gets distances; it and `cut` are as of `read`.
     """
     count = len(days[0].scenes[0].order) if days[0].scenes[0].program is None else 1
-    out = seen.reader.room("stack", (len(members), count, window.height, window.width), np.float32)
+    height, width = len(range(window.height)[cut[0]]), len(range(window.width)[cut[1]])
+    out = seen.reader.room("stack", (len(members), count, height, width), np.float32)
     for place, member in enumerate(members):
-        read(days[member], window, out[place], seen, None if away is None else away[place])
-    return out.reshape(len(members), count, window.pixels)
+        read(days[member], window, out[place], seen, None if away is None else away[place], cut=cut)
+    return out.reshape(len(members), count, height * width)
 
 
 def by_period(days: Sequence[Day], periods: Sequence[Period], window: Window, seen: Seen) -> np.ndarray:
@@ -275,7 +285,9 @@ def by_period(days: Sequence[Day], periods: Sequence[Period], window: Window, se
     return out
 
 
-def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen, away: np.ndarray | None = None) -> int:
+def _read(
+    scene: Scene, window: Window, out: np.ndarray, seen: Seen, away: np.ndarray | None = None, *, cut: Cut = EVERY
+) -> int:
     """The value of a scene; how many pixels have it whole."""
     reader = seen.reader
     clear = reader.room("clear", (window.height, window.width), np.bool_)
@@ -288,11 +300,12 @@ def _read(scene: Scene, window: Window, out: np.ndarray, seen: Seen, away: np.nd
     if scene.masks and not clear.any():
         out[...] = np.nan
         return 0
+    clear = np.ascontiguousarray(clear[cut])
     found: dict[str, tuple[Stored, Scaling]] = {}
     for number, (placement, bands) in enumerate(scene.sources):
         stored = reader.read(placement, [band for _, band, _ in bands], window, f"source {number}")
         seen.reads += 1
-        found.update({name: (each, scaling) for each, (name, _, scaling) in zip(stored, bands, strict=True)})
+        found.update({name: (each.cut(cut), scaling) for each, (name, _, scaling) in zip(stored, bands, strict=True)})
     if scene.ratio is not None:
         (a, scaling), (b, _) = found[scene.ratio[0]], found[scene.ratio[1]]
         for each in (a, b):

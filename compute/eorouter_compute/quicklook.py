@@ -61,12 +61,18 @@ def stretch(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     values = pixels[valid & np.isfinite(pixels)]
     if not values.size:
         return 0.0, 1.0
-    # Sorting is vectorised, and five times quicker than what `np.percentile` does to the same end.
-    ranked, places = np.sort(values), np.array([0.02, 0.98]) * (values.size - 1)
+    places = np.array([0.02, 0.98]) * (values.size - 1)
     below = places.astype(np.int64)
-    one, other = ranked[below].astype(np.float64), ranked[np.minimum(below + 1, values.size - 1)].astype(np.float64)
+    ends = np.array([_neighbours(values, int(place)) for place in below], np.float64)
+    one, other = ends[:, 0], ends[:, 1]
     low, high = one + (other - one) * (places - below)
     return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+
+
+def _neighbours(values: np.ndarray, place: int) -> tuple[float, float]:
+    """The numbers at `place` and behind it, were the values sorted; two such cost a third of sorting a preview."""
+    ranked = np.partition(values, place)
+    return ranked[place], ranked[place + 1 :].min() if place + 1 < values.size else ranked[place]
 
 
 def render(
@@ -100,7 +106,7 @@ def render(
             low, high = limits or stretch(pixels[channel], valid[channel])
             picture[..., channel] = np.where(shown, _scaled(pixels[channel], low, high, 255), 0)
         picture[..., 3] = np.where(shown, 255, 0)
-        return _png(picture, None)
+        return png(picture, None)
     # Place 0 of the palette is transparent; a class, or a step of the ramp, has one of the others.
     shown = valid[0]
     if style == "class":
@@ -108,10 +114,10 @@ def render(
     else:
         low, high = limits or stretch(pixels[0], shown)
         places = _scaled(pixels[0], low, high, 254)
-    return _png(np.where(shown, places + 1, 0).astype(np.uint8), color_table(style, 255))
+    return png(np.where(shown, places + 1, 0).astype(np.uint8), color_table(style, 255))
 
 
-def _png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
+def png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
     """A PNG of (y, x, 4) RGBA, or of (y, x) places in a palette whose place 0, before `colors`, is transparent.
 
     Written here because a palette and ISA-L make the picture smaller, and fifteen times sooner than libpng does

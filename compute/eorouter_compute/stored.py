@@ -20,6 +20,11 @@ from eorouter_compute.method import Band, FailedRead
 from eorouter_compute.target_grid import aligned
 from eorouter_compute.warp import Placement
 
+Cut = tuple[slice, slice]
+"""Rows and columns of a window that are looked at."""
+
+EVERY: Cut = (slice(None), slice(None))
+
 
 class Stored(NamedTuple):
     """Stored numbers of one band (y, x).
@@ -45,6 +50,11 @@ class Stored(NamedTuple):
             if not is_number.all():
                 valid = is_number if valid is None else valid & is_number
         return valid
+
+    def cut(self, at: Cut) -> "Stored":
+        """Some of the pixels only, one after the other in memory."""
+        valid = None if self.valid is None else np.ascontiguousarray(self.valid[at])
+        return Stored(np.ascontiguousarray(self.pixels[at]), valid, self.nodata)
 
 
 class Reader:

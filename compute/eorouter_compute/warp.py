@@ -171,6 +171,19 @@ def density(placement: Placement) -> float:
     return float(areas[on_source].max()) if on_source.any() else 1.0
 
 
+def overlap(placement: Placement, side: int) -> float:
+    """How often a source pixel is read, at most, where the target is read in squares of `side` pixels; for bounds.
+
+    Squares begin on multiples of their side, so none shares a block with another where blocks lie so, too; elsewhere
+    whole blocks are read again by each square that touches them.
+    """
+    rows, cols = placement.asset.block_shape
+    shift = aligned(placement.asset.grid, placement.grid)
+    if shift is not None and not (side % rows or side % cols or shift[0] % rows or shift[1] % cols):
+        return 1.0
+    return min((1 + rows / side) * (1 + cols / side), 16.0)
+
+
 def memory_bytes(placement: Placement, band_count: int, pixels: int) -> int:
     """Memory that reads of windows of `pixels` hold beside their results, at most; for bounds."""
     asset = placement.asset

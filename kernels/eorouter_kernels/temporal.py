@@ -15,6 +15,7 @@ from eorouter_kernels._jit import kernel
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 
 MOMENTS = ("count", "mean", "stdev", "min", "max")
@@ -30,13 +31,20 @@ GEOMEDIAN_ROUNDS = 200
 
 _WORK_VALUES = 8192
 
+_SELECTED_MAX = 32
+"""Up to so many sorted rows, every row is offered to every pixel, which is vectorised; else each pixel fetches two."""
 
-def network(count: int) -> tuple[Ints, Ints]:
+_COMPARED_MAX = 16
+"""Up to so many dropped classes, comparing every pixel with each of them is quicker than looking it up in a table."""
+
+
+def network(count: int, wanted: int | None = None) -> tuple[Ints, Ints]:
     """How to sort `count` rows of numbers, whatever they are, and where the sorted rows then lie.
 
     Shapes: moves (comparison, 4): rows (a, b) to read, rows (low, high) to write, which are never the rows read: there
         are two rows to spare, because loops that work in place are not vectorised. Places (count): the row that holds
-        the smallest numbers, the next smallest …; row i holds the unsorted numbers i at first.
+        the smallest numbers, the next smallest …; row i holds the unsorted numbers i at first. Only the first `wanted`
+        of them are sorted, all by default: comparisons whose outcome none of them hangs on are left out.
     Reference: Batcher's odd-even merge exchange, Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M.
     """
     moves: list[tuple[int, int, int, int]] = []
@@ -56,7 +64,12 @@ def network(count: int) -> tuple[Ints, Ints]:
                 break
             d, q, r = q - p, q >> 1, p
         p >>= 1
-    return np.array(moves, np.int64).reshape(-1, 4), np.array(places, np.int64)
+    needed, kept = set(places[:wanted]), []
+    for a, b, low, high in reversed(moves):
+        if low in needed or high in needed:
+            needed = needed - {low, high} | {a, b}
+            kept.append((a, b, low, high))
+    return np.array(kept[::-1], np.int64).reshape(-1, 4), np.array(places, np.int64)
 
 
 @kernel
@@ -68,10 +81,51 @@ def _exchange(a: Floats, b: Floats, low: Floats, high: Floats) -> None:
 
 
 @kernel
+def _fetched(rows: Floats, places: Ints, level: float, count: Counts, out: Floats) -> None:
+    """The quantile of each pixel of sorted rows (row, pixel), of which `count` hold numbers."""
+    for k in range(out.size):
+        if count[k] == 0:
+            out[k] = np.nan
+            continue
+        place = level * (count[k] - 1)
+        low = np.int64(place)
+        high = min(low + 1, np.int64(count[k]) - 1)
+        a, b = np.float64(rows[places[low], k]), np.float64(rows[places[high], k])
+        out[k] = a + (b - a) * (place - low)
+
+
+@kernel
+def _selected(
+    rows: Floats, places: Ints, level: float, count: Counts, low: Counts, ends: tuple[Floats, Floats], out: Floats
+) -> None:
+    """`_fetched` without a fetch: `low` (pixel) and `ends` (pixel) are for its own use."""
+    w, most = out.size, np.int32(0)
+    below, above = ends[0][:w], ends[1][:w]
+    for k in range(w):
+        low[k] = np.int32(level * max(count[k] - np.int32(1), np.int32(0)))
+        most = max(most, low[k])
+    below[:], above[:] = rows[places[0], :w], rows[places[min(1, places.size - 1)], :w]
+    for j in range(1, min(np.int64(most) + 2, places.size)):
+        row, at, before = rows[places[j]], np.int32(j), np.int32(j - 1)
+        for k in range(w):
+            # Both are fetched before the choice: what is fetched in one branch only is not vectorised.
+            offered, a, b = row[k], below[k], above[k]
+            below[k] = offered if low[k] == at else a
+            above[k] = offered if low[k] == before else b
+    for k in range(w):
+        a, b = np.float64(below[k]), np.float64(above[k])
+        # Above the highest number lies nothing, and infinity where rows are short of numbers.
+        b = b if low[k] + np.int32(1) < count[k] else a
+        value = a + (b - a) * (level * (count[k] - np.int32(1)) - low[k])
+        out[k] = np.float32(value) if count[k] > 0 else np.float32(np.nan)
+
+
+@kernel
 def _ranks(stack: Floats, moves: Ints, places: Ints, levels: Doubles, work: Floats, out: Floats) -> None:
     times, pixels = stack.shape
     width = work.shape[1]
-    count = np.zeros(width, np.int32)
+    count, low = np.zeros(width, np.int32), np.zeros(width, np.int32)
+    ends = (np.zeros(width, np.float32), np.zeros(width, np.float32))
     infinity = np.float32(np.inf)
     for start in range(0, pixels, width):
         w = min(width, pixels - start)
@@ -86,15 +140,11 @@ def _ranks(stack: Floats, moves: Ints, places: Ints, levels: Doubles, work: Floa
             m = moves[c]
             _exchange(work[m[0]], work[m[1]], work[m[2]], work[m[3]])
         for number in range(levels.size):
-            for k in range(w):
-                if count[k] == 0:
-                    out[number, start + k] = np.nan
-                    continue
-                place = levels[number] * (count[k] - 1)
-                low = np.int64(place)
-                high = min(low + 1, np.int64(count[k]) - 1)
-                a, b = np.float64(work[places[low], k]), np.float64(work[places[high], k])
-                out[number, start + k] = a + (b - a) * (place - low)
+            target = out[number, start : start + w]
+            if times <= _SELECTED_MAX:
+                _selected(work, places, levels[number], count, low, ends, target)
+            else:
+                _fetched(work, places, levels[number], count, target)
 
 
 def ranks(stack: Floats, levels: Doubles, out: Floats) -> None:
@@ -108,7 +158,8 @@ def ranks(stack: Floats, levels: Doubles, out: Floats) -> None:
     times = stack.shape[0]
     # Lines of the work space stay in the first-level cache for a dozen dates, in the second for hundreds.
     width = max(min(_WORK_VALUES // times // 16 * 16, 1024), 32)
-    _ranks(stack, *network(times), levels, np.zeros((times + 2, width), np.float32), out)
+    wanted = min(int(levels.max(initial=0.0) * (times - 1)) + 2, times)
+    _ranks(stack, *network(times, wanted), levels, np.zeros((times + 2, width), np.float32), out)
 
 
 @kernel
@@ -413,6 +464,23 @@ def normalized_difference(
 
 
 @kernel
+def _plain_values(stored: npt.NDArray[np.generic], missing: Floats, clear: Flags, out: Floats) -> None:
+    none, lost = np.float32(np.nan), missing[0]
+    for k in range(out.size):
+        number = np.float32(stored[k])
+        out[k] = number if clear[k] & (number != lost) else none
+
+
+@kernel
+def _scaled_values(
+    stored: npt.NDArray[np.generic], missing: float, scale: float, offset: float, clear: Flags, out: Floats
+) -> None:
+    for k in range(out.size):
+        number = np.float64(stored[k])
+        value = number * scale + offset
+        out[k] = np.float32(value) if clear[k] & (number != missing) else np.float32(np.nan)
+
+
 def to_values(
     stored: npt.NDArray[np.generic], missing: float, scale: float, offset: float, clear: Flags, out: Floats
 ) -> None:
@@ -423,20 +491,40 @@ def to_values(
     Nodata: NaN where `clear` is False or the number is `missing`; NaN stays NaN.
     Reference: GDAL raster data model, "Raster Band", scale and offset.
     """
-    for k in range(out.size):
-        number = np.float64(stored[k])
-        value = number * scale + offset
-        out[k] = np.float32(value) if clear[k] & (number != missing) else np.float32(np.nan)
+    if scale == 1.0 and offset == 0.0 and stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
+        # The stored numbers themselves, which float32 holds exactly.
+        lost = np.array([missing if float(missing).is_integer() else np.nan], np.float32)
+        _plain_values(stored, lost, clear, out)
+    else:
+        _scaled_values(stored, missing, scale, offset, clear, out)
 
 
 @kernel
+def _looked_up(stored: npt.NDArray[np.generic], table: Flags, clear: Flags) -> None:
+    for k in range(clear.size):
+        clear[k] = clear[k] & table[stored[k]]
+
+
+@kernel
+def _without(stored: npt.NDArray[np.generic], dropped: npt.NDArray[np.generic], clear: Flags) -> None:
+    width = 4096
+    for start in range(0, clear.size, width):
+        numbers, flags = stored[start : start + width], clear[start : start + width]
+        for number in dropped:
+            for k in range(flags.size):
+                flags[k] = flags[k] & (numbers[k] != number)
+
+
 def look_up(stored: npt.NDArray[np.generic], table: Flags, clear: Flags) -> None:
     """Leave clear what the table has as clear.
 
     Shapes: stored (pixel), unsigned; table (number), one entry for every number of the type; clear (pixel).
     """
-    for k in range(clear.size):
-        clear[k] = clear[k] & table[stored[k]]
+    dropped = np.flatnonzero(~table)
+    if len(dropped) <= _COMPARED_MAX:
+        _without(stored, dropped.astype(stored.dtype), clear)
+    else:
+        _looked_up(stored, table, clear)
 
 
 @kernel
@@ -476,6 +564,8 @@ def warm_up() -> None:
         normalized_difference(stored, stored, missing, 0.0, clear, out[0])
         normalized_difference(stored, stored, missing, 0.5, clear, out[0])
         to_values(stored, 0.0, 1.0, 0.0, clear, out[0])
+        to_values(stored, 0.0, 1.0, 0.5, clear, out[0])
     for dtype in ("uint8", "uint16"):
-        look_up(np.ones(2, dtype), clear, clear)
+        for table in (np.ones(32, np.bool_), np.zeros(32, np.bool_)):
+            look_up(np.ones(2, dtype), table, clear)
     count_whole(out)

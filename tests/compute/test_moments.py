@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from eorouter_compute import moments, observations
+from eorouter_compute import moments, observations, witness
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.observations import Seen, Value
@@ -113,3 +113,35 @@ def test_parts_get_smaller_the_more_is_held(items):
         assert side == 64 or 4 * max(count, 2) * bands * side * side <= moments.STACK_BYTES
     assert moments.side_of([days], 2000) == 64
     assert len(moments.placements([days, days[:1]])) == 5
+
+
+@pytest.mark.parametrize("how", ["median", "mean"])
+@pytest.mark.parametrize("value", [Value(bands=("a", "b")), Value(expression="(a - b) / (a + b)"), Value(band="a")])
+def test_a_cut_of_a_picture_is_the_picture_cut(items, value, how):
+    grid = Grid(crs="EPSG:32632", transform=UTM_TRANSFORM, shape=(30, 40))
+    for chosen in (items[:1], items):
+        days = observations.observe(value, (), chosen, grid)
+        window, cut = Window(3, 5, 24, 31), (slice(2, None, 3), slice(1, None, 3))
+        bands = len(value.names)
+        whole, some = np.empty((bands, 24, 31), np.float32), np.empty((bands, 8, 10), np.float32)
+        seen = Seen(allow_missing=False)
+        moments.reduced(days, window, how, seen, whole)
+        before = seen.pixels
+        moments.reduced(days, window, how, seen, some, cut=cut)
+        assert np.isfinite(some).any()
+        assert np.array_equal(some, whole[:, *cut], equal_nan=True)
+        assert seen.pixels - before == 80 * len(chosen)
+
+
+def test_planes_are_put_together_from_objects_and_what_was_read_is_noted(tmp_path):
+    planes = np.arange(2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7)
+    places = []
+    for number, window in enumerate((Window(0, 0, 3, 7), Window(3, 0, 2, 4), Window(3, 4, 2, 3))):
+        path = tmp_path / str(number)
+        path.write_bytes(planes[:, *window.relative_to(Window(0, 0, 5, 7))].tobytes())
+        places.append((window, path.as_uri()))
+    out = np.zeros_like(planes)
+    with witness.Witness() as notes:
+        moments.put_together(places, out)
+    assert np.array_equal(out, planes)
+    assert notes.read_bytes == planes.nbytes

@@ -241,3 +241,15 @@ def test_source_windows_hold_what_is_read(tmp_path):
     assert 30 < window.width < 60
     assert warp.source_window(warp.placed(asset, Grid(crs="EPSG:4326", transform=(1e-4, 0.0, 9.0, 0.0, -1e-4, 40.6),
                                                       shape=(9, 9))), Window(0, 0, 9, 9)).pixels == 0  # fmt: skip
+
+
+def test_blocks_are_read_once_only_where_squares_of_the_target_lie_on_them(tmp_path):
+    asset = write_raster(tmp_path / "a.tif", asymmetric((600, 600)), blockxsize=128, blockysize=256)
+    grid = asset.grid
+    assert warp.overlap(warp.placed(asset, grid), 256) == 1.0
+    assert warp.overlap(warp.placed(asset, grid), 128) == 3.0 * 2.0
+    moved = grid.cropped(Window(256, 128, 300, 300))
+    assert warp.overlap(warp.placed(asset, moved), 512) == 1.0
+    askew = grid.cropped(Window(256, 130, 300, 300))
+    assert warp.overlap(warp.placed(asset, askew), 512) == 1.5 * 1.25
+    assert warp.overlap(warp.placed(asset, askew), 16) == 16.0

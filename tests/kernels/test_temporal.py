@@ -136,6 +136,9 @@ def test_values_of_stored_numbers(dtype, shift):
     assert count == np.count_nonzero(~np.isnan(out)) == twin.count_whole(out[None])
     temporal.to_values(a, float(a[3]), 1e-4, -0.1, clear, out)
     assert np.array_equal(out, twin.to_values(a, float(a[3]), 1e-4, -0.1, clear), equal_nan=True)
+    for nodata in (float(a[3]), float(a[3]) + 0.5, np.nan, -1e12):
+        temporal.to_values(a, nodata, 1.0, 0.0, clear, out)
+        assert np.array_equal(out, twin.to_values(a, nodata, 1.0, 0.0, clear), equal_nan=True)
 
 
 def test_single_precision_divides_16_bit_numbers_as_double_precision_does():
@@ -154,7 +157,25 @@ def test_whole_pixels_are_counted_and_looked_up(bands, pixels, seed):
     values = gappy((bands, pixels), seed)
     assert temporal.count_whole(values) == twin.count_whole(values)
     rng = np.random.default_rng(seed)
-    stored, table, clear = rng.integers(0, 256, pixels, "uint8"), rng.random(256) < 0.5, rng.random(pixels) < 0.7
-    expected = twin.look_up(stored, table, clear)
-    temporal.look_up(stored, table, clear)
-    assert np.array_equal(clear, expected)
+    for dtype in ("uint8", "uint16"):
+        stored, known = rng.integers(0, np.iinfo(dtype).max + 1, pixels, dtype), rng.random(pixels) < 0.7
+        few, many = np.ones(np.iinfo(dtype).max + 1, np.bool_), rng.random(np.iinfo(dtype).max + 1) < 0.5
+        few[stored[: rng.integers(0, 12)]] = False
+        for table in (few, many):
+            clear, expected = known.copy(), twin.look_up(stored, table, known)
+            temporal.look_up(stored, table, clear)
+            assert np.array_equal(clear, expected)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 12, 31])
+@pytest.mark.parametrize("levels", [[0.5], [0.0], [1.0], [0.1, 0.37, 0.9]])
+def test_ranks_that_are_offered_are_those_that_are_fetched(times, levels, monkeypatch):
+    stack = gappy((times, 3000), times, 0.4)
+    stack[:, :5] = np.nan
+    one, two = (np.empty((len(levels), 3000), "float32") for _ in range(2))
+    temporal.ranks(stack, np.array(levels), one)
+    # Sorted whole, and one pixel after the other.
+    monkeypatch.setattr(temporal, "network", lambda count, wanted, whole=temporal.network: whole(count))
+    padded = np.concatenate([stack, np.full((40, 3000), np.nan, "float32")])
+    temporal.ranks(padded, np.array(levels), two)
+    assert np.array_equal(one, two, equal_nan=True)

@@ -314,17 +314,21 @@ class _Work:
         area = task.area
         self.coverage = None if area is None else Coverage(area, task.grid.transform, task.grid.shape, "center")
 
-    def stacks(self, window: Window) -> Iterator[tuple[Window, np.ndarray]]:
-        """Values (moment, band, y, x) of the parts of a window, NaN outside the area of interest; good for one turn."""
+    def stacks(self, window: Window, step: int = 1) -> Iterator[tuple[Window, np.ndarray]]:
+        """Values (moment, band, y, x) of every `step`-th pixel of a window, part by part; good for one turn.
+
+        NaN outside the area of interest.
+        """
         for part in tiles(window, moments.side_of(self.task.moments, len(self.task.names))):
-            shape = (len(self.task.moments), len(self.task.names), part.height, part.width)
+            place, cut = change_picture.shown(part, step)
+            shape = (len(self.task.moments), len(self.task.names), place.height, place.width)
             out = self.seen.reader.room("moments", shape, np.float32)
-            inside = None if self.coverage is None else self.coverage.covered(part)
-            if inside is not None and not inside.any():
+            inside = None if self.coverage is None else self.coverage.covered(part)[cut]
+            if not place.pixels or (inside is not None and not inside.any()):
                 out[...] = np.nan
             else:
-                for place, group in enumerate(self.task.moments):
-                    moments.reduced(group, part, self.params.reduce, self.seen, out[place])
+                for at, group in enumerate(self.task.moments):
+                    moments.reduced(group, part, self.params.reduce, self.seen, out[at], cut=cut)
                 if inside is not None:
                     out[:, :, ~inside] = np.nan
             self.attempt.advance(0)
@@ -333,13 +337,11 @@ class _Work:
     def sample(self) -> _Found:
         """Every n-th pixel of the shard, as an object."""
         step = moments.step(self.task.grid, self.params.sample_pixels)
-        whole = self.shard.window
-        lattice, _ = change_picture.shown(whole, step)
+        lattice, _ = change_picture.shown(self.shard.window, step)
         out = np.empty((len(self.task.moments), len(self.task.names), lattice.height, lattice.width), np.float32)
-        for part, stack in self.stacks(whole):
-            place, cut = change_picture.shown(part, step)
-            rows, cols = place.relative_to(lattice)
-            out[:, :, rows, cols] = stack[:, :, cut[0], cut[1]]
+        for part, stack in self.stacks(self.shard.window, step):
+            rows, cols = change_picture.shown(part, step)[0].relative_to(lattice)
+            out[:, :, rows, cols] = stack
             self.attempt.advance(part.pixels)
         with self.attempt.create("sample", is_passing=True) as target:
             target.write(out.data)
@@ -442,13 +444,14 @@ def _next(body: _Body, stage: str, **fields: Any) -> Shard:
 def _fit(params: ChangeDetectionParams, task: _Task, found: Sequence[_Found], parts: Sequence[Part]) -> _Fit:
     """Transform and threshold, from the lattice put together."""
     step = moments.step(task.grid, params.sample_pixels)
-    height, width = -(-task.grid.shape[0] // step), -(-task.grid.shape[1] // step)
-    whole = np.empty((len(task.moments), len(task.names), height, width), np.float32)
-    for each, part in zip(found, parts, strict=True):
-        place = each.lattice
-        if place is not None and place.pixels:
-            rows, cols = slice(place.row, place.row_stop), slice(place.col, place.col_stop)
-            moments.read_planes(whole.reshape(-1, height, width)[:, rows, cols], part.objects["sample"].href)
+    shape = (-(-task.grid.shape[0] // step), -(-task.grid.shape[1] // step))
+    whole = np.empty((len(task.moments), len(task.names), *shape), np.float32)
+    places = [
+        (each.lattice, part.objects["sample"].href)
+        for each, part in zip(found, parts, strict=True)
+        if each.lattice is not None and each.lattice.pixels
+    ]
+    moments.put_together(places, whole.reshape(-1, *shape))
     stack = moments.complete(whole.reshape(*whole.shape[:2], -1))
     statistic, projection = params.statistic, None
     if alteration.is_fitted(statistic):

@@ -46,6 +46,9 @@ ITEM_LIMIT = 500
 STACK_BYTES = 64 << 20
 """Most bytes of the stack of all dates, unless a part of 64 × 64 pixels needs more."""
 
+_CACHED_BYTES = 16 << 20
+"""Bytes of a stack that stay in a processor's last cache; memory that is used again need not be cleared, either."""
+
 _SIDE_MAX, _SIDE_MIN = 2048, 64
 # Copies an analysis holds beside its stack: filled waves and flags, anomalies and scores.
 _COPIES = 4.0
@@ -389,10 +392,14 @@ def _depth(task: _Task, target: _Target) -> int:
 def _side(task: _Task, target: _Target) -> int:
     """Side of the parts in which all dates are held together.
 
-    Smaller parts, whose stack stays in the processor's cache, were tried: what they save on memory they spend on calls.
+    No larger than the processor's cache likes, unless blocks are: to unpack a block twice costs more than cold memory.
     """
+    block = max((max(placement.asset.block_shape) for placement in _placements(task, target)), default=_SIDE_MIN)
     side = _SIDE_MAX
-    while side > _SIDE_MIN and 4 * _depth(task, target) * side * side > STACK_BYTES:
+    while side > _SIDE_MIN:
+        held = 4 * _depth(task, target) * side * side
+        if held <= STACK_BYTES and (held <= _CACHED_BYTES or side < 2 * block):
+            break
         side //= 2
     return side
 
@@ -431,12 +438,10 @@ def _bytes_read(task: _Task, target: _Target) -> float:
     side = _side(task, target)
     out = 0.0
     for placement in _placements(task, target):
-        rows, cols = placement.asset.block_shape
-        rim = min((1 + rows / side) * (1 + cols / side), 16.0)
         density = 1.0
         if aligned(placement.asset.grid, task.grid) is None:
             density = placement.asset.window.pixels / task.grid.window.pixels
-        out += rim * density * _pixel_bytes(placement)
+        out += warp.overlap(placement, side) * density * _pixel_bytes(placement)
     return out
 
 
