@@ -73,7 +73,6 @@ _DASK_CONFIG: Mapping[str, Any] = {
 }
 
 _PULSE_WAIT_S, _PULSE_GAP_S = 1.0, 10.0
-_ENDS_REMEMBERED = 1000  # workers out of memory; their shards hear of it within seconds
 _FROZEN_S = 30.0  # Dask itself gives a worker five minutes
 
 _MEMORY = "MEMORY"
@@ -257,8 +256,6 @@ class Link(ABC):
 
     def _note_out_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
         self._out_of_memory[event[1]["worker"]] = event[1]["rss"]
-        while len(self._out_of_memory) > _ENDS_REMEMBERED:
-            del self._out_of_memory[next(iter(self._out_of_memory))]
 
 
 class Cluster(Link):

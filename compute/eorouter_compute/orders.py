@@ -134,8 +134,7 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True):
 # On a worker
 
 
-_cancelled: dict[str, tuple[float, frozenset[str]]] = {}
-_SENDER_LIFE_S = 60.0  # some fifty pulses
+_cancelled: dict[str, frozenset[str]] = {}
 _running: dict[tuple[str, int, int], int] = {}
 _worker = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -216,7 +215,7 @@ def _execute(order: ShardOrder, run: tuple[str, int, int]) -> Any:
     names = {order.job_id, run_name(run)}
     attempt = Attempt(
         order.prefix,
-        is_cancelled=lambda: any(not names.isdisjoint(each) for _, each in _cancelled.values()),
+        is_cancelled=lambda: any(not names.isdisjoint(each) for each in _cancelled.values()),
         on_progress=advance,
         halvings=order.halvings,
     )
@@ -291,17 +290,12 @@ def run_name(run: tuple[str, int, int]) -> str:
 def pulse(cancelled: list[str], sender: str = "") -> list[tuple[str, int, int, int]]:
     """Take the ids of jobs and names of tries to give up, tell what runs here, whoever sent it.
 
-    What one sender gives up another's pulse does not bring back; of a sender that is gone, nothing is remembered for
-    long: somebody may resume the job. It runs on the worker's event loop, so while shards compute too.
+    What one sender gives up another's pulse does not bring back. It runs on the worker's event loop, so while shards
+    compute too.
     """
     global _cancelled  # noqa: PLW0603 - replaced whole: attempts read it on their own threads
-    now = time.monotonic()
-    others = {
-        name: (said, each)
-        for name, (said, each) in _cancelled.items()
-        if name != sender and now - said < _SENDER_LIFE_S
-    }
-    _cancelled = others | ({sender: (now, frozenset(cancelled))} if cancelled else {})
+    others = {name: each for name, each in _cancelled.items() if name != sender}
+    _cancelled = others | ({sender: frozenset(cancelled)} if cancelled else {})
     return [(*run, pixels) for run, pixels in list(_running.items())]
 
 

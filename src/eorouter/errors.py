@@ -253,12 +253,6 @@ class ComputeRefused(ApiError):
         )
 
 
-class TooManyWaits(ApiError):
-    """So many requests of one caller wait for jobs, or follow them, as may at a time; ask again a little later."""
-
-    code, status = "too_many_waits", 429
-
-
 class InternalFault(ApiError):
     """Something broke on our side; the request id finds it in the logs."""
 

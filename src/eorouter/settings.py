@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Meta
@@ -26,12 +25,6 @@ _SCHEDULER = re.compile(r"(tls://[^/@\s]+|tcp://(127(\.\d{1,3}){3}|localhost|\[:
 
 WITHHELD = ("secret", "database_url", "metrics_token")
 """Settings that workers and schedulers never read."""
-
-_PASSWORDS = {"PGPASSWORD": "password", "PGPASSFILE": "passfile"}
-"""Variables in which libpq looks for a password, and the parameters of an address that they stand for."""
-
-OF_THE_DATABASE = (*_PASSWORDS, "PGSERVICEFILE")
-"""What libpq reads from the environment that workers and schedulers must not know either."""
 
 
 class BadSetting(Exception):
@@ -108,12 +101,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         _field("Longest that completing an upload waits for its ingest before it answers with the job.", "30", ge=0),
     ] = 30.0
-    waits_max: Annotated[
-        int,
-        _field(
-            "Requests of one caller that may wait for jobs or follow them at a time, in each API process.", "64", ge=1
-        ),
-    ] = 64
     access_token_s: Annotated[int, _field("Life of an access token, seconds.", "900", ge=30)] = 900
     refresh_token_days: Annotated[int, _field("Life of a session without use, days.", "30", ge=1)] = 30
     bcrypt_cost: Annotated[int, _field("Cost of the stored verifier of API keys.", "12", ge=4, le=16)] = 12
@@ -180,7 +167,6 @@ def load(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
         settings = msgspec.convert(values, Settings, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         raise BadSetting(f"{error}. `eorouter settings` lists what each setting takes.") from error
-    settings = msgspec.structs.replace(settings, database_url=_with_password(settings.database_url, source))
     if settings.secret and len(settings.secret) < 32:
         raise BadSetting(f"EOROUTER_SECRET has {len(settings.secret)} characters; use 32 or more random ones.")
     for network in filter(None, settings.trusted_proxies.split(",")):
@@ -195,16 +181,6 @@ def load(environment: Mapping[str, str] | None = None, **overrides: Any) -> Sett
             + describe("scheduler_address")
         )
     return settings
-
-
-def _with_password(database_url: str, environment: Mapping[str, str]) -> str:
-    """The address with what libpq would take from the environment, which `withdraw` takes away."""
-    parts = urlsplit(database_url)
-    query = dict(parse_qsl(parts.query))
-    if not parts.scheme.startswith("postgres") or parts.password is not None or "password" in query:
-        return database_url
-    found = {name: environment[variable] for variable, name in _PASSWORDS.items() if environment.get(variable)}
-    return urlunsplit(parts._replace(query=urlencode(found | query)))
 
 
 def _convert(text: str, kind: Any) -> Any:
@@ -258,7 +234,7 @@ def withdraw() -> None:
     Workers inherit the environment, and they open strangers' files: they must know neither the secret nor the address
     of the database.
     """
-    for variable in [name for name in os.environ if name.startswith(PREFIX) or name in _PASSWORDS]:
+    for variable in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[variable]
 
 

@@ -1,6 +1,5 @@
 """Settings from the environment: what is taken, what is refused, and the folder they live in."""
 
-import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from eorouter.settings import PREFIX, BadSetting, Settings, describe, kept_here, load, prepare, withdraw
+from eorouter.settings import PREFIX, BadSetting, Settings, describe, kept_here, load, prepare
 
 
 def test_nothing_set_is_the_defaults():
@@ -74,28 +73,6 @@ def test_proxies_are_addresses_and_networks():
     assert load({"EOROUTER_TRUSTED_PROXIES": ""}).trusted_proxies == ""
     with pytest.raises(BadSetting, match=r"EOROUTER_TRUSTED_PROXIES: 'ingress\.lan'"):
         load({"EOROUTER_TRUSTED_PROXIES": "10.0.0.1,ingress.lan"})
-
-
-@pytest.mark.parametrize(
-    ("address", "environment", "expected"),
-    [
-        ("postgresql://e@db/e", {"PGPASSWORD": "a&b"}, "postgresql://e@db/e?password=a%26b"),
-        ("postgres://db/e?sslmode=require", {"PGPASSFILE": "/p"}, "postgres://db/e?passfile=%2Fp&sslmode=require"),
-        ("postgresql://e:own@db/e", {"PGPASSWORD": "other"}, "postgresql://e:own@db/e"),
-        ("postgresql://db/e?password=own", {"PGPASSWORD": "other"}, "postgresql://db/e?password=own"),
-        ("postgresql://e@db/e", {}, "postgresql://e@db/e"),
-        ("sqlite+aiosqlite:///e.sqlite", {"PGPASSWORD": "other"}, "sqlite+aiosqlite:///e.sqlite"),
-    ],
-)
-def test_password_of_the_database_is_taken_from_where_libpq_looks(address, environment, expected):
-    assert load({"EOROUTER_DATABASE_URL": address} | environment).database_url == expected
-
-
-def test_withdraw_leaves_no_setting_and_no_password_in_the_environment(monkeypatch):
-    for variable in ("EOROUTER_SECRET", "PGPASSWORD", "PGPASSFILE", "PGHOST"):
-        monkeypatch.setenv(variable, "x")
-    withdraw()
-    assert [name for name in os.environ if name.startswith((PREFIX, "PG"))] == ["PGHOST"]
 
 
 def test_what_stays_on_this_machine_is_told():

@@ -8,7 +8,6 @@ in order and none appears behind one that was read (between jobs that does not h
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,10 +15,8 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from eorouter.errors import TooManyWaits
 from eorouter.jobs.states import TERMINAL, JobEvent
 from eorouter.jobs.wakeup import watch
-from eorouter.operation import Context
 from eorouter.storage.database import Database
 from eorouter.storage.tables import job_events, jobs
 
@@ -56,7 +53,6 @@ class Feed:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._followers: set[_Follower] = set()
-        self._places: Counter[str] = Counter()
         self._looking: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._is_leaving = False
@@ -73,30 +69,6 @@ class Feed:
         self._woken.set()
         for follower in self._followers:
             follower.news.set()
-
-    @contextlib.contextmanager
-    def place(self, caller: str, most: int) -> Iterator[None]:
-        """Count a request of a caller that waits or follows, as long as it does.
-
-        Each costs a connection and, when many jobs end at once, its share of a burst of reads: a thousand of one caller
-        that all wait for one job would keep everybody else waiting for half a minute.
-
-        Raises:
-            TooManyWaits: `most` of the caller's do already.
-        """
-        if self._places[caller] >= most:
-            raise TooManyWaits(
-                f"{most} requests of yours wait for jobs or follow them; another may when one of them has its answer. "
-                "One connection can follow a job for many: share what it hears.",
-                headers={"Retry-After": "1"},
-            )
-        self._places[caller] += 1
-        try:
-            yield
-        finally:
-            self._places[caller] -= 1
-            if not self._places[caller]:
-                del self._places[caller]
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[list[sa.Row[Any]]]:
         """Events of a job with an id above `after`, until the one that ends it; an empty list is a sign of life.
@@ -196,8 +168,3 @@ class Feed:
 def feed_of(db: Database) -> Feed:
     """The feed of this process on that database; it ends with it."""
     return db.attached(Feed)
-
-
-def place(ctx: Context) -> contextlib.AbstractContextManager[None]:
-    """A place among the requests of this caller that wait or follow; raises as `Feed.place` does."""
-    return feed_of(ctx.stores.db).place(ctx.principal.id, ctx.settings.waits_max)

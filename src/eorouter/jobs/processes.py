@@ -20,13 +20,16 @@ import structlog
 from distributed import Security
 
 from eorouter import logs
-from eorouter.settings import OF_THE_DATABASE, PREFIX, WITHHELD, BadSetting, Settings, describe, load, withdraw
+from eorouter.settings import PREFIX, WITHHELD, BadSetting, Settings, describe, load, withdraw
 from eorouter_compute.cluster import Cluster, Link, OtherBuild
 from eorouter_compute.distant import DistantCluster
 from eorouter_compute.parts import BadPart, WorkerPart, serve_scheduler
 
 LISTEN = "tls://0.0.0.0:8786"
 """Where a scheduler listens unless `EOROUTER_SCHEDULER_ADDRESS` says otherwise."""
+
+_OF_THE_DATABASE = ("PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE")
+"""Where the database's own library finds a password that is not in the address."""
 
 _SAME_S = 1.0
 
@@ -86,7 +89,7 @@ def part_settings(**overrides: object) -> Settings:
     Raises:
         BadSetting: a value cannot be used, or the folder for scratch cannot be made.
     """
-    withheld = [*(PREFIX + name.upper() for name in WITHHELD), *OF_THE_DATABASE]
+    withheld = [*(PREFIX + name.upper() for name in WITHHELD), *_OF_THE_DATABASE]
     given = [variable for variable in withheld if os.environ.get(variable)]
     remaining = {name: value for name, value in os.environ.items() if name not in withheld}
     settings = load(remaining, **overrides)

@@ -51,28 +51,16 @@ async def watch(url: str, wake: Callable[[], object]) -> None:
 
 def _listen_sqlite(url: str, tell: Callable[[], object], stop: threading.Event) -> None:
     path = make_url(url).database or ""
-    while not stop.is_set():
-        try:
-            with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-                tell()  # what was missed while not listening
-                _poll(connection, tell, stop)
-        except sqlite3.OperationalError as error:
-            log.warning("jobs.wakeup.lost", error=str(error), retry_s=_RECONNECT_S)
-            stop.wait(_RECONNECT_S)
-
-
-def _poll(connection: sqlite3.Connection, tell: Callable[[], object], stop: threading.Event) -> None:
-    seen = None
-    while not stop.wait(_POLL_S):
-        try:
-            (version,) = connection.execute("PRAGMA data_version").fetchone()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
-                continue  # with recovery after another process's crash; ask again
-            raise
-        if version != seen:
-            seen = version
-            tell()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        seen = None
+        while not stop.wait(_POLL_S):
+            try:
+                (version,) = connection.execute("PRAGMA data_version").fetchone()
+            except sqlite3.OperationalError:
+                continue  # busy with recovery after another process's crash; ask again
+            if version != seen:
+                seen = version
+                tell()
 
 
 def _listen_postgresql(url: str, tell: Callable[[], object], stop: threading.Event) -> None:

@@ -25,10 +25,10 @@ from eorouter.errors import (
     InsufficientBalance,
     InvalidCursor,
     NotFound,
-    TooManyWaits,
 )
-from eorouter.jobs import charges, feed, queue
+from eorouter.jobs import charges, queue
 from eorouter.jobs import resume as resuming
+from eorouter.jobs.feed import feed_of
 from eorouter.jobs.forecast import forecast
 from eorouter.jobs.views import Job, JobBound, JobEvent, Priority, State, event_of, job_of
 from eorouter.operation import Context, Example, Followed, Route, SpendAuthority, Tier, operation
@@ -38,9 +38,10 @@ from eorouter.storage.tables import job_events, jobs, owned
 from eorouter.types import Id, Input, Json, Output, PageInput, PageLimit, Principal
 from eorouter_compute import method
 from eorouter_compute.errors import InvalidParameter
+from eorouter_compute.method import Params
 
 if TYPE_CHECKING:
-    Task = method.Params
+    Task = Params
 else:
     Task = method.task_type()  # every installed method, third parties' too: one union, told apart by `method`
 
@@ -315,7 +316,7 @@ class AnalyticsExecuteInput(Input):
     tier=Tier.SPEND,
     scope="processing:write",
     status=201,
-    errors=(NotFound, ComputeRefused, TooManyWaits, *SPENDING),
+    errors=(NotFound, ComputeRefused, *SPENDING),
     routes=(Route("POST", "/v1/analytics"),),
     examples=_task_examples(),
 )
@@ -327,11 +328,8 @@ async def execute(ctx: Context, request: AnalyticsExecuteInput, spend: SpendAuth
     asked = ProcessingCreateInput(
         project_id=request.project_id, task=request.task, inputs=request.inputs, name=request.name
     )
-    if request.wait_s == 0:
-        return await _create(ctx, asked, spend)
-    with feed.place(ctx):
-        job = await _create(ctx, asked, spend, is_interactive=True)
-        return job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s))
+    job = await _create(ctx, asked, spend, is_interactive=request.wait_s > 0)
+    return job if request.wait_s == 0 else job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s))
 
 
 class ProcessingJobsGetInput(Input):
@@ -345,7 +343,7 @@ class ProcessingJobsGetInput(Input):
     "processing.jobs.get",
     tier=Tier.READ,
     scope="processing:read",
-    errors=(NotFound, TooManyWaits),
+    errors=(NotFound,),
     routes=(Route("GET", "/v1/jobs/{job_id}"),),
     examples=(Example(summary="Read a job", request={"job_id": _JOB_ID}),),
 )
@@ -354,8 +352,7 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     if request.wait_s:
-        with feed.place(ctx):
-            await feed.feed_of(ctx.stores.db).end(request.job_id, request.wait_s)
+        await feed_of(ctx.stores.db).end(request.job_id, request.wait_s)
     async with ctx.stores.db.read() as tx:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())
@@ -462,19 +459,18 @@ async def follow_events(
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     after = request.after if last_id is None else max(request.after, last_id)
-    with feed.place(ctx):
-        async for rows in feed.feed_of(ctx.stores.db).follow(request.job_id, after):
-            if not rows:
-                yield None
-            for row in rows:
-                yield Followed(id=row.id, kind=row.type, entry=event_of(row))
+    async for rows in feed_of(ctx.stores.db).follow(request.job_id, after):
+        if not rows:
+            yield None
+        for row in rows:
+            yield Followed(id=row.id, kind=row.type, entry=event_of(row))
 
 
 @operation(
     "processing.events.list",
     tier=Tier.READ,
     scope="processing:read",
-    errors=(NotFound, TooManyWaits),
+    errors=(NotFound,),
     routes=(Route("GET", "/v1/jobs/{job_id}/events"),),
     follow=follow_events,
     examples=(Example(summary="What happened since event 17", request={"job_id": _JOB_ID, "after": 17}),),
@@ -526,7 +522,7 @@ async def _create(
 
 async def _planned(
     ctx: Context, request: ProcessingCreateInput | ProcessingEstimateInput
-) -> tuple[str, method.Params, list[method.InputItem], method.Plan]:
+) -> tuple[str, Params, list[method.InputItem], method.Plan]:
     """Where the results go, the task with its formulas, the items as they are known, and the plan.
 
     Nothing is read of the rasters.
@@ -580,7 +576,7 @@ async def _reserve(ctx: Context, tx: AsyncConnection, spend: SpendAuthority, job
     await charges.reserve(tx, ctx.stores.db, spend, job_id, welcome=welcome, now=ctx.clock())
 
 
-async def _with_formulas(tx: AsyncConnection, principal: Principal, task: method.Params) -> method.Params:
+async def _with_formulas(tx: AsyncConnection, principal: Principal, task: Params) -> Params:
     """The task with the texts of the saved formulas it names; the job keeps them, whatever becomes of the formulas."""
     if not isinstance(task, method.get("band_math").params):
         return task

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from eorouter.errors import NotFound, TooManyWaits
+from eorouter.errors import NotFound
 from eorouter.jobs import feed, queue
 from eorouter.jobs.feed import Feed, feed_of
 from eorouter.storage.tables import job_events, job_shards, jobs
@@ -128,17 +128,3 @@ async def test_nobody_is_kept_when_the_process_stops(stores, create):
         await waiting
         await made.end(job_id, 60)
         assert await following == await heard() == ["job.created", "job.queued"]
-
-
-async def test_one_caller_has_so_many_places_and_each_is_given_back(stores):
-    kept = feed_of(stores.db)
-    with kept.place("usr_alice", 2), kept.place("usr_alice", 2):
-        with pytest.raises(TooManyWaits, match="2 requests of yours") as caught, kept.place("usr_alice", 2):
-            pass
-        assert caught.value.headers == {"Retry-After": "1"}
-        with kept.place("usr_bob", 2):
-            pass
-    with pytest.raises(NotFound), kept.place("usr_alice", 1):
-        raise NotFound("gone")
-    with kept.place("usr_alice", 1):
-        pass

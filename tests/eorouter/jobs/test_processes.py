@@ -176,15 +176,13 @@ def test_a_worker_shows_its_metrics_where_it_is_told(commands, tmp_path):
         assert httpx2.get(f"http://{place}/health", timeout=10).text == "ok"
 
 
-def test_workers_of_a_dispatcher_alone_know_no_settings_and_no_password(commands, tmp_path):
+def test_workers_of_a_dispatcher_alone_know_no_settings(commands, tmp_path):
     told = {"EOROUTER_SECRET": SECRET, "EOROUTER_DATA_DIR": str(tmp_path / "data"), "EOROUTER_METRICS_TOKEN": "t" * 20}
-    told |= {"PGPASSWORD": "hunter2", "PGPASSFILE": str(tmp_path / "passwords")}
     with commands(tmp_path, **told) as start:
         assert start("migrate").wait(120) == 0
         process = start("dispatcher", "--workers", "1")
         until(lambda: workers(process))
         assert not [each for each in workers(process) if "EOROUTER_" in environment(each)]
-        assert not [each for each in workers(process) if "PGPASS" in environment(each)]
         process.terminate()
         assert process.wait(120) == 0
 

@@ -1,13 +1,11 @@
 """A commit of another process is heard at once, and nothing is left behind by whoever stops listening."""
 
 import asyncio
-import sqlite3
 
 import psycopg
-import pytest
 import sqlalchemy as sa
 
-from eorouter.jobs import queue, wakeup
+from eorouter.jobs import queue
 from eorouter.jobs.wakeup import watch
 from eorouter.storage.tables import organisations
 from eorouter.types import Principal, utc_now
@@ -44,24 +42,3 @@ async def test_a_watch_that_is_cancelled_again_and_again_leaves_no_connection(st
             await asyncio.sleep(0.01)
     async with stores.db.read() as tx:
         assert (await tx.execute(sa.select(sa.func.count()).select_from(organisations))).scalar_one() == 0
-
-
-@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
-async def test_a_file_that_cannot_be_opened_is_tried_again(stores, monkeypatch):
-    monkeypatch.setattr(wakeup, "_RECONNECT_S", 0.01)
-    refused = []
-    connect = sqlite3.connect
-
-    def unwilling(*arguments, **options):
-        if len(refused) < 3:
-            refused.append(arguments)
-            raise sqlite3.OperationalError("unable to open database file")
-        return connect(*arguments, **options)
-
-    monkeypatch.setattr(wakeup.sqlite3, "connect", unwilling)
-    heard = asyncio.Event()
-    watching = asyncio.create_task(watch(stores.db.url, heard.set))
-    await asyncio.wait_for(heard.wait(), 20)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-    assert len(refused) == 3

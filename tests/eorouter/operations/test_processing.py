@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from eorouter.errors import Conflict, InvalidCursor, NotFound, TooManyWaits
+from eorouter.errors import Conflict, InvalidCursor, NotFound
 from eorouter.jobs import queue
 from eorouter.operation import Registry, SpendAuthority
 from eorouter.operations import processing
@@ -163,23 +163,6 @@ async def test_without_items_and_project_it_is_asked_which(context, item):
     with pytest.raises(InvalidParameter) as caught:
         await processing.create(context(ME), ProcessingCreateInput(task=CLIP(aoi=BOX)))
     assert caught.value.pointer == "/project_id"
-
-
-async def test_a_caller_who_waits_too_often_is_told_and_nothing_is_created(context, item):
-    here = context(ME, settings=msgspec.structs.replace(context(ME).settings, waits_max=1))
-    job = await processing.create(here, asked(item))
-    request = AnalyticsExecuteInput(task=CLIP(aoi=BOX), inputs=(InputRef(item_id=item),), wait_s=0.2)
-    events = processing.follow_events(here, ProcessingEventsListInput(job_id=job.job_id), None)
-    assert (await anext(events)).kind == "job.created"
-    with pytest.raises(TooManyWaits):
-        await processing.execute(here, request, spend=paying(ME))
-    with pytest.raises(TooManyWaits):
-        await processing.get_job(here, ProcessingJobsGetInput(job_id=job.job_id, wait_s=1))
-    assert (await processing.get_job(here, ProcessingJobsGetInput(job_id=job.job_id))).state == "created"
-    await events.aclose()
-    assert (await processing.execute(here, request, spend=paying(ME))).state == "queued"
-    async with here.stores.db.read() as tx:
-        assert (await tx.execute(sa.select(sa.func.count()).select_from(jobs))).scalar_one() == 2
 
 
 async def test_analytics_answers_after_its_wait_with_the_job_as_it_is(context, item):
