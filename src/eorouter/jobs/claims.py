@@ -44,6 +44,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     is_interactive: bool
     request_id: str
     halvings: int = 0
+    released: int = 0
     merges: bool = False
 
     @property
@@ -196,7 +197,8 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             timing=None,
         )
         .returning(
-            *(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound", "halvings"))
+            *(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound", "halvings")),
+            job_shards.c.released,
         )
     )
     claims = [
@@ -210,6 +212,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             body=row.body,
             bound=msgspec.convert(held.bound if merges and row.number > MERGE else row.bound, Bound),
             halvings=row.halvings,
+            released=row.released,
             merges=merges and row.number > MERGE,
             is_interactive=job.lane[1],
             method=held.method,

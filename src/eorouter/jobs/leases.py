@@ -262,7 +262,9 @@ def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:
     failure = outcome.failure
     if failure is None:
         raise ValueError("Only a failed order can be a failed shard.")
-    free = claim.token - claim.attempt  # a claim raises both, and what does not count lowers one of them again
+    # A claim raises both, and what does not count lowers one of them again. What was given back in order is no sign of
+    # anything: a rolling restart comes as often as there are releases, and none of them is the shard's doing.
+    free = claim.token - claim.attempt - claim.released
     if not outcome.is_bystander or free < _FREE_TRIES:
         return failure, not outcome.is_bystander
     lost = f"Of {claim.token} tries of the shard none brought an answer: its worker was lost before, or its dispatcher."
@@ -348,7 +350,7 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
     rows = (
         await tx.execute(
             sa.select(job_shards.c.job_id, job_shards.c.number, job_shards.c.token, job_shards.c.attempt)
-            .add_columns(job_shards.c.timing)
+            .add_columns(job_shards.c.timing, job_shards.c.released)
             .where(job_shards.c.state == ShardState.LEASED.value, expired)
             .order_by(job_shards.c.job_id, job_shards.c.number)
         )
@@ -358,7 +360,7 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
         job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
         ghost = Claim(
             job_id=row.job_id, org_id=job.org_id, method=job.method, number=row.number, token=row.token,
-            attempt=row.attempt, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
+            attempt=row.attempt, released=row.released, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
             request_id=job.request_id,
         )  # fmt: skip
         pixels = int((row.timing or {}).get("pixels", 0))
@@ -368,7 +370,10 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
 
 
 async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, now: datetime) -> None:
-    """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong."""
+    """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong.
+
+    Such a try counts as nothing at all, not as a free one either: no shard brings it about, so it need not be bounded.
+    """
     for each, pixels in sorted(claims, key=lambda one: one[0].run):
         changed = await tx.execute(
             sa.update(job_shards)
@@ -376,6 +381,7 @@ async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, n
             .values(
                 state=ShardState.READY.value,
                 attempt=each.attempt - 1,
+                released=job_shards.c.released + 1,
                 owner=None,
                 lease_until=None,
                 timing=None,

@@ -147,6 +147,7 @@ def shard_row(
         "token": 0,
         "ready_at": now,
         "halvings": 0,
+        "released": 0,
     }
 
 

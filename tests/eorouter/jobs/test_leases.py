@@ -182,6 +182,23 @@ async def test_bystander_for_ever_is_one_no_more(stores, create):
     assert "Of 20 tries" in row.problem["message"]
 
 
+async def test_shard_that_is_given_back_in_order_is_not_judged_by_it_and_a_poisonous_one_still_ends(stores, create):
+    job_id = await create(shards=1)
+    restarts = 3 * leases._FREE_TRIES
+    for _ in range(restarts):
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(minutes=1))
+        async with stores.db.write() as tx:
+            await leases.release(tx, [(each, 0)], now=utc_now())
+    kept = await shard(stores, job_id, 0)
+    assert (kept.state, kept.attempt, kept.token, kept.released) == ("ready", 0, restarts, restarts)
+    claimed = 0
+    while (await job(stores, job_id)).state in {"queued", "running"}:
+        claimed += 1
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(hours=claimed))
+        await record(stores, Landed(claim=each, outcome=msgspec.structs.replace(LOST, is_bystander=True)))
+    assert claimed == leases._FREE_TRIES + 4
+
+
 async def test_a_turn_adds_the_shards_of_the_next_round(stores, create):
     job_id = await create(shards=2, rounds=2)
     first, _ = await claim(stores)
