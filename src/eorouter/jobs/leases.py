@@ -360,8 +360,8 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
         job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id).with_for_update())).one()
         ghost = Claim(
             job_id=row.job_id, org_id=job.org_id, method=job.method, number=row.number, token=row.token,
-            attempt=row.attempt, released=row.released, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
-            request_id=job.request_id,
+            attempt=row.attempt, released=row.released, round=0, body=b"", bound=Bound(),
+            is_interactive=job.is_interactive, request_id=job.request_id,
         )  # fmt: skip
         pixels = int((row.timing or {}).get("pixels", 0))
         if JobState(job.state) is JobState.RUNNING:

@@ -62,7 +62,9 @@ _POLICY = (
 )
 _OF_EXACT_BYTES = frozenset({"accept-ranges", "content-encoding", "content-length", "etag", "last-modified"})
 _HEAD_BYTES_MAX = 1 << 16
-_ELSEWHERE = re.compile(rb"""<(?:link|script)\b[^>]*?\s(?:href|src)=["']?(?:https?:)?//[^>]*>(?:\s*</script>)?""", re.I)
+_ELSEWHERE = re.compile(
+    rb"""<(?:link|script)\b[^>]*?\s(?:href|src)=["']?(?:https?:)?//[^>]*>(?:\s*</script>)?""", re.IGNORECASE
+)
 _STYLE = (
     b"<style>body{font:14px/1.5 system-ui,sans-serif;margin:1rem}table{border-collapse:collapse}"
     b"td,th{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #ddd}</style>"
@@ -325,7 +327,7 @@ async def _refuse(socket: WebSocket[Any, Any, Any], error: ApiError) -> None:
 
 
 async def _at_home(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A page whose head asks no other host for anything: Dask takes the style of some from one, and we give them ours."""
+    """A page whose head asks no other host for anything: some take their style from one, and get ours instead."""
     head = b""
     async for chunk in chunks:
         head += chunk
