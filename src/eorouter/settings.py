@@ -127,6 +127,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         _field("Longest that completing an upload waits for its ingest before it answers with the job.", "30", ge=0),
     ] = 30.0
+    waits_max: Annotated[
+        int,
+        _field(
+            "Requests of one caller that may wait for jobs, or follow them, at a time per API process.", "100", ge=1
+        ),
+    ] = 100
     access_token_s: Annotated[int, _field("Life of an access token, seconds.", "900", ge=30)] = 900
     refresh_token_days: Annotated[int, _field("Life of a session without use, days.", "30", ge=1)] = 30
     bcrypt_cost: Annotated[int, _field("Cost of the stored verifier of API keys.", "12", ge=4, le=16)] = 12

@@ -77,7 +77,7 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
     done, timings = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
     merged = next((each for each in done if each.outcome.result is not None), None)
     lines = await journal.keep(tx, job, landed, now)
-    gained = sum(each.claim.bound.pixels - each.pixels for each in done)
+    gained = sum(_pixels(each) - each.pixels for each in done)
     shards = [each.claim.number for each in done if each.claim.number > MERGE]
     shards_done = job.shards_done + len(shards)
     if done or lines:
@@ -103,6 +103,12 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
         await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
+
+
+def _pixels(landed: Landed) -> int:
+    """What a shard that is done counts: all that was planned, unless the plan could not know."""
+    planned, known = landed.claim.bound.pixels, method.methods().get(landed.claim.method)
+    return min(landed.outcome.pixels, planned) if known is not None and known.is_blind else planned
 
 
 async def _begin_round(tx: AsyncConnection, job: sa.Row[Any], turned: Landed, now: datetime) -> None:

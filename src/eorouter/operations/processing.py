@@ -25,6 +25,7 @@ from eorouter.errors import (
     InsufficientBalance,
     InvalidCursor,
     NotFound,
+    TooManyWaits,
 )
 from eorouter.jobs import charges, queue
 from eorouter.jobs import resume as resuming
@@ -329,7 +330,10 @@ async def execute(ctx: Context, request: AnalyticsExecuteInput, spend: SpendAuth
         project_id=request.project_id, task=request.task, inputs=request.inputs, name=request.name
     )
     job = await _create(ctx, asked, spend, is_interactive=request.wait_s > 0)
-    return job if request.wait_s == 0 else job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s))
+    if request.wait_s == 0:
+        return job
+    place = feed_of(ctx.stores.db).place(ctx.principal.id, ctx.settings.waits_max)
+    return job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s, place=place))
 
 
 class ProcessingJobsGetInput(Input):
@@ -343,7 +347,7 @@ class ProcessingJobsGetInput(Input):
     "processing.jobs.get",
     tier=Tier.READ,
     scope="processing:read",
-    errors=(NotFound,),
+    errors=(NotFound, TooManyWaits),
     routes=(Route("GET", "/v1/jobs/{job_id}"),),
     examples=(Example(summary="Read a job", request={"job_id": _JOB_ID}),),
 )
@@ -352,7 +356,9 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     if request.wait_s:
-        await feed_of(ctx.stores.db).end(request.job_id, request.wait_s)
+        feed = feed_of(ctx.stores.db)
+        with feed.place(ctx.principal.id, ctx.settings.waits_max):
+            await feed.end(request.job_id, request.wait_s)
     async with ctx.stores.db.read() as tx:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())
@@ -459,18 +465,20 @@ async def follow_events(
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     after = request.after if last_id is None else max(request.after, last_id)
-    async for rows in feed_of(ctx.stores.db).follow(request.job_id, after):
-        if not rows:
-            yield None
-        for row in rows:
-            yield Followed(id=row.id, kind=row.type, entry=event_of(row))
+    feed = feed_of(ctx.stores.db)
+    with feed.place(ctx.principal.id, ctx.settings.waits_max):
+        async for rows in feed.follow(request.job_id, after):
+            if not rows:
+                yield None
+            for row in rows:
+                yield Followed(id=row.id, kind=row.type, entry=event_of(row))
 
 
 @operation(
     "processing.events.list",
     tier=Tier.READ,
     scope="processing:read",
-    errors=(NotFound,),
+    errors=(NotFound, TooManyWaits),
     routes=(Route("GET", "/v1/jobs/{job_id}/events"),),
     follow=follow_events,
     examples=(Example(summary="What happened since event 17", request={"job_id": _JOB_ID, "after": 17}),),

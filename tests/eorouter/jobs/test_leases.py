@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from functools import cache
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from eorouter.jobs.leases import Landed
 from eorouter.storage.database import spelled
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
 from eorouter.types import utc_now
+from eorouter_compute import method
 from eorouter_compute.method import Bound, Part, Result, Shard
 from eorouter_compute.orders import MERGE, Failure, Outcome
 
@@ -118,6 +120,19 @@ async def test_renew_tells_which_leases_are_lost_and_counts_pixels_once(stores, 
     assert (await job(stores, job_id)).pixels_done == 400
     await record(stores, Landed(claim=kept, outcome=DONE, pixels=400))
     assert (await job(stores, job_id)).pixels_done == 1000
+
+
+async def test_job_that_was_planned_blindly_tells_what_was_done_and_not_what_was_allowed(stores, create, monkeypatch):
+    known = method.methods()
+    blind = known | {"toy": msgspec.structs.replace(known["toy"], is_blind=True)}
+    monkeypatch.setattr(method, "methods", cache(lambda: blind))
+    job_id = await merged(stores, create, await written_result(stores), shard=msgspec.structs.replace(DONE, pixels=7))
+    await publish.publish(stores, job_id, now=utc_now())
+    row = await job(stores, job_id)
+    assert (row.state, row.pixels_done, row.bound["pixels"]) == ("completed", 7, 1010)
+    async with stores.db.read() as tx:
+        told = (await tx.execute(sa.select(job_events.c.data).where(job_events.c.job_id == job_id))).scalars()
+        assert {data["pixels_done"] for data in told if "pixels_done" in data} == {7}
 
 
 async def test_failed_try_gives_its_pixels_back(stores, create):
@@ -226,11 +241,11 @@ async def test_a_turn_that_makes_nothing_readies_the_merge(stores, create):
     assert merge.number == MERGE
 
 
-async def merged(stores, create, result):
+async def merged(stores, create, result, *, shard=DONE):
     """A job whose merge just left `result`."""
     job_id = await create(shards=1)
     (each,), _ = await claim(stores)
-    assert await record(stores, Landed(claim=each, outcome=DONE)) == []
+    assert await record(stores, Landed(claim=each, outcome=shard)) == []
     (merge,), _ = await claim(stores)
     assert merge.number == MERGE
     outcome = Outcome(part=msgspec.msgpack.encode(result))
