@@ -73,6 +73,7 @@ _DASK_CONFIG: Mapping[str, Any] = {
 }
 
 _PULSE_WAIT_S, _PULSE_GAP_S = 1.0, 10.0
+_REMEMBERED_S = 300.0
 _FROZEN_S = 30.0  # Dask itself gives a worker five minutes
 
 _MEMORY = "MEMORY"
@@ -112,7 +113,7 @@ class Link(ABC):
         self._executing: dict[str, set[tuple[str, int, int]]] = {}
         self._silent_since: dict[str, float] = {}
         self._pulsed_at = 0.0
-        self._out_of_memory: dict[str, int] = {}
+        self._out_of_memory: dict[str, tuple[float, int]] = {}  # when, and how much it had
 
     @property
     @abstractmethod
@@ -192,6 +193,7 @@ class Link(ABC):
 
     def _killed(self, order: ShardOrder, error: KilledWorker) -> Outcome:
         worker = error.last_worker.address
+        self._forget_out_of_memory()
         if worker not in self._out_of_memory:
             return _lost(f"The worker of shard {order.number} died.", is_bystander=self._is_bystander(order, worker))
         failure = Failure(
@@ -200,7 +202,7 @@ class Link(ABC):
             message=(
                 f"Shard {order.number} needed more memory than a worker has ({self._memory_bytes >> 20} MiB): "
                 f"it was planned to need {order.memory_bytes >> 20} MiB above an idle worker's, and the worker was at "
-                f"{self._out_of_memory[worker] >> 20} MiB when it was ended. "
+                f"{self._out_of_memory[worker][1] >> 20} MiB when it was ended. "
                 "Ask for a smaller area or fewer inputs, or raise EOROUTER_WORKER_MEMORY_MB."
             ),
         )
@@ -255,7 +257,13 @@ class Link(ABC):
             await self._client.restart_workers(addresses, timeout=30, raise_for_error=False)
 
     def _note_out_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
-        self._out_of_memory[event[1]["worker"]] = event[1]["rss"]
+        self._forget_out_of_memory()
+        self._out_of_memory[event[1]["worker"]] = time.monotonic(), event[1]["rss"]
+
+    def _forget_out_of_memory(self) -> None:
+        """Its shards have come back by then, and another worker, which dies of something else, may have the address."""
+        since = time.monotonic() - _REMEMBERED_S
+        self._out_of_memory = {each: told for each, told in self._out_of_memory.items() if told[0] > since}
 
 
 class Cluster(Link):

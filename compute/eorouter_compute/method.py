@@ -309,6 +309,8 @@ class Method(Struct, frozen=True, kw_only=True):
         retries: what is done about shards that fail.
         item_limit: most input items.
         is_internal: not offered to callers; the service uses it itself (ingest).
+        is_blind: its plan knows nothing of what it will read, so its bound is the most that is accepted at all; what it
+            reports as done is told instead.
         examples: JSON documents of `params`, shown in the docs and decoded by a test.
     """
 
@@ -323,6 +325,7 @@ class Method(Struct, frozen=True, kw_only=True):
     retries: Retries = Retries()
     item_limit: int = 1
     is_internal: bool = False
+    is_blind: bool = False
     examples: tuple[dict[str, Any], ...] = ()
 
     @property

@@ -134,7 +134,10 @@ class Running(Struct, frozen=True, kw_only=True, array_like=True):
 # On a worker
 
 
+_SILENT_S = 60.0
+
 _cancelled: dict[str, frozenset[str]] = {}
+_heard_at: dict[str, float] = {}  # when each of these senders spoke last
 _running: dict[tuple[str, int, int], int] = {}
 _worker = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -290,13 +293,24 @@ def run_name(run: tuple[str, int, int]) -> str:
 def pulse(cancelled: list[str], sender: str = "") -> list[tuple[str, int, int, int]]:
     """Take the ids of jobs and names of tries to give up, tell what runs here, whoever sent it.
 
-    What one sender gives up another's pulse does not bring back. It runs on the worker's event loop, so while shards
+    What one sender gives up another's pulse does not bring back. Of a sender that is silent nothing is remembered but
+    what still runs here: dispatchers come and go, and workers stay. It runs on the worker's event loop, so while shards
     compute too.
     """
     global _cancelled  # noqa: PLW0603 - replaced whole: attempts read it on their own threads
-    others = {name: each for name, each in _cancelled.items() if name != sender}
-    _cancelled = others | ({sender: frozenset(cancelled)} if cancelled else {})
-    return [(*run, pixels) for run, pixels in list(_running.items())]
+    now, running = time.monotonic(), list(_running.items())
+    here = {name for run, _ in running for name in (run[0], run_name(run))}
+    others = {
+        name: each if now - _heard_at[name] < _SILENT_S else each & here
+        for name, each in _cancelled.items()
+        if name != sender
+    }
+    given_up = others | {sender: frozenset(cancelled)}
+    _cancelled = {name: each for name, each in given_up.items() if each}
+    _heard_at[sender] = now
+    for name in _heard_at.keys() - _cancelled.keys():
+        del _heard_at[name]
+    return [(*run, pixels) for run, pixels in running]
 
 
 def dask_setup(worker: Worker) -> None:

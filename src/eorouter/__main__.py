@@ -22,7 +22,6 @@ def serve(
     port: int | None = None,
     data_dir: Path | None = None,
     workers: int | None = None,
-    cluster: bool = True,
     migrate: bool = False,
 ) -> None:
     """Run the whole service here: the API, and beside it the workers that do its jobs.
@@ -35,13 +34,12 @@ def serve(
         port: Port to listen on; 0 takes a free one.
         data_dir: Folder for everything that is kept; made when absent.
         workers: Worker processes; 0 means one per core.
-        cluster: Run jobs here. With --no-cluster, `eorouter dispatcher` runs them, here or elsewhere.
         migrate: Bring the schema of a PostgreSQL database up to date first. An embedded SQLite always is.
     """
     from eorouter import app
 
     settings = app.prepared(host=host, port=port, data_dir=data_dir, worker_count=workers)
-    app.run(app.serve(settings, has_cluster=cluster, migrates_postgresql=migrate, announce=_announce))
+    app.run(app.serve(settings, has_cluster=True, migrates_postgresql=migrate, announce=_announce))
 
 
 def api(*, host: str | None = None, port: int | None = None, data_dir: Path | None = None) -> None:

@@ -12,6 +12,7 @@
     ├── 415  UnsupportedMediaType
     ├── 416  RangeNotSatisfiable
     ├── 422  InvalidInput · IdempotencyKeyReused · SourceRefused · ComputeRefused (with the code of compute's class)
+    ├── 429  TooManyWaits
     ├── 500  InternalFault
     └── 503  Unavailable
 
@@ -251,6 +252,12 @@ class ComputeRefused(ApiError):
         return msgspec.structs.replace(
             super().problem(request_id), code=self.compute_code, type=f"/docs/errors#{self.compute_code}"
         )
+
+
+class TooManyWaits(ApiError):
+    """As many requests of this caller wait for jobs as may; ask without waiting, or when one of them has ended."""
+
+    code, status = "too_many_waits", 429
 
 
 class InternalFault(ApiError):

@@ -79,10 +79,14 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SpendAuthority(msgspec.Struct, frozen=True, kw_only=True):
-    """Proof that scope, idempotency key and approval were checked; made by `surface` only, demanded by the ledger."""
+    """Proof that scope, idempotency key and approval were checked; made by `surface` only, demanded by the ledger.
+
+    `digest` stands for what was asked under the key: the operation, its request, the mode, and the key's project.
+    """
 
     principal: Principal
     idempotency_key: str
+    digest: str = ""
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):

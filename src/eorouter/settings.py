@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,6 +26,22 @@ _SCHEDULER = re.compile(r"(tls://[^/@\s]+|tcp://(127(\.\d{1,3}){3}|localhost|\[:
 
 WITHHELD = ("secret", "database_url", "metrics_token")
 """Settings that workers and schedulers never read."""
+
+WORKER_VARIABLES = (
+    # the process and its language
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TZDIR", "TERM",
+    "TMPDIR", "TEMP", "TMP", "XDG_*", "LD_*", "DYLD_*", "__CF*", "PYTHON*", "VIRTUAL_ENV", "CONDA_PREFIX", "COVERAGE_*",
+    # libraries
+    "GDAL_*", "CPL_*", "VSI*", "OGR_*", "GTIFF_*", "PROJ_*", "NUMBA_*", "OMP_*", "OPENBLAS_*", "MKL_*", "NUMEXPR_*",
+    "MALLOC_*", "DASK_*", "OTEL_*", "EOR_FAULTS",
+    # the object store and the way to it
+    "AWS_*", "GS_*", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT*", "GOOGLE_BUCKET*",
+    "GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "AZURE_STORAGE_*", "AZURE_CLIENT_*", "AZURE_TENANT_ID",
+    "AZURE_AUTHORITY*", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CONTAINER_NAME", "AZURE_ENDPOINT", "AZURE_MSI_*",
+    "IDENTITY_*", "MSI_*", "SSL_CERT_*", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE",
+    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
+)  # fmt: skip
+"""Variables of the environment that workers get, besides those that `worker_environment` names; `*` is any ending."""
 
 
 class BadSetting(Exception):
@@ -85,6 +102,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path, _field("Certificate of this part: scheduler, worker or dispatcher.", "/etc/eorouter/tls/tls.crt")
     ] = Path()
     tls_key: Annotated[Path, _field("Private key of that certificate.", "/etc/eorouter/tls/tls.key")] = Path()
+    worker_environment: Annotated[
+        str,
+        _field(
+            "Further variables of the environment that workers get, separated by commas. Besides these they get what "
+            "Python, GDAL, Dask and the object store read; no setting of ours, nothing of the database, no other key.",
+            "MODEL_FOLDER,LICENCE_FILE",
+            pattern=r"^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$",
+        ),
+    ] = ""
     worker_drain_s: Annotated[
         float, _field("How long a worker that is told to stop may go on with what it runs, seconds.", "120", ge=0)
     ] = 120.0
@@ -101,6 +127,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float,
         _field("Longest that completing an upload waits for its ingest before it answers with the job.", "30", ge=0),
     ] = 30.0
+    waits_max: Annotated[
+        int,
+        _field(
+            "Requests of one caller that may wait for jobs, or follow them, at a time per API process.", "100", ge=1
+        ),
+    ] = 100
     access_token_s: Annotated[int, _field("Life of an access token, seconds.", "900", ge=30)] = 900
     refresh_token_days: Annotated[int, _field("Life of a session without use, days.", "30", ge=1)] = 30
     bcrypt_cost: Annotated[int, _field("Cost of the stored verifier of API keys.", "12", ge=4, le=16)] = 12
@@ -228,13 +260,23 @@ def kept_here(settings: Settings) -> list[str]:
     return [f"{PREFIX}{name.upper()} is not set: {fact}." for name, fact in said.items() if not getattr(settings, name)]
 
 
-def withdraw() -> None:
-    """Take the settings out of this process's environment, once they are read.
+def for_workers(environment: Mapping[str, str], also: str) -> dict[str, str]:
+    """What of an environment workers get, who open strangers' files: what they need, and of settings nothing.
 
-    Workers inherit the environment, and they open strangers' files: they must know neither the secret nor the address
-    of the database.
+    `also` names further variables as `Settings.worker_environment` does.
     """
-    for variable in [name for name in os.environ if name.startswith(PREFIX)]:
+    wanted = [*WORKER_VARIABLES, *filter(None, also.split(","))]
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(PREFIX) and any(fnmatchcase(name, each) for each in wanted)
+    }
+
+
+def withdraw(also: str) -> None:
+    """Leave nothing in this process's environment but what its workers, who inherit it, may know, see `for_workers`."""
+    kept = for_workers(os.environ, also)
+    for variable in os.environ.keys() - kept.keys():
         del os.environ[variable]
 
 

@@ -17,11 +17,11 @@ from distributed.core import Status
 from distributed.versions import get_versions
 
 from eorouter_compute import cluster as cluster_module
-from eorouter_compute import method
+from eorouter_compute import method, orders
 from eorouter_compute.build import build
 from eorouter_compute.cluster import Cluster
 from eorouter_compute.method import Part, Result
-from eorouter_compute.orders import MERGE, Outcome, ShardOrder, run_order
+from eorouter_compute.orders import MERGE, Outcome, ShardOrder, pulse, run_order
 
 TOYS = Path(__file__).resolve().parents[1] / "toys"
 MEMORY_BYTES = 700 << 20
@@ -215,6 +215,37 @@ async def test_only_silence_on_pulse_after_pulse_ends_a_worker(monkeypatch):
     for _ in range(31):
         await bare._end_frozen(["a"])
     assert ended == ["a"]
+
+
+async def test_what_ran_out_of_memory_is_forgotten_before_its_address_is_anothers(order, monkeypatch):
+    bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+    now = [0.0]
+    monkeypatch.setattr(cluster_module.time, "monotonic", lambda: now[0])
+    died = SimpleNamespace(last_worker=SimpleNamespace(address="tls://7"))
+    for number in range(1000):
+        now[0] += 1.0
+        bare._note_out_of_memory((0.0, {"worker": f"tls://{number}", "rss": 3 << 20}))
+        if number == 8:
+            assert bare._killed(order(), died).failure.kind == "memory"
+    assert len(bare._out_of_memory) <= 300
+    assert bare._killed(order(), died).failure.kind == "machine"
+
+
+async def test_pulse_forgets_what_silent_senders_gave_up_unless_it_runs_here(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(orders.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(orders, "_cancelled", {})
+    monkeypatch.setattr(orders, "_heard_at", {})
+    monkeypatch.setattr(orders, "_running", {("job_here", 0, 1): 5})
+    for number in range(500):
+        now[0] += 1.0
+        pulse([f"job_{number}", "job_here"], f"dispatcher_{number}")
+    assert len(orders._cancelled["dispatcher_0"]) == 1
+    assert len(orders._cancelled["dispatcher_499"]) == 2
+    orders._running.clear()
+    now[0] += 100.0
+    assert pulse([], "another") == []
+    assert (orders._cancelled, orders._heard_at) == ({}, {})
 
 
 async def test_run_without_a_cluster_is_a_lost_try(order):

@@ -18,7 +18,7 @@ from eorouter.client import EoRouterClient, PaymentRequired
 from eorouter.commerce import ledger
 from eorouter.settings import Settings
 from eorouter.storage.database import Database, database_url
-from eorouter.storage.tables import jobs, ledger_transfers
+from eorouter.storage.tables import jobs, ledger_transfers, requests_done
 
 WELCOME = 3
 
@@ -165,6 +165,19 @@ async def test_refusal_is_not_kept_under_the_key_and_an_answer_is(service):
     assert (again.status_code, again.content, again.headers["idempotent-replayed"]) == (201, first.content, "true")
     other = refused(await service.order("k", name="another"), 422, "idempotency_key_reused")
     assert "Use a fresh key" in other["message"]
+    assert await service.bought() == [("k", first.json()["job_id"])]
+
+
+async def test_key_stands_for_its_first_request_after_the_answer_was_dropped(service):
+    await service.top_up(1000)
+    first = await service.order("k")
+    db = service.database()
+    async with db.write() as tx:
+        await tx.execute(sa.delete(requests_done))
+    await db.close()
+    refused(await service.order("k", name="another"), 422, "idempotency_key_reused")
+    again = await service.order("k")
+    assert (again.status_code, again.json()["job_id"]) == (201, first.json()["job_id"])
     assert await service.bought() == [("k", first.json()["job_id"])]
 
 

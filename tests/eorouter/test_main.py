@@ -161,7 +161,7 @@ def test_taken_port_is_one_message_and_exit_code_2(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = started("serve", "--no-cluster", "--port", port, "--data-dir", str(tmp_path))
+        done = started("api", "--port", port, "--data-dir", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert f"127.0.0.1:{port}" in done.stderr
     assert "--port" in done.stderr
@@ -190,7 +190,7 @@ def test_api_says_what_other_replicas_would_not_share(capfd, tmp_path, monkeypat
 def test_part_that_cannot_be_reached_is_one_message(capfd, tmp_path, monkeypatch, environment, words):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    code, _, err = run(capfd, "serve", "--no-cluster", "--port", "0", "--data-dir", str(tmp_path))
+    code, _, err = run(capfd, "api", "--port", "0", "--data-dir", str(tmp_path))
     assert code == 2
     assert words in err
     assert "Traceback" not in err
@@ -212,7 +212,7 @@ def test_migrate_says_the_version_and_may_be_repeated(capfd, tmp_path):
 
 def test_old_postgresql_schema_is_not_touched_unasked(capfd, tmp_path, postgres_server, monkeypatch):
     monkeypatch.setenv("EOROUTER_DATABASE_URL", f"{postgres_server}/template1")
-    code, _, err = run(capfd, "serve", "--no-cluster", "--port", "0", "--data-dir", str(tmp_path))
+    code, _, err = run(capfd, "api", "--port", "0", "--data-dir", str(tmp_path))
     assert code == 2
     assert "eorouter migrate" in err
 
@@ -236,7 +236,7 @@ def test_missing_extra_says_what_to_install(tmp_path):
 
 def test_service_answers_and_a_signal_stops_it_cleanly(tmp_path: Path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "eorouter", "serve", "--no-cluster", "--port", "0", "--data-dir", str(tmp_path)],
+        [sys.executable, "-m", "eorouter", "api", "--port", "0", "--data-dir", str(tmp_path)],
         env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

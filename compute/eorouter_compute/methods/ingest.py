@@ -441,4 +441,5 @@ METHOD = Method(
     merge=merge,
     item_limit=0,
     is_internal=True,
+    is_blind=True,
 )

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, WaitTimeout
+from eorouter.client.problems import EoRouterError, JobCancelled, JobFailed, TooManyRequests, WaitTimeout
 from eorouter.client.runtime import Json, Polling, Session, entries, follow
 from eorouter.client.transfers import Progress, receive_file, send_file, sha256_of
 
@@ -294,7 +294,10 @@ class Job:
                 on_progress(self)
             elif not self.is_over:
                 # Who only waits for the end lets the service do the waiting: the answer comes the moment it is there.
-                self.refresh(wait_s=min(_LONG_WAIT_S, left))
+                try:
+                    self.refresh(wait_s=min(_LONG_WAIT_S, left))
+                except TooManyRequests:  # as many wait as may: this one asks now and then instead
+                    self.refresh()
             if self.is_over:
                 return self._completed()
             if on_progress is not None:

@@ -22,7 +22,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.errors import BudgetExceeded, InsufficientBalance
+from eorouter.errors import BudgetExceeded, IdempotencyKeyReused, InsufficientBalance
 from eorouter.operation import SpendAuthority
 from eorouter.storage.database import Database
 from eorouter.storage.tables import budget_usage, budgets, ledger_accounts, ledger_open, ledger_transfers
@@ -103,12 +103,25 @@ async def balance(tx: AsyncConnection, org_id: str, mode: Mode) -> Balance | Non
 
 
 async def spent_under(tx: AsyncConnection, authority: SpendAuthority) -> str | None:
-    """What was bought under this idempotency key before, for ever; None when nothing was."""
-    query = sa.select(ledger_transfers.c.reference).where(
+    """What was bought by the same request under this idempotency key before, for ever; None when nothing was.
+
+    Raises:
+        IdempotencyKeyReused: another request bought something under the key, or one from before that was written down.
+    """
+    columns = (ledger_transfers.c[name] for name in ("reference", "digest", "created_at"))
+    query = sa.select(*columns).where(
         ledger_transfers.c.org_id == authority.principal.org_id,
         ledger_transfers.c.idempotency_key == authority.idempotency_key,
     )
-    return (await tx.execute(query)).scalars().first()
+    row = (await tx.execute(query)).one_or_none()
+    if row is None:
+        return None
+    if row.digest != authority.digest:
+        raise IdempotencyKeyReused(
+            f"Under the Idempotency-Key {authority.idempotency_key[:80]!r} something else was bought at "
+            f"{row.created_at:%Y-%m-%d %H:%M:%S} UTC ({row.reference}). Use a fresh key for each request."
+        )
+    return str(row.reference)
 
 
 async def reserve(
@@ -164,7 +177,7 @@ async def reserve(
     await _write(
         tx, transfer_id, "reserve", org_id=who.org_id, mode=who.mode, amount=amount, now=now, memo=memo,
         project_id=project_id, principal_id=who.id, reference=reference,
-        idempotency_key=authority.idempotency_key, expires_at=expires_at,
+        idempotency_key=authority.idempotency_key, digest=authority.digest, expires_at=expires_at,
     )  # fmt: skip
     await tx.execute(
         sa.insert(ledger_open).values(

@@ -44,6 +44,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     is_interactive: bool
     request_id: str
     halvings: int = 0
+    released: int = 0
     merges: bool = False
 
     @property
@@ -102,6 +103,7 @@ async def claim(
         if places.get(job.lane[0], 0) > 0:
             lanes.setdefault(job.lane, []).append(job)
     chosen: dict[str, list[int]] = {}
+    costs: dict[tuple[str, int], float] = {}
     jobs_of = {job.id: job for job in waiting}
     ready: dict[str, list[tuple[int, float]]] = {}
     short: set[str] = set()
@@ -120,6 +122,7 @@ async def claim(
             continue
         number, cost_s = ready[job.id].pop(0)
         share.charge(lane, cost_s)
+        costs[job.id, number] = cost_s
         chosen.setdefault(job.id, []).append(number)
         room -= job.load
         places[lane[0]] -= 1
@@ -130,6 +133,11 @@ async def claim(
         for job_id in sorted(chosen)
         for each in await _lease(tx, jobs_of[job_id], chosen[job_id], owner=owner, now=now)
     ]
+    for each in claims:
+        if each.merges:  # its bound is the whole job's, and the merge runs with the shard
+            share.add(
+                (each.org_id, each.is_interactive), max(each.bound.seconds - costs[each.job_id, each.number], 0.0)
+            )
     full = frozenset(job.lane[0] for job in waiting if places.get(job.lane[0], 0) <= 0)
     dry = {job.id for job in waiting if job.lane[0] in full} | {job_id for job_id in short if not ready[job_id]}
     return Taken(claims=claims, dry=frozenset(dry), full=full)
@@ -196,7 +204,8 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             timing=None,
         )
         .returning(
-            *(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound", "halvings"))
+            *(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound", "halvings")),
+            job_shards.c.released,
         )
     )
     claims = [
@@ -210,6 +219,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             body=row.body,
             bound=msgspec.convert(held.bound if merges and row.number > MERGE else row.bound, Bound),
             halvings=row.halvings,
+            released=row.released,
             merges=merges and row.number > MERGE,
             is_interactive=job.lane[1],
             method=held.method,

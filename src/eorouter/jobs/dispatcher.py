@@ -45,7 +45,7 @@ from eorouter.jobs.states import TERMINAL, JobState, ShardState
 from eorouter.jobs.wakeup import watch
 from eorouter.settings import Settings, load, prepare, withdraw
 from eorouter.storage import Stores, deletions, dispatchers, uploads
-from eorouter.storage.database import Database, database_url
+from eorouter.storage.database import Database, database_url, with_environment
 from eorouter.storage.objects import Objects
 from eorouter.storage.tables import job_shards, jobs
 from eorouter.types import new_id, utc_now
@@ -577,5 +577,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(settings: Settings, *, supervised: bool) -> None:
     """Run a dispatcher with prepared settings until it is told to stop."""
-    withdraw()
+    settings = msgspec.structs.replace(settings, database_url=with_environment(settings.database_url))
+    withdraw(settings.worker_environment)
     asyncio.run(serve(settings, is_supervised=supervised))

@@ -57,6 +57,10 @@ class FairShare:
         self._served_s[org] = self._served_s.get(org, 0.0) + cost_s
         self._streak = self._streak + 1 if is_interactive else 0
 
+    def add(self, lane: Lane, cost_s: float) -> None:
+        """Book what turned out to come along with a shard that was charged already."""
+        self._served_s[lane[0]] = self._served_s.get(lane[0], 0.0) + cost_s / self._weights.get(lane[0], 1.0)
+
     def settle(self, active: set[str]) -> None:
         """Forget organisations that have no open work."""
         for org in self._served_s.keys() - active:

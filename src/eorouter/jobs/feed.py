@@ -8,15 +8,19 @@ in order and none appears behind one that was read (between jobs that does not h
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from eorouter.errors import TooManyWaits
 from eorouter.jobs.states import TERMINAL, JobEvent
 from eorouter.jobs.wakeup import watch
+from eorouter.operation import Context
 from eorouter.storage.database import Database
 from eorouter.storage.tables import job_events, jobs
 
@@ -26,6 +30,9 @@ LOOK_S = 0.2
 _SHARE = 0.2  # of the time may be spent looking, however often something is committed
 KEEPALIVE_S = 15.0
 """A follower hears something at least this often; proxies close connections that are silent for a minute."""
+
+RETRY_S = 2
+"""When whoever may not wait should ask again, in seconds."""
 
 _ROWS = 500
 _LAST = frozenset({JobEvent.COMPLETE.value, JobEvent.FAIL.value, JobEvent.CANCEL.value})
@@ -56,6 +63,7 @@ class Feed:
         self._looking: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._is_leaving = False
+        self._places: Counter[str] = Counter()
 
     async def close(self) -> None:
         """Let everybody go, and end the looking."""
@@ -69,6 +77,27 @@ class Feed:
         self._woken.set()
         for follower in self._followers:
             follower.news.set()
+
+    @contextlib.contextmanager
+    def place(self, who: str, most: int) -> Iterator[None]:
+        """One of the `most` places that a caller has for requests that wait here.
+
+        Raises:
+            TooManyWaits: all are taken.
+        """
+        if self._places[who] >= most:
+            raise TooManyWaits(
+                f"{most} requests of yours wait for jobs here already, which is as many as may. Ask without waiting, "
+                "or again when one of them has ended.",
+                headers={"retry-after": str(RETRY_S)},
+            )
+        self._places[who] += 1
+        try:
+            yield
+        finally:
+            self._places[who] -= 1
+            if not self._places[who]:
+                del self._places[who]
 
     async def follow(self, job_id: str, after: int) -> AsyncIterator[list[sa.Row[Any]]]:
         """Events of a job with an id above `after`, until the one that ends it; an empty list is a sign of life.
@@ -100,9 +129,12 @@ class Feed:
     async def end(self, job_id: str, timeout_s: float) -> None:
         """Wait until a job has ended or is gone, until the time is over, or until this process stops."""
         with self._following(job_id, None) as follower:
-            async with self._db.read() as tx:
-                state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
-            follower.hear(state, 0)
+            if self._looking is not None:
+                self._woken.set()  # the next look is for all who have come since the last
+            else:
+                async with self._db.read() as tx:
+                    state = (await tx.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id))).scalar_one_or_none()
+                follower.hear(state, 0)
             if follower.news.is_set() or self._is_leaving:
                 return  # a look opens a connection of its own
             self._look()
@@ -168,3 +200,22 @@ class Feed:
 def feed_of(db: Database) -> Feed:
     """The feed of this process on that database; it ends with it."""
     return db.attached(Feed)
+
+
+def place_of(ctx: Context) -> AbstractContextManager[None]:
+    """One of the places that whoever asks has here.
+
+    Raises:
+        TooManyWaits: on entering: all are taken.
+    """
+    return feed_of(ctx.stores.db).place(ctx.principal.id, ctx.settings.waits_max)
+
+
+async def attend(ctx: Context, job_id: str, timeout_s: float) -> None:
+    """Wait for the end of a job as somebody who asks for nothing else.
+
+    Raises:
+        TooManyWaits: they wait at as many places as they have.
+    """
+    with place_of(ctx):
+        await feed_of(ctx.stores.db).end(job_id, timeout_s)

@@ -77,7 +77,7 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
     done, timings = await _finish(tx, job, [each for each in landed if each.outcome.failure is None], now)
     merged = next((each for each in done if each.outcome.result is not None), None)
     lines = await journal.keep(tx, job, landed, now)
-    gained = sum(each.claim.bound.pixels - each.pixels for each in done)
+    gained = sum(_pixels(each) - each.pixels for each in done)
     shards = [each.claim.number for each in done if each.claim.number > MERGE]
     shards_done = job.shards_done + len(shards)
     if done or lines:
@@ -103,6 +103,12 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
         await move(tx, job.id, JobState.RUNNING, JobEvent.PUBLISH, now=now)
         return True
     return False
+
+
+def _pixels(landed: Landed) -> int:
+    """What a shard that is done counts: all that was planned, unless the plan could not know."""
+    planned, known = landed.claim.bound.pixels, method.methods().get(landed.claim.method)
+    return min(landed.outcome.pixels, planned) if known is not None and known.is_blind else planned
 
 
 async def _begin_round(tx: AsyncConnection, job: sa.Row[Any], turned: Landed, now: datetime) -> None:
@@ -262,7 +268,9 @@ def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:
     failure = outcome.failure
     if failure is None:
         raise ValueError("Only a failed order can be a failed shard.")
-    free = claim.token - claim.attempt  # a claim raises both, and what does not count lowers one of them again
+    # A claim raises both, and what does not count lowers one of them again. What was given back in order is no sign of
+    # anything: a rolling restart comes as often as there are releases, and none of them is the shard's doing.
+    free = claim.token - claim.attempt - claim.released
     if not outcome.is_bystander or free < _FREE_TRIES:
         return failure, not outcome.is_bystander
     lost = f"Of {claim.token} tries of the shard none brought an answer: its worker was lost before, or its dispatcher."
@@ -361,7 +369,7 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
     rows = (
         await tx.execute(
             sa.select(job_shards.c.job_id, job_shards.c.number, job_shards.c.token, job_shards.c.attempt)
-            .add_columns(job_shards.c.timing)
+            .add_columns(job_shards.c.timing, job_shards.c.released)
             .where(job_shards.c.state == ShardState.LEASED.value, expired)
             .order_by(job_shards.c.job_id, job_shards.c.number)
         )
@@ -372,8 +380,8 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
         job = (await tx.execute(sa.select(jobs).where(jobs.c.id == row.job_id))).one()
         ghost = Claim(
             job_id=row.job_id, org_id=job.org_id, method=job.method, number=row.number, token=row.token,
-            attempt=row.attempt, round=0, body=b"", bound=Bound(), is_interactive=job.is_interactive,
-            request_id=job.request_id,
+            attempt=row.attempt, released=row.released, round=0, body=b"", bound=Bound(),
+            is_interactive=job.is_interactive, request_id=job.request_id,
         )  # fmt: skip
         pixels = int((row.timing or {}).get("pixels", 0))
         if JobState(job.state) is JobState.RUNNING:
@@ -382,8 +390,11 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
 
 
 async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, now: datetime) -> None:
-    """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong."""
-    claims = list(claims)
+    """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong.
+
+    Such a try counts as nothing at all, not as a free one either: no shard brings it about, so it need not be bounded.
+    """
+    claims = sorted(claims, key=lambda one: one[0].run)
     await _hold(tx, {each.job_id for each, _ in claims})
     for each, pixels in claims:
         changed = await tx.execute(
@@ -392,6 +403,7 @@ async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, n
             .values(
                 state=ShardState.READY.value,
                 attempt=each.attempt - 1,
+                released=job_shards.c.released + 1,
                 owner=None,
                 lease_until=None,
                 timing=None,

@@ -1,8 +1,8 @@
 """The parts of an installation on several machines, made from its settings.
 
 Which workers a dispatcher has, and the scheduler and the worker as processes. Those two run strangers' work: what they
-must not know (`settings.WITHHELD`) they do not read, and where it was given to them all the same the process starts
-itself again without it, because what a process was started with can be read as long as it lives.
+must not know they do not read, and where more was given to them than workers get (`settings.for_workers`) and their own
+settings, the process starts itself again without it: what a process was started with can be read as long as it lives.
 """
 
 import asyncio
@@ -20,7 +20,17 @@ import structlog
 from distributed import Security
 
 from eorouter import logs
-from eorouter.settings import PREFIX, WITHHELD, BadSetting, Settings, describe, load, withdraw
+from eorouter.settings import (
+    NOT_SETTINGS,
+    PREFIX,
+    WITHHELD,
+    BadSetting,
+    Settings,
+    describe,
+    for_workers,
+    load,
+    withdraw,
+)
 from eorouter_compute.cluster import Cluster, Link, OtherBuild
 from eorouter_compute.distant import DistantCluster
 from eorouter_compute.parts import BadPart, WorkerPart, serve_scheduler
@@ -28,8 +38,8 @@ from eorouter_compute.parts import BadPart, WorkerPart, serve_scheduler
 LISTEN = "tls://0.0.0.0:8786"
 """Where a scheduler listens unless `EOROUTER_SCHEDULER_ADDRESS` says otherwise."""
 
-_OF_THE_DATABASE = ("PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE")
-"""Where the database's own library finds a password that is not in the address."""
+_CONFINED = "_EOROUTER_CONFINED"
+"""Set for a process that was started again with what it may know, so that this is done once."""
 
 _SAME_S = 1.0
 
@@ -89,17 +99,19 @@ def part_settings(**overrides: object) -> Settings:
     Raises:
         BadSetting: a value cannot be used, or the folder for scratch cannot be made.
     """
-    withheld = [*(PREFIX + name.upper() for name in WITHHELD), *_OF_THE_DATABASE]
-    given = [variable for variable in withheld if os.environ.get(variable)]
-    remaining = {name: value for name, value in os.environ.items() if name not in withheld}
-    settings = load(remaining, **overrides)
+    withheld = {PREFIX + name.upper() for name in WITHHELD} | NOT_SETTINGS
+    ours = {name: each for name, each in os.environ.items() if name.startswith(PREFIX) and name not in withheld}
+    settings = load(ours, **overrides)
     settings = msgspec.structs.replace(settings, data_dir=settings.data_dir.absolute())
     logs.configure(settings)
-    if given:
-        log.warning("part.settings.withheld", variables=given, why="schedulers and workers must not know them")
+    remaining = for_workers(os.environ, settings.worker_environment) | ours
+    is_confined = os.environ.get(_CONFINED) is not None
+    if not is_confined and (given := sorted(os.environ.keys() - remaining.keys())):
+        log.info("part.environment.withheld", variables=given, why="EOROUTER_WORKER_ENVIRONMENT names what is needed")
         sys.stderr.flush()
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], remaining)  # noqa: S606 - our own command line
-    withdraw()
+        confined = remaining | {_CONFINED: "1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], confined)  # noqa: S606 - our own command line
+    withdraw(settings.worker_environment)
     return settings
 
 

@@ -25,7 +25,7 @@ from eorouter.jobs.states import JobEvent, JobState
 from eorouter.storage import Stores, items, uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
-from eorouter_compute import faults, tracing
+from eorouter_compute import faults, method, tracing
 from eorouter_compute.method import OutputItem, ReadReport, Result
 from eorouter_compute.orders import MERGE
 
@@ -133,7 +133,8 @@ async def _commit(
             f"{output.name}/{asset.key}": asset.object.sha256 for output in result.items for asset in output.assets
         },
     }
-    pixels_total = int(job.bound.get("pixels", 0))
+    known = method.methods().get(job.method)
+    pixels_done = job.pixels_done if known is not None and known.is_blind else int(job.bound.get("pixels", 0))
     await charges.capture(tx, job, result, now=now)
     await move(
         tx,
@@ -141,9 +142,9 @@ async def _commit(
         JobState.PUBLISHING,
         JobEvent.COMPLETE,
         now=now,
-        data={"items": ids, "pixels_done": pixels_total},
+        data={"items": ids, "pixels_done": pixels_done},
         result=answer,
-        pixels_done=pixels_total,
+        pixels_done=pixels_done,
         finished_at=now,
     )
     if ids:  # an upload's job has exactly one item; tables have none, and no upload either

@@ -5,6 +5,7 @@ A job's rows change state only through `move`, which checks the transition and a
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ import structlog
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eorouter.errors import Conflict, NotFound
+from eorouter.errors import Conflict, NotFound, TooManyWaits
 from eorouter.jobs import charges
 from eorouter.jobs.attempts import forget
 from eorouter.jobs.feed import feed_of
@@ -147,6 +148,7 @@ def shard_row(
         "token": 0,
         "ready_at": now,
         "halvings": 0,
+        "released": 0,
     }
 
 
@@ -217,13 +219,16 @@ async def cancel(tx: AsyncConnection, job_id: str, principal: Principal, now: da
     await notify(tx)
 
 
-async def wait(db: Database, job_id: str, timeout_s: float) -> Row[Any]:
-    """The job's row once it has ended, or as it is after `timeout_s`.
+async def wait(
+    db: Database, job_id: str, timeout_s: float, *, place: AbstractContextManager[None] | None = None
+) -> Row[Any]:
+    """The job's row once it has ended, or as it is after `timeout_s`, or now where there is no `place` to wait at.
 
     Raises:
         NotFound: it was deleted meanwhile, with its project.
     """
-    await feed_of(db).end(job_id, timeout_s)
+    with suppress(TooManyWaits), place or nullcontext():  # the job is made: its answer is not to be refused
+        await feed_of(db).end(job_id, timeout_s)
     async with db.read() as tx:
         row = (await tx.execute(sa.select(jobs).where(jobs.c.id == job_id))).one_or_none()
     if row is None:

@@ -91,7 +91,7 @@ async def _take_over(
         "job_id": sa.literal(new), "number": shards.number, "state": state, "body": shards.body, "bound": shards.bound,
         "attempt": sa.literal(0), "token": sa.literal(0), "ready_at": sa.literal(now, shards.ready_at.type),
         "part": if_done(shards.part), "timing": if_done(shards.timing), "round": shards.round,
-        "halvings": shards.halvings,
+        "halvings": shards.halvings, "released": sa.literal(0),
     }  # fmt: skip
     rows = sa.select(*(value.label(name) for name, value in values.items())).where(shards.job_id == old)
     await tx.execute(sa.insert(job_shards).from_select(list(values), rows))

@@ -2,7 +2,8 @@
 
 SQLite counts commits of other connections in `PRAGMA data_version`, a read of shared memory that costs microseconds;
 we ask every few milliseconds. PostgreSQL tells: whoever changes the queue calls `notify` in its transaction. Both wait
-in a thread: it closes its connection whatever becomes of the event loop and however often a task is cancelled.
+in a thread: it closes its connection whatever becomes of the event loop and however often a task is cancelled. What
+goes wrong there is logged, and listening begins anew.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ CHANNEL = "eorouter_jobs"
 _POLL_S = 0.005
 _STOP_S = 0.1
 _RECONNECT_S = 1.0
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 log = structlog.get_logger(__name__)
 
@@ -41,12 +43,28 @@ async def watch(url: str, wake: Callable[[], object]) -> None:
             loop.call_soon_threadsafe(wake)
 
     listen = _listen_sqlite if url.startswith("sqlite") else _listen_postgresql
-    thread = asyncio.create_task(asyncio.to_thread(listen, url, tell, stop))
+    thread = asyncio.create_task(asyncio.to_thread(_keep_listening, listen, url, tell, stop))
     try:
         await asyncio.shield(thread)
     finally:
         stop.set()
         await asyncio.gather(thread, return_exceptions=True)
+
+
+Listen = Callable[[str, Callable[[], object], threading.Event], None]
+
+
+def _keep_listening(listen: Listen, url: str, tell: Callable[[], object], stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            listen(url, tell, stop)
+        except (sqlite3.Error, psycopg.Error, OSError) as error:
+            log.warning("jobs.wakeup.lost", error=str(error), retry_s=_RECONNECT_S)
+        except Exception:
+            log.exception("jobs.wakeup.failed", retry_s=_RECONNECT_S)
+        else:
+            continue
+        stop.wait(_RECONNECT_S)
 
 
 def _listen_sqlite(url: str, tell: Callable[[], object], stop: threading.Event) -> None:
@@ -56,8 +74,10 @@ def _listen_sqlite(url: str, tell: Callable[[], object], stop: threading.Event) 
         while not stop.wait(_POLL_S):
             try:
                 (version,) = connection.execute("PRAGMA data_version").fetchone()
-            except sqlite3.OperationalError:
-                continue  # busy with recovery after another process's crash; ask again
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF in _BUSY:
+                    continue  # with recovery after another process's crash; ask again
+                raise
             if version != seen:
                 seen = version
                 tell()
@@ -65,14 +85,9 @@ def _listen_sqlite(url: str, tell: Callable[[], object], stop: threading.Event) 
 
 def _listen_postgresql(url: str, tell: Callable[[], object], stop: threading.Event) -> None:
     address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    while not stop.is_set():
-        try:
-            with psycopg.connect(address, autocommit=True) as connection:
-                connection.execute(f"LISTEN {CHANNEL}")
-                tell()  # what was missed while not listening
-                while not stop.is_set():
-                    for _ in connection.notifies(timeout=_STOP_S, stop_after=1):
-                        tell()
-        except psycopg.OperationalError as error:
-            log.warning("jobs.wakeup.lost", error=str(error), retry_s=_RECONNECT_S)
-            stop.wait(_RECONNECT_S)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(f"LISTEN {CHANNEL}")
+        tell()  # what was missed while not listening
+        while not stop.is_set():
+            for _ in connection.notifies(timeout=_STOP_S, stop_after=1):
+                tell()

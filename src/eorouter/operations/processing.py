@@ -25,10 +25,11 @@ from eorouter.errors import (
     InsufficientBalance,
     InvalidCursor,
     NotFound,
+    TooManyWaits,
 )
 from eorouter.jobs import charges, queue
 from eorouter.jobs import resume as resuming
-from eorouter.jobs.feed import feed_of
+from eorouter.jobs.feed import attend, feed_of, place_of
 from eorouter.jobs.forecast import forecast
 from eorouter.jobs.views import Job, JobBound, JobEvent, Priority, State, event_of, job_of
 from eorouter.operation import Context, Example, Followed, Route, SpendAuthority, Tier, operation
@@ -329,7 +330,9 @@ async def execute(ctx: Context, request: AnalyticsExecuteInput, spend: SpendAuth
         project_id=request.project_id, task=request.task, inputs=request.inputs, name=request.name
     )
     job = await _create(ctx, asked, spend, is_interactive=request.wait_s > 0)
-    return job if request.wait_s == 0 else job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s))
+    if request.wait_s == 0:
+        return job
+    return job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s, place=place_of(ctx)))
 
 
 class ProcessingJobsGetInput(Input):
@@ -343,7 +346,7 @@ class ProcessingJobsGetInput(Input):
     "processing.jobs.get",
     tier=Tier.READ,
     scope="processing:read",
-    errors=(NotFound,),
+    errors=(NotFound, TooManyWaits),
     routes=(Route("GET", "/v1/jobs/{job_id}"),),
     examples=(Example(summary="Read a job", request={"job_id": _JOB_ID}),),
 )
@@ -352,7 +355,7 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     if request.wait_s:
-        await feed_of(ctx.stores.db).end(request.job_id, request.wait_s)
+        await attend(ctx, request.job_id, request.wait_s)
     async with ctx.stores.db.read() as tx:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())
@@ -459,18 +462,19 @@ async def follow_events(
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     after = request.after if last_id is None else max(request.after, last_id)
-    async for rows in feed_of(ctx.stores.db).follow(request.job_id, after):
-        if not rows:
-            yield None
-        for row in rows:
-            yield Followed(id=row.id, kind=row.type, entry=event_of(row))
+    with place_of(ctx):
+        async for rows in feed_of(ctx.stores.db).follow(request.job_id, after):
+            if not rows:
+                yield None
+            for row in rows:
+                yield Followed(id=row.id, kind=row.type, entry=event_of(row))
 
 
 @operation(
     "processing.events.list",
     tier=Tier.READ,
     scope="processing:read",
-    errors=(NotFound,),
+    errors=(NotFound, TooManyWaits),
     routes=(Route("GET", "/v1/jobs/{job_id}/events"),),
     follow=follow_events,
     examples=(Example(summary="What happened since event 17", request={"job_id": _JOB_ID, "after": 17}),),

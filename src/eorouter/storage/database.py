@@ -6,6 +6,7 @@ as a reader and turns into a writer fails at once under WAL, whatever the busy t
 
 import asyncio
 import math
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -80,6 +81,34 @@ def database_url(text: str, data_dir: Path) -> str:
         if text.startswith(prefix):
             return "postgresql+psycopg://" + text.removeprefix(prefix)
     return text
+
+
+def with_environment(text: str) -> str:
+    """A setting's address of PostgreSQL with all that its library would take from the environment (PGPASSWORD, …).
+
+    A process whose workers inherit its environment takes it out of there, and has to connect again later.
+    """
+    if not text.startswith(("postgresql", "postgres:")):
+        return text
+    import psycopg
+
+    url = sa.make_url(database_url(text, Path()))
+    if service := url.query.get("service"):
+        os.environ["PGSERVICE"] = str(service)
+    said = {
+        option.keyword.decode(): option.val.decode()
+        for option in psycopg.pq.Conninfo.get_defaults()
+        if option.val and option.val != option.compiled
+    }
+    parts = {"user": "username", "password": "password", "host": "host", "port": "port", "dbname": "database"}
+    given = {name for name, part in parts.items() if getattr(url, part)} | url.query.keys()
+    missing = {name: value for name, value in said.items() if name not in given}
+    login = {parts[name]: missing.pop(name) for name in ("user", "password", "dbname") if name in missing}
+    url = (
+        url.set(**login).update_query_dict(missing).difference_update_query(["service"])
+    )  # hosts may be folders: there
+    address, mark, query = url.render_as_string(hide_password=False).partition("?")
+    return address + mark + query.replace("+", "%20")  # which libpq does not take for a blank
 
 
 class Database:

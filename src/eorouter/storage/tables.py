@@ -247,6 +247,7 @@ job_shards = sa.Table(
     # A shard belongs to its round; the turn to round n, and the merge after the last, work on what round - 1 left.
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("halvings", sa.Integer, nullable=False),  # of the pieces it is streamed in, after it ran out of memory
+    sa.Column("released", sa.Integer, nullable=False, default=0),  # tries given back by who was told to stop
     sa.Index("ix_job_shards_ready", "job_id", "state", "number"),  # a claim takes the first ready ones of one job
     sa.Index("ix_job_shards_lease", "state", "lease_until"),
 )
@@ -327,6 +328,7 @@ ledger_transfers = sa.Table(
     sa.Column("memo", sa.String(500), nullable=False),
     sa.Column("expires_at", UtcDateTime),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("digest", sa.String(64)),  # of what was asked under the key, as in `requests_done`
     sa.CheckConstraint("amount >= 0", name="amount"),
     sa.UniqueConstraint("org_id", "idempotency_key"),  # keyed for ever
     sa.Index(None, "org_id", "mode", "number"),
@@ -387,6 +389,15 @@ requests_done = sa.Table(
     sa.Column("body", sa.LargeBinary),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Index(None, "created_at"),
+)
+
+log_in_tries = sa.Table(
+    # Failed log-ins of operators lately, by who tried; a digest of it, so that no address is kept.
+    "log_in_tries",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("tries", sa.Integer, nullable=False),
+    sa.Column("since", UtcDateTime, nullable=False, index=True),
 )
 
 outbox = sa.Table(

@@ -174,7 +174,7 @@ class _Service:
         if isinstance(turn, replay.Kept):
             return _json(turn.body, turn.status, {replay.HEADER: "true"})
         try:
-            body = msgspec.json.encode(await op.handler(ctx, asked, spend=authority))
+            body = msgspec.json.encode(await op.handler(ctx, asked, spend=turn.authority))
         except BaseException:
             await replay.abandon(db, turn)
             raise

@@ -90,7 +90,7 @@ async def _cluster(db: Database, now: datetime) -> str:
         found = await dispatchers.known(tx)
     fresh = [row for row in found if dispatchers.is_alive(row, now=now)]
     if not fresh:
-        hint = "Start one with `eorouter dispatcher`, or serve without --no-cluster."
+        hint = "Start one with `eorouter dispatcher`, or use `eorouter serve`, which has one."
         last = max((row.seen_at for row in found), default=None)
         seen = f"the last one was seen {last:%Y-%m-%d %H:%M:%S} UTC" if last else "none was ever seen"
         raise NoCluster(f"No dispatcher is alive ({seen}). {hint}")

@@ -5,7 +5,8 @@
     refused    ── the row is removed: nothing was spent, so the key may be used again
 
 A process that dies in between leaves a busy row; after `BUSY_FOR` the request may be carried out again, and the ledger,
-which keeps the key with the transfer for ever, sees to it that it spends once. Answers are kept for `KEPT_FOR`.
+which keeps the key and what was asked with the transfer for ever, sees to it that it spends once. Answers are kept for
+`KEPT_FOR`.
 """
 
 import hashlib
@@ -35,7 +36,10 @@ class Kept(Struct, frozen=True):
 
 
 class Turn(Struct, frozen=True):
-    """The right to carry a request out: it is lost to whoever takes the request up after `busy_until`."""
+    """The right to carry a request out: it is lost to whoever takes the request up after `busy_until`.
+
+    The authority in it knows what was asked.
+    """
 
     authority: SpendAuthority
     busy_until: datetime
@@ -61,7 +65,7 @@ async def begin(db: Database, op: Operation, request: Any, authority: SpendAutho
         "org_id": authority.principal.org_id, "key": authority.idempotency_key, "operation": op.id, "digest": digest,
         "busy_until": now + BUSY_FOR, "created_at": now,
     }  # fmt: skip
-    turn = Turn(authority, now + BUSY_FOR)
+    turn = Turn(msgspec.structs.replace(authority, digest=digest), now + BUSY_FOR)
     async with db.write() as tx:
         await tx.execute(sa.delete(requests_done).where(requests_done.c.created_at < now - KEPT_FOR))
         insert = db.insert(requests_done).values(fresh).on_conflict_do_nothing().returning(requests_done.c.key)

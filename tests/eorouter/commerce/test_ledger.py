@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import settings
@@ -16,7 +17,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from eorouter.commerce import ledger
-from eorouter.errors import BudgetExceeded, InsufficientBalance
+from eorouter.errors import BudgetExceeded, IdempotencyKeyReused, InsufficientBalance
 from eorouter.operation import SpendAuthority
 from eorouter.storage import migrate
 from eorouter.storage.database import Database
@@ -28,7 +29,7 @@ NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 def spender(org_id: str = "org_me", *, key: str | None = None, mode: Mode = Mode.LIVE, who: str = "key_a"):
     principal = Principal(kind="key", id=who, org_id=org_id, scopes=frozenset(), mode=mode)
-    return SpendAuthority(principal=principal, idempotency_key=key or new_id("key"))
+    return SpendAuthority(principal=principal, idempotency_key=key or new_id("key"), digest="0" * 64)
 
 
 async def reserve(db: Database, authority: SpendAuthority, amount: int, *, now: datetime = NOW, **more):
@@ -296,6 +297,16 @@ async def test_one_key_spends_once_for_ever(peopled):
         assert await ledger.spent_under(tx, spender("org_other", key="k")) is None
     assert (await balance(peopled.db)).reserved == 10
     assert await faults(peopled.db) == []
+
+
+@pytest.mark.parametrize("kept", ["1" * 64, None])
+async def test_what_another_request_bought_is_not_taken_for_this_ones(peopled, kept):
+    await opened(peopled.db)
+    paid = msgspec.structs.replace(spender(key="k"), digest=kept)
+    first = await reserve(peopled.db, paid, 10)
+    async with peopled.db.read() as tx:
+        with pytest.raises(IdempotencyKeyReused, match=first.reference):
+            await ledger.spent_under(tx, spender(key="k"))
 
 
 @pytest.mark.parametrize(

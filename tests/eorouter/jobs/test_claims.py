@@ -65,6 +65,21 @@ async def test_claim_shares_by_weight(stores, create):
     assert len(of_bob) == pytest.approx(30, abs=2)
 
 
+async def test_claim_charges_the_merge_that_runs_with_the_only_shard(stores, create):
+    await create(shards=1)
+    share = FairShare()
+    (each,) = (await claim(stores, share=share)).claims
+    async with stores.db.read() as tx:
+        bounds = (await tx.execute(sa.select(job_shards.c.bound))).scalars().all()
+    assert each.merges
+    assert (
+        each.bound.seconds
+        == pytest.approx(sum(bound["seconds"] for bound in bounds))
+        > min(bound["seconds"] for bound in bounds)
+    )
+    assert share._served_s["org_a"] == pytest.approx(each.bound.seconds)
+
+
 async def test_claim_sets_the_deadline_when_a_job_starts(stores, create):
     job_id = await create(shards=1, time_limit_s=50)
     before = utc_now()

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from eorouter.errors import NotFound
+from eorouter.errors import NotFound, TooManyWaits
 from eorouter.jobs import feed, queue
 from eorouter.jobs.feed import Feed, feed_of
 from eorouter.storage.tables import job_events, job_shards, jobs
@@ -94,6 +94,35 @@ async def test_waiting_for_a_job_that_is_deleted_says_that_there_is_none(stores,
     async with asyncio.timeout(120):
         with pytest.raises(NotFound, match=job_id):
             await waiting
+
+
+async def test_many_who_wait_cost_one_look_when_something_happens(stores, create):
+    job_id = await create(shards=1)
+    made = Feed(stores.db)
+    waiting = [asyncio.create_task(made.end(job_id, 60)) for _ in range(50)]
+    await asyncio.sleep(0.5)
+    before = stores.db.statements
+    later = [asyncio.create_task(made.end(job_id, 60)) for _ in range(50)]
+    await asyncio.sleep(0.5)
+    looks = stores.db.statements - before
+    assert looks < 2 * 50 / 2  # each look is two statements, and now and then there is one besides
+    async with stores.db.write() as tx:
+        await queue.cancel(tx, job_id, ALICE, utc_now())
+    async with asyncio.timeout(20):
+        await asyncio.gather(*waiting, *later)
+    await made.close()
+
+
+async def test_places_to_wait_at_are_counted_by_caller_and_given_back(stores, create):
+    job_id = await create(shards=1)
+    made = feed_of(stores.db)
+    with made.place("usr_alice", 2), made.place("usr_alice", 2):
+        with pytest.raises(TooManyWaits) as refused, made.place("usr_alice", 2):
+            pass
+        assert (refused.value.status, refused.value.headers) == (429, {"retry-after": "2"})
+        with made.place("usr_bob", 2):
+            assert (await queue.wait(stores.db, job_id, 60, place=made.place("usr_alice", 2))).state == "queued"
+    assert made._places == {}
 
 
 async def test_nothing_is_watched_for_who_waits_for_a_job_that_has_ended(stores, create, monkeypatch):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from datetime import timedelta
+from functools import cache
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from eorouter.operation import SpendAuthority
 from eorouter.storage.database import spelled
 from eorouter.storage.tables import items, job_events, job_shards, jobs, organisations, outbox
 from eorouter.types import Principal, new_id, utc_now
+from eorouter_compute import method
 from eorouter_compute.method import Bound, Part, Result, Shard
 from eorouter_compute.orders import MERGE, Failure, Outcome
 
@@ -198,6 +200,19 @@ async def test_renew_tells_which_leases_are_lost_and_counts_pixels_once(stores, 
     assert (await job(stores, job_id)).pixels_done == 1000
 
 
+async def test_job_that_was_planned_blindly_tells_what_was_done_and_not_what_was_allowed(stores, create, monkeypatch):
+    known = method.methods()
+    blind = known | {"toy": msgspec.structs.replace(known["toy"], is_blind=True)}
+    monkeypatch.setattr(method, "methods", cache(lambda: blind))
+    job_id = await merged(stores, create, await written_result(stores), shard=msgspec.structs.replace(DONE, pixels=7))
+    await publish.publish(stores, job_id, now=utc_now())
+    row = await job(stores, job_id)
+    assert (row.state, row.pixels_done, row.bound["pixels"]) == ("completed", 7, 1010)
+    async with stores.db.read() as tx:
+        told = (await tx.execute(sa.select(job_events.c.data).where(job_events.c.job_id == job_id))).scalars()
+        assert {data["pixels_done"] for data in told if "pixels_done" in data} == {7}
+
+
 async def test_failed_try_gives_its_pixels_back(stores, create):
     job_id = await create(shards=1)
     (each,), _ = await claim(stores)
@@ -260,6 +275,23 @@ async def test_bystander_for_ever_is_one_no_more(stores, create):
     assert "Of 20 tries" in row.problem["message"]
 
 
+async def test_shard_that_is_given_back_in_order_is_not_judged_by_it_and_a_poisonous_one_still_ends(stores, create):
+    job_id = await create(shards=1)
+    restarts = 3 * leases._FREE_TRIES
+    for _ in range(restarts):
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(minutes=1))
+        async with stores.db.write() as tx:
+            await leases.release(tx, [(each, 0)], now=utc_now())
+    kept = await shard(stores, job_id, 0)
+    assert (kept.state, kept.attempt, kept.token, kept.released) == ("ready", 0, restarts, restarts)
+    claimed = 0
+    while (await job(stores, job_id)).state in {"queued", "running"}:
+        claimed += 1
+        (each,), _ = await claim(stores, now=utc_now() + timedelta(hours=claimed))
+        await record(stores, Landed(claim=each, outcome=msgspec.structs.replace(LOST, is_bystander=True)))
+    assert claimed == leases._FREE_TRIES + 4
+
+
 async def test_a_turn_adds_the_shards_of_the_next_round(stores, create):
     job_id = await create(shards=2, rounds=2)
     first, _ = await claim(stores)
@@ -287,11 +319,11 @@ async def test_a_turn_that_makes_nothing_readies_the_merge(stores, create):
     assert merge.number == MERGE
 
 
-async def merged(stores, create, result):
+async def merged(stores, create, result, *, shard=DONE):
     """A job whose merge just left `result`."""
     job_id = await create(shards=1)
     (each,), _ = await claim(stores)
-    assert await record(stores, Landed(claim=each, outcome=DONE)) == []
+    assert await record(stores, Landed(claim=each, outcome=shard)) == []
     (merge,), _ = await claim(stores)
     assert merge.number == MERGE
     outcome = Outcome(part=msgspec.msgpack.encode(result))

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import s3
 from cryptography import x509
+from sqlalchemy import make_url
 
 from eorouter.client import EoRouterClient
 from eorouter.client.resources import Job
@@ -151,6 +152,7 @@ def test_a_scheduler_forgets_what_it_must_not_know_and_says_so(commands, tmp_pat
         process.terminate()
         assert process.wait(60) == 0
     log = (tmp_path / "log").read_text()
+    assert "part.environment.withheld" in log
     assert "EOROUTER_SECRET" in log
     assert "EOROUTER_DATABASE_URL" in log
     assert "PGPASSWORD" in log
@@ -176,13 +178,23 @@ def test_a_worker_shows_its_metrics_where_it_is_told(commands, tmp_path):
         assert httpx2.get(f"http://{place}/health", timeout=10).text == "ok"
 
 
-def test_workers_of_a_dispatcher_alone_know_no_settings(commands, tmp_path):
+@pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
+def test_workers_of_a_dispatcher_alone_know_what_they_need_and_nothing_else(commands, tmp_path, empty_database_url):
+    url = make_url(empty_database_url)
     told = {"EOROUTER_SECRET": SECRET, "EOROUTER_DATA_DIR": str(tmp_path / "data"), "EOROUTER_METRICS_TOKEN": "t" * 20}
-    with commands(tmp_path, **told) as start:
+    told |= {"EOROUTER_DATABASE_URL": f"postgresql:///{url.database}", "EOROUTER_WORKER_ENVIRONMENT": "MODEL_FOLDER"}
+    told |= {"PGHOST": url.host or url.query["host"], "PGUSER": url.username, "PGPASSWORD": url.password or SECRET}
+    told |= {"PGPORT": str(url.port or 5432), "PGAPPNAME": "known", "PLANET_API_KEY": SECRET}
+    needed = {"AWS_ACCESS_KEY_ID": "of-the-store", "GDAL_HTTP_TIMEOUT": "9", "MODEL_FOLDER": "/models"}
+    with commands(tmp_path, **told, **needed) as start:
         assert start("migrate").wait(120) == 0
         process = start("dispatcher", "--workers", "1")
         until(lambda: workers(process))
-        assert not [each for each in workers(process) if "EOROUTER_" in environment(each)]
+        for each in workers(process):
+            known = dict(line.split("=", 1) for line in environment(each).split("\0") if line)
+            assert known.items() >= needed.items()
+            assert not [name for name in known if name in told or name.startswith(("PG", "EOROUTER_"))]
+            assert not [name for name, value in known.items() if SECRET in value]
         process.terminate()
         assert process.wait(120) == 0
 

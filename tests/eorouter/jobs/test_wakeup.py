@@ -1,11 +1,14 @@
 """A commit of another process is heard at once, and nothing is left behind by whoever stops listening."""
 
 import asyncio
+import sqlite3
 
 import psycopg
+import pytest
 import sqlalchemy as sa
+import structlog
 
-from eorouter.jobs import queue
+from eorouter.jobs import queue, wakeup
 from eorouter.jobs.wakeup import watch
 from eorouter.storage.tables import organisations
 from eorouter.types import Principal, utc_now
@@ -24,6 +27,29 @@ async def test_a_commit_wakes(stores, create):
     await asyncio.wait_for(heard.wait(), 120)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.parametrize("fault", ["its own error", "a defect"])
+async def test_a_watch_that_cannot_connect_says_so_and_tries_again(stores, monkeypatch, fault):
+    driver = sqlite3 if stores.db.is_sqlite else psycopg
+    connect, failed = driver.connect, []
+
+    def fails_at_first(*args, **kwargs):
+        if len(failed) < 2:
+            failed.append(args)
+            raise driver.OperationalError("unable to open database file") if fault == "its own error" else KeyError("x")
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(driver, "connect", fails_at_first)
+    monkeypatch.setattr(wakeup, "_RECONNECT_S", 0.01)
+    heard = asyncio.Event()
+    with structlog.testing.capture_logs() as said:
+        watching = asyncio.create_task(watch(stores.db.url, heard.set))
+        await asyncio.wait_for(heard.wait(), 20)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    expected = "jobs.wakeup.lost" if fault == "its own error" else "jobs.wakeup.failed"
+    assert [line["event"] for line in said] == [expected] * 2
 
 
 async def test_a_watch_that_is_cancelled_again_and_again_leaves_no_connection(stores, monkeypatch):

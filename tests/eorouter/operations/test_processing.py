@@ -1,13 +1,15 @@
 """Jobs as callers see them, on both engines."""
 
+from contextlib import ExitStack
 from datetime import timedelta
 
 import msgspec
 import pytest
 import sqlalchemy as sa
 
-from eorouter.errors import Conflict, InvalidCursor, NotFound
+from eorouter.errors import Conflict, InvalidCursor, NotFound, TooManyWaits
 from eorouter.jobs import queue
+from eorouter.jobs.feed import feed_of
 from eorouter.operation import Registry, SpendAuthority
 from eorouter.operations import processing
 from eorouter.operations.processing import (
@@ -170,6 +172,26 @@ async def test_analytics_answers_after_its_wait_with_the_job_as_it_is(context, i
         project_id="prj_a", task=CLIP(aoi=BOX), inputs=(InputRef(item_id=item),), wait_s=0.2
     )
     assert (await processing.execute(context(ME), request, spend=paying(ME))).state == "queued"
+
+
+async def test_who_waits_too_often_is_refused_and_may_still_ask_and_start(context, item):
+    ctx = context(ME)
+    job = await processing.create_and_dispatch(ctx, asked(item), spend=paying(ME))
+    wait = ProcessingJobsGetInput(job_id=job.job_id, wait_s=60)
+    events = processing.follow_events(ctx, ProcessingEventsListInput(job_id=job.job_id), None)
+    assert (await anext(events)).kind == "job.created"
+    with ExitStack() as places:
+        for _ in range(ctx.settings.waits_max - 1):
+            places.enter_context(feed_of(ctx.stores.db).place(ME.id, ctx.settings.waits_max))
+        with pytest.raises(TooManyWaits, match="100 requests"):
+            await processing.get_job(ctx, wait)
+        with pytest.raises(TooManyWaits):
+            await anext(processing.follow_events(ctx, ProcessingEventsListInput(job_id=job.job_id), None))
+        assert (await processing.get_job(ctx, ProcessingJobsGetInput(job_id=job.job_id))).state == "queued"
+        request = AnalyticsExecuteInput(task=CLIP(aoi=BOX), inputs=(InputRef(item_id=item),), wait_s=60)
+        assert (await processing.execute(ctx, request, spend=paying(ME))).state == "queued"
+    await events.aclose()
+    assert feed_of(ctx.stores.db)._places == {}
 
 
 async def test_get_tells_task_and_events_and_is_the_owners_only(context, item):

@@ -1,11 +1,13 @@
 import asyncio
 import traceback
+from urllib.parse import unquote
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from eorouter.storage import Stores
-from eorouter.storage.database import Database
+from eorouter.storage.database import Database, with_environment
 from eorouter.storage.tables import organisations
 from eorouter.types import utc_now
 
@@ -93,3 +95,33 @@ class TestAttached:
         assert stores.db.attached(Kept) is kept
         await stores.db.close()
         assert closed == [kept]
+
+
+@pytest.mark.parametrize(
+    ("url", "completed"),
+    [
+        ("", ""),
+        ("postgresql://db/e", "postgresql+psycopg://ada:a%2Fb%40c@db/e?port=5433&sslmode=disable"),
+        ("postgres://bob:pw@db:1/e?sslmode=require", "postgresql+psycopg://bob:pw@db:1/e?sslmode=require"),
+        ("postgresql:///e", "postgresql+psycopg://ada:a%2Fb%40c@/e?host=/run/pg&port=5433&sslmode=disable"),
+        (
+            "postgresql://db/e?service=eo",
+            "postgresql+psycopg://ada:a%2Fb%40c@db/e?options=-c%20a%3Db&port=5433&sslmode=disable",
+        ),
+    ],
+)  # fmt: skip
+def test_address_is_completed_by_what_its_library_reads_in_the_environment(tmp_path, monkeypatch, url, completed):
+    (tmp_path / "services").write_text("[eo]\nhost=elsewhere\noptions=-c a=b\n")
+    known = {"USER": "ada", "PASSWORD": "a/b@c", "HOST": "/run/pg", "PORT": "5433", "SSLMODE": "disable"}
+    for name, value in known.items():
+        monkeypatch.setenv(f"PG{name}", value)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGSERVICE", "")
+    made = with_environment(url)
+    assert made.partition("?")[0] == completed.partition("?")[0]
+    options = [
+        set(unquote(each.partition("?")[2]).split("&")) - {"channel_binding=prefer"} for each in (made, completed)
+    ]
+    assert options[0] == options[1]
+    if made:
+        assert psycopg.conninfo.conninfo_to_dict(made.replace("+psycopg", ""))["password"] in {"a/b@c", "pw"}

@@ -19,9 +19,10 @@ from eorouter.errors import InvalidCredentials, NotFound
 from eorouter.operation import Registry
 from eorouter.settings import Settings
 from eorouter.storage import Stores
+from eorouter.storage.log_ins import TooMany
 from eorouter.surface.operator import page
 from eorouter.surface.operator.dashboard import Dashboard
-from eorouter.surface.operator.door import PATH, Door, Pass, TooMany
+from eorouter.surface.operator.door import PATH, Door, Pass
 from eorouter.surface.operator.state import LedgerCheck, State, gather
 from eorouter.surface.readiness import SchemaCheck
 from eorouter.types import utc_now

@@ -60,6 +60,15 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+_OF_EXACT_BYTES = frozenset({"accept-ranges", "content-encoding", "content-length"})
+_HEAD_BYTES_MAX = 1 << 16
+_ELSEWHERE = re.compile(
+    rb"""<(?:link|script)\b[^>]*?\s(?:href|src)=["']?(?:https?:)?//[^>]*>(?:\s*</script>)?""", re.IGNORECASE
+)
+_STYLE = (
+    b"<style>body{font:14px/1.5 system-ui,sans-serif;margin:1rem}table{border-collapse:collapse}"
+    b"td,th{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #ddd}</style>"
+)
 _NOWHERE = "There is nothing at this address. /docs lists the addresses there are."
 
 log = structlog.get_logger(__name__)
@@ -155,17 +164,21 @@ class Dashboard:
         kept = {name: got.headers[name] for name in _ANSWERED if name in got.headers}
         kept |= {"content-security-policy": _POLICY, "cross-origin-resource-policy": "same-origin"}
         kept.setdefault("cache-control", "private, no-cache")
+        is_page = got.status_code == 200 and got.headers.get("content-type", "").startswith("text/html")
+        if is_page:
+            kept = {name: value for name, value in kept.items() if name not in _OF_EXACT_BYTES}
         if place := _relocated(got.headers.get("location", ""), str(url), target, dispatcher_id):
             kept["location"] = place
         if request.method == "HEAD" or got.status_code in {204, 304}:
             await got.aclose()
             return Response(b"", status_code=got.status_code, headers=kept)
-        return Stream(self._body(got, seen), status_code=got.status_code, headers=kept)
+        return Stream(self._body(got, seen, is_page=is_page), status_code=got.status_code, headers=kept)
 
-    async def _body(self, got: httpx2.Response, seen: Pass) -> AsyncIterator[bytes]:
+    async def _body(self, got: httpx2.Response, seen: Pass, *, is_page: bool) -> AsyncIterator[bytes]:
+        chunks = _at_home(got.aiter_bytes(_CHUNK_BYTES)) if is_page else got.aiter_raw(_CHUNK_BYTES)
         looked = time.monotonic()
         try:
-            async for chunk in got.aiter_raw(_CHUNK_BYTES):
+            async for chunk in chunks:
                 if time.monotonic() - looked > STILL_S:
                     if not await self._door.still(seen):
                         raise MissingScope("Whoever asked is no longer an operator.")
@@ -311,6 +324,19 @@ async def _refuse(socket: WebSocket[Any, Any, Any], error: ApiError) -> None:
     body = {"type": "websocket.http.response.body", "body": encode(error.problem("")), "more_body": False}
     for message in (start, body):
         await socket.send(message)  # pyright: ignore[reportArgumentType]
+
+
+async def _at_home(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A page whose head asks no other host for anything: some take their style from one, and get ours instead."""
+    head = b""
+    async for chunk in chunks:
+        head += chunk
+        if b"</head>" in head or len(head) > _HEAD_BYTES_MAX:
+            break
+    plain, dropped = _ELSEWHERE.subn(b"", head)
+    yield plain.replace(b"</head>", _STYLE + b"</head>", 1) if dropped else head
+    async for chunk in chunks:
+        yield chunk
 
 
 def _relocated(location: str, asked: str, target: Target, dispatcher_id: str) -> str:

@@ -10,7 +10,6 @@ Forms and websockets carry the cookie of whoever's browser sends them, so they m
 is `SameSite=Strict`, and `Origin` has to be ours besides.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -26,7 +25,7 @@ from eorouter import identity, signing
 from eorouter.errors import BodyTooLarge, InvalidCredentials, MissingScope, SignatureInvalid, Unauthenticated
 from eorouter.operation import Registry
 from eorouter.settings import Settings
-from eorouter.storage import Stores, operators
+from eorouter.storage import Stores, log_ins, operators
 from eorouter.storage.operators import Operator
 
 PATH = "/operator"
@@ -34,9 +33,6 @@ COOKIE = "eorouter_operator"
 LIFE = timedelta(hours=12)
 _PURPOSE = "operator"
 _FORM_BYTES_MAX = 8192
-
-PAIR_LIMIT, ADDRESS_LIMIT = 5, 30
-WINDOW = timedelta(minutes=15)
 
 log = structlog.get_logger(__name__)
 
@@ -51,54 +47,6 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     by_cookie: bool
 
 
-class TooMany(Exception):
-    """Too many failed log-ins; `wait_s` says for how long."""
-
-    def __init__(self, wait_s: float) -> None:
-        super().__init__(f"Wait {wait_s:.0f} s.")
-        self.wait_s = wait_s
-
-
-class Throttle:
-    """Failed log-ins lately, by account and address and by address alone.
-
-    Not by account alone: then anybody could lock the operator out. It is this process's memory, so of several API
-    processes each allows as many.
-    """
-
-    def __init__(self, *, size_max: int = 10_000) -> None:
-        self._size_max = size_max
-        self._known: OrderedDict[tuple[str, ...], tuple[int, datetime]] = OrderedDict()
-
-    def take(self, account: str, address: str, *, now: datetime) -> None:
-        """Count a try before it is made, so that many at once do not slip through.
-
-        Raises:
-            TooMany: of the account from this address, or of any account from it.
-        """
-        limits = {(address,): ADDRESS_LIMIT, (address, account): PAIR_LIMIT}
-        counts: dict[tuple[str, ...], tuple[int, datetime]] = {}
-        for key, limit in limits.items():
-            count, since = self._known.get(key, (0, now))
-            if now - since >= WINDOW:
-                count, since = 0, now
-            if count >= limit:
-                raise TooMany((since + WINDOW - now).total_seconds())
-            counts[key] = (count + 1, since)
-        for key, counted in counts.items():
-            self._known[key] = counted
-            self._known.move_to_end(key)
-        while len(self._known) > self._size_max:
-            self._known.popitem(last=False)
-
-    def forgive(self, account: str, address: str) -> None:
-        """The try went well: it does not count."""
-        self._known.pop((address, account), None)
-        count, since = self._known.get((address,), (0, None))
-        if since is not None:
-            self._known[(address,)] = (max(count - 1, 0), since)
-
-
 class Door:
     """Lets operators in, and nobody else."""
 
@@ -109,7 +57,6 @@ class Door:
         self._settings = settings
         self._registry = registry
         self._clock = clock
-        self._throttle = Throttle()
 
     async def who(self, connection: AnyConnection) -> Pass | None:
         """The operator whose request this is; None for everybody else."""
@@ -149,14 +96,14 @@ class Door:
 
         Raises:
             MissingScope: another site's page sent it.
-            TooMany: after too many failed tries.
+            log_ins.TooMany: after too many failed tries.
             InvalidCredentials: wrong, or not an operator's; which of both is not told.
         """
         self.check_origin(request)
         form = await _form(request)
         email, password, now = form.get("email", ""), form.get("password", ""), self._clock()
         account, address = email.strip().lower()[:320], _address(request)
-        self._throttle.take(account, address, now=now)
+        await log_ins.take(self._stores.db, account, address, now=now)
         if len(password) > identity.PASSWORD_LENGTH_MAX:
             password = ""  # which is nobody's
         try:
@@ -164,7 +111,7 @@ class Door:
         except InvalidCredentials:
             log.warning("operator.log_in.refused", address=address)
             raise
-        self._throttle.forgive(account, address)
+        await log_ins.forgive(self._stores.db, account, address)
         log.info("operator.log_in.opened", address=address, user=tokens.user_id)
         token = signing.sign(self._settings, _PURPOSE, tokens.session_id, expires_at=now + LIFE)
         return self._cookie(request, token, int(LIFE.total_seconds()))

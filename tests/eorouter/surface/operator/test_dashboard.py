@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -216,7 +217,7 @@ async def test_body_that_goes_on_ends_when_the_operator_is_none_any_more(people,
     passed = dashboard.Dashboard(people, Still(), clock=utc_now)  # pyright: ignore[reportArgumentType]
     chunks = []
     with pytest.raises(dashboard.MissingScope):
-        chunks.extend([chunk async for chunk in passed._body(got, None)])  # pyright: ignore[reportArgumentType]
+        chunks.extend([chunk async for chunk in passed._body(got, None, is_page=False)])  # pyright: ignore[reportArgumentType]
     assert got.is_closed
 
 
@@ -370,6 +371,22 @@ async def test_deaf_upstream_is_an_outage(served, beat, cookie, upstream):
 # Dask's own pages -----------------------------------------------------------------------------------------------------
 
 
+def fetched_from_elsewhere(page):
+    """What a browser would ask another host for, without anybody following a link."""
+
+    class Finder(HTMLParser):
+        found: ClassVar[list[str]] = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag != "a":
+                values = [value or "" for name, value in attrs if name in {"src", "href", "data", "srcset"}]
+                self.found += [value for value in values if re.match(r"(https?:)?//", value)]
+
+    Finder.found = []
+    Finder().feed(page)
+    return Finder.found
+
+
 async def test_status_page_of_dask_loads_and_its_websocket_speaks(served, scheduler, beat, cookie):
     name = await beat(scheduler)
     place = f"{served.url}/operator/dashboard/{name}"
@@ -382,7 +399,9 @@ async def test_status_page_of_dask_loads_and_its_websocket_speaks(served, schedu
             if link.startswith("stati"):
                 answer = await browser.get(f"{place}/{link}", timeout=60)
                 assert (answer.status_code, bool(answer.content)) == (200, True), link
-        assert (await browser.get(f"{place}/info/main/workers.html")).status_code == 200
+        info = await browser.get(f"{place}/info/main/workers.html")
+        assert (info.status_code, "<table" in info.text, "<style>" in info.text) == (200, True, True)
+        assert fetched_from_elsewhere(info.text) == fetched_from_elsewhere(page.text) == []
     (token,) = set(re.findall(r'"token":"([^"]+)"', page.text))
     protocols = [websockets.Subprotocol("bokeh"), websockets.Subprotocol(token)]
     async with connect(

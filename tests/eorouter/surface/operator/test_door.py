@@ -6,12 +6,11 @@ import pytest
 import sqlalchemy as sa
 
 from eorouter import identity, signing
+from eorouter.storage.log_ins import PAIR_LIMIT, WINDOW
 from eorouter.storage.tables import sessions
 from eorouter.surface.operator import door
-from eorouter.surface.operator.door import ADDRESS_LIMIT, COOKIE, LIFE, PAIR_LIMIT, WINDOW, Throttle, TooMany
-from eorouter.types import utc_now
+from eorouter.surface.operator.door import COOKIE, LIFE
 
-NOW = utc_now()
 ADA, BOB, ORIGIN = "ada@example.org", "bob@example.org", "http://testserver.local"
 
 
@@ -119,34 +118,6 @@ async def test_guessing_is_slowed_down_and_the_right_password_waits_too(client, 
     assert "Try again" in answer.text
     clock.ahead = WINDOW
     assert (await log_in()).status_code == 303
-
-
-def test_tries_are_counted_by_account_and_address_and_success_is_forgiven():
-    throttle = Throttle()
-    for _ in range(PAIR_LIMIT):
-        throttle.take("ada", "10.0.0.1", now=NOW)
-    with pytest.raises(TooMany) as caught:
-        throttle.take("ada", "10.0.0.1", now=NOW + timedelta(minutes=5))
-    assert caught.value.wait_s == 600
-    throttle.take("ada", "10.0.0.2", now=NOW)
-    throttle.forgive("ada", "10.0.0.1")
-    throttle.take("ada", "10.0.0.1", now=NOW)
-
-
-def test_one_address_cannot_try_every_account():
-    throttle = Throttle()
-    for number in range(ADDRESS_LIMIT):
-        throttle.take(f"user{number}", "10.0.0.1", now=NOW)
-    with pytest.raises(TooMany):
-        throttle.take("another", "10.0.0.1", now=NOW)
-    throttle.take("another", "10.0.0.1", now=NOW + WINDOW)
-
-
-def test_memory_of_tries_is_bounded():
-    throttle = Throttle(size_max=10)
-    for number in range(100):
-        throttle.take("ada", f"10.0.0.{number}", now=NOW)
-    assert len(throttle._known) == 10
 
 
 def test_addresses_of_one_network_are_one():

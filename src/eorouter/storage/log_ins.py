@@ -1,0 +1,69 @@
+"""Failed log-ins of operators lately, by account and address and by address alone, for all API processes together.
+
+Not by account alone: then anybody could lock the operator out. The rows are bounded: what is older than the window is
+deleted, and of the rest what is oldest where there are too many.
+"""
+
+import hashlib
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from eorouter.storage.database import Database
+from eorouter.storage.tables import log_in_tries
+
+PAIR_LIMIT, ADDRESS_LIMIT = 5, 30
+WINDOW = timedelta(minutes=15)
+ROWS_MAX = 10_000
+
+
+class TooMany(Exception):
+    """Too many failed log-ins; `wait_s` says for how long."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"Wait {wait_s:.0f} s.")
+        self.wait_s = wait_s
+
+
+def _key(*who: str) -> str:
+    return hashlib.sha256("\0".join(who).encode()).hexdigest()
+
+
+async def take(db: Database, account: str, address: str, *, now: datetime) -> None:
+    """Count a try before it is made, so that many at once do not slip through.
+
+    Raises:
+        TooMany: of the account from this address, or of any account from it; then it was not counted.
+    """
+    await _prune(db, now)
+    async with db.write() as tx:
+        for key, limit in ((_key(address), ADDRESS_LIMIT), (_key(address, account), PAIR_LIMIT)):
+            upsert = db.insert(log_in_tries).values(key=key, tries=1, since=now)
+            is_old = log_in_tries.c.since <= now - WINDOW
+            counted = {
+                "tries": sa.case((is_old, 1), else_=log_in_tries.c.tries + 1),
+                "since": sa.case((is_old, upsert.excluded.since), else_=log_in_tries.c.since),
+            }
+            upsert = upsert.on_conflict_do_update(index_elements=["key"], set_=counted)
+            row = (await tx.execute(upsert.returning(log_in_tries.c.tries, log_in_tries.c.since))).one()
+            if row.tries > limit:
+                raise TooMany((row.since + WINDOW - now).total_seconds())
+
+
+async def forgive(db: Database, account: str, address: str) -> None:
+    """The try went well: it does not count."""
+    one_less = {"tries": log_in_tries.c.tries - 1}
+    has_some = log_in_tries.c.tries > 0
+    async with db.write() as tx:
+        await tx.execute(sa.update(log_in_tries).where(log_in_tries.c.key == _key(address), has_some).values(one_less))
+        await tx.execute(sa.delete(log_in_tries).where(log_in_tries.c.key == _key(address, account)))
+
+
+async def _prune(db: Database, now: datetime) -> None:
+    """Delete what no longer counts. Rows that somebody is changing are left to the next look."""
+    newest = sa.select(log_in_tries.c.since).order_by(log_in_tries.c.since.desc()).offset(ROWS_MAX).limit(1)
+    async with db.write() as tx:
+        surplus = (await tx.execute(newest)).scalar_one_or_none()
+        until = now - WINDOW if surplus is None else max(surplus, now - WINDOW)
+        old = sa.select(log_in_tries.c.key).where(log_in_tries.c.since <= until).with_for_update(skip_locked=True)
+        await tx.execute(sa.delete(log_in_tries).where(log_in_tries.c.key.in_(old.scalar_subquery())))
