@@ -119,7 +119,9 @@ async def until_somebody_waits(tx):
     """Until another transaction waits for a lock; on SQLite, which has one writer, that waits before it begins."""
     waits = sa.text("SELECT 1 FROM pg_locks WHERE NOT granted")
     async with asyncio.timeout(120):
-        while tx.dialect.name == "postgresql" and (await tx.execute(waits)).first() is None:
+        while tx.dialect.name == "postgresql":
+            if (await tx.execute(waits)).first() is not None:
+                return
             await asyncio.sleep(0.02)
 
 
