@@ -82,17 +82,24 @@ def _refuse_tangle(polygons: list[Polygon], pointer: str) -> None:
 
 
 def known_crs(crs: str, *, pointer: str) -> pyproj.CRS:
-    """The CRS of that name.
+    """The CRS of that name, one that a map can be drawn in.
 
     Raises:
-        InvalidParameter: PROJ does not know it.
+        InvalidParameter: PROJ does not know it, or it is vertical, geocentric or the like.
     """
     try:
-        return pyproj.CRS.from_user_input(crs)
+        known = pyproj.CRS.from_user_input(crs)
     except CRSError as error:
         raise InvalidParameter(
             f"The CRS {crs[:80]!r} is not known. Give an authority code such as EPSG:32632, or WKT.", pointer=pointer
         ) from error
+    if not (known.is_geographic or known.is_projected):
+        raise InvalidParameter(
+            f"The CRS {crs[:80]!r} ({known.name}, {known.type_name}) is neither geographic nor projected. "
+            "Give one of a map, such as EPSG:32632.",
+            pointer=pointer,
+        )
+    return known
 
 
 def _refuse_many_positions(area: dict[str, Any], pointer: str) -> None:
@@ -143,7 +150,8 @@ def _polygons(area: Any, pointer: str, *, is_geographic: bool) -> Iterator[tuple
         return
     if kind not in {"Polygon", "MultiPolygon"}:
         raise InvalidGeometry(
-            f"Expected a Polygon or MultiPolygon, got {kind or type(area).__name__}.", pointer=pointer
+            f"Expected a Polygon or MultiPolygon, got {kind or ('null' if area is None else type(area).__name__)}.",
+            pointer=pointer,
         )
     coordinates = area.get("coordinates")
     listed = [coordinates] if kind == "Polygon" else coordinates
@@ -257,11 +265,13 @@ def onto(
         projected = _multi(shapely.union_all([_projected(part, projector, tolerance, pointer) for part in area.geoms]))
     if target.is_geographic:
         # Rasters of the globe may count longitude from 0 to 360, or begin anywhere else.
-        turns = [
-            shapely.transform(projected, lambda xy, turn=turn: xy + np.array([turn, 0.0]))
+        meeting = [
+            part
             for turn in (-360.0, 0.0, 360.0)
+            for part in _meeting(
+                shapely.transform(projected, lambda xy, turn=turn: xy + np.array([turn, 0.0])), transform, shape
+            )
         ]
-        meeting = [each for each in turns if window_of(each, transform, shape).pixels]
         projected = _multi(shapely.union_all(meeting)) if meeting else projected
     if not window_of(projected, transform, shape).pixels:
         _refuse(area, crs, raster_crs, transform, shape, pointer=pointer)
@@ -346,6 +356,13 @@ def window_of(area: Any, transform: Transform, shape: tuple[int, int]) -> Window
     col, row = int(np.floor(x_min + 1e-6)), int(np.floor(y_min + 1e-6))
     col_stop, row_stop = int(np.ceil(x_max - 1e-6)), int(np.ceil(y_max - 1e-6))
     return Window(row, col, max(row_stop - row, 1), max(col_stop - col, 1)).intersect(Window(0, 0, *shape))
+
+
+def _meeting(area: MultiPolygon, transform: Transform, shape: tuple[int, int]) -> list[Any]:
+    """The polygons of an area that meet the raster: one a turn away would stretch the bounds across the globe."""
+    x_min, y_min, x_max, y_max = shapely.bounds(shapely.get_parts(in_pixels(area, transform))).T
+    meets = (x_max > 0) & (y_max > 0) & (x_min < shape[1]) & (y_min < shape[0])
+    return [part for part, is_near in zip(area.geoms, meets, strict=True) if is_near]
 
 
 def in_pixels(area: Any, transform: Transform) -> Any:

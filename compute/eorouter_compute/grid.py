@@ -131,22 +131,29 @@ def footprint(
     """Where a raster lies, in longitude and latitude: GeoJSON geometry and bbox.
 
     Edges are densified before they are projected. A raster across the antimeridian gives a MultiPolygon cut at ±180 and
-    a bbox whose west is greater than its east (RFC 7946 §5.2); one around a pole reaches the pole.
+    a bbox whose west is greater than its east (RFC 7946 §5.2); one around a pole reaches the pole. Of a raster that
+    reaches beyond what its CRS can show, such as the corners of a whole world in Robinson, the box around its places.
+
+    Raises:
+        NoCrs: the CRS is neither geographic nor projected, or no part of the raster has a place on the Earth.
     """
     import pyproj
     import shapely
 
-    to_lonlat = pyproj.Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
-    ring = outline(shape, transform)
-    lon, lat = to_lonlat.transform(ring[:, 0], ring[:, 1])
-    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
-        raise NoCrs(f"The raster's edge has no longitude and latitude in its CRS {crs[:80]}.")
-    lon, lat = np.asarray(lon), np.clip(np.asarray(lat), -90.0, 90.0)
-    if not pyproj.CRS.from_user_input(crs).is_geographic:
-        # A projected edge is short against the globe: a step of more than half a turn is the wrap, not the edge.
-        lon = lon[0] + np.concatenate([[0.0], np.cumsum((np.diff(lon) + 180.0) % 360.0 - 180.0)])
+    system = pyproj.CRS.from_user_input(crs)
+    if not (system.is_geographic or system.is_projected):
+        raise NoCrs(
+            f"The raster's CRS {crs[:80]} ({system.type_name}) is neither geographic nor projected, so its pixels have "
+            "no place on a map. Warp it onto a map grid (gdalwarp) and upload the result."
+        )
+    to_lonlat = pyproj.Transformer.from_crs(system, "OGC:CRS84", always_xy=True)
+    lon, lat = _edge(to_lonlat, shape, transform, wraps=not system.is_geographic)
+    if not len(lon):
+        lon, lat = _around_places(to_lonlat, shape, transform)
+    if not len(lon):
+        raise NoCrs(f"The raster has no longitude and latitude in its CRS {crs[:80]}.")
     if abs(lon[-1] - lon[0]) > 180.0:
-        pole = 90.0 if lat.mean() > 0 else -90.0
+        pole = _pole_within(to_lonlat, shape, transform) or (90.0 if lat.mean() > 0 else -90.0)
         lon, lat = np.append(lon, [lon[-1], lon[0]]), np.append(lat, [pole, pole])
     shape_lonlat = shapely.make_valid(shapely.Polygon(np.stack([lon, lat], axis=1)))
     parts = []
@@ -154,12 +161,69 @@ def footprint(
         cut = shapely.clip_by_rect(shape_lonlat, 360.0 * turn - 180, -90, 360.0 * turn + 180, 90)
         if cut.area > 0:
             parts.append(shapely.transform(cut, lambda xy, turn=turn: xy - [360.0 * turn, 0.0]))
+    # A grid that goes further than once around meets itself: its parts overlap until they are united.
+    is_whole_turn = lon.max() - lon.min() >= 360 - 1e-9
+    united = [shapely.union_all(parts)] if is_whole_turn else parts
     polygons = [
-        shapely.orient_polygons(p) for part in parts for p in shapely.get_parts(part) if p.geom_type == "Polygon"
+        shapely.orient_polygons(p) for part in united for p in shapely.get_parts(part) if p.geom_type == "Polygon"
     ]
     polygons.sort(key=lambda polygon: polygon.bounds[0])
     whole = shapely.set_precision(shapely.MultiPolygon(polygons) if len(polygons) > 1 else polygons[0], 1e-9)
     west, south, east, north = whole.bounds
-    if len(parts) > 1 and lon.max() - lon.min() < 360:
+    if len(parts) > 1 and not is_whole_turn:
         west, east = parts[0].bounds[0], parts[-1].bounds[2]
     return json.loads(shapely.to_geojson(whole)), (float(west), float(south), float(east), float(north))
+
+
+def _edge(
+    to_lonlat: Any, shape: tuple[int, int], transform: Transform, *, wraps: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The raster's edge in longitude, unwrapped, and latitude; empty where the CRS cannot show all of it."""
+    x, y = outline(shape, transform).T
+    lon, lat = to_lonlat.transform(x, y)
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+        return np.empty(0), np.empty(0)
+    if not wraps:
+        return np.asarray(lon), np.clip(np.asarray(lat), -90.0, 90.0)
+    # A projected edge is short against the globe: a step of more than half a turn is the wrap, not the edge.
+    lon = lon[0] + np.concatenate([[0.0], np.cumsum((np.diff(lon) + 180.0) % 360.0 - 180.0)])
+    return lon, np.clip(np.asarray(lat), -90.0, 90.0)
+
+
+def _pole_within(to_lonlat: Any, shape: tuple[int, int], transform: Transform) -> float | None:
+    """Latitude of the one pole that lies on the raster; None when none does, or both."""
+    a, b, c, d, e, f = transform
+    x, y = to_lonlat.transform(np.zeros(2), np.array([90.0, -90.0]), direction="INVERSE")
+    cols, rows = (e * (x - c) - b * (y - f)) / (a * e - b * d), (a * (y - f) - d * (x - c)) / (a * e - b * d)
+    north, south = ((cols >= 0) & (cols <= shape[1]) & (rows >= 0) & (rows <= shape[0])).tolist()
+    return None if north == south else 90.0 if north else -90.0
+
+
+def _around_places(to_lonlat: Any, shape: tuple[int, int], transform: Transform) -> tuple[np.ndarray, np.ndarray]:
+    """A box, as a ring, around those pixels that have a place and are found again from it; empty when none is."""
+    side = 129
+    rows, cols = np.mgrid[0:side, 0:side] / (side - 1.0)
+    a, b, c, d, e, f = transform
+    cols, rows = cols * shape[1], rows * shape[0]
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    lon, lat = to_lonlat.transform(x, y)
+    back_x, back_y = to_lonlat.transform(lon, lat, direction="INVERSE")
+    step = max(np.hypot(a, d) * shape[1], np.hypot(b, e) * shape[0]) / (side - 1.0)
+    known = np.isfinite(lon) & np.isfinite(lat) & (np.hypot(back_x - x, back_y - y) < 0.5 * step)
+    if not known.any():
+        return np.empty(0), np.empty(0)
+    lon, lat = np.where(known, lon, np.nan), np.where(known, lat, np.nan)
+    # Places between the samples lie no further out than the widest step between two of them.
+    turned = [np.abs((np.diff(lon, axis=axis) + 180.0) % 360.0 - 180.0) for axis in (0, 1)]
+    steep = [np.abs(np.diff(lat, axis=axis)) for axis in (0, 1)]
+    spare_lon, spare_lat = (
+        np.nanmax(np.append(np.concatenate([s.ravel() for s in each]), 0.0)) for each in (turned, steep)
+    )
+    along = np.sort(lon[known])
+    gaps = np.append(np.diff(along), along[0] + 360.0 - along[-1])
+    widest = int(gaps.argmax())
+    west, east = along[(widest + 1) % len(along)], along[widest]
+    east += 360.0 if east < west else 0.0
+    west, east = (west - spare_lon, east + spare_lon) if gaps[widest] > 2 * spare_lon else (-180.0, 180.0)
+    south, north = max(np.nanmin(lat) - spare_lat, -90.0), min(np.nanmax(lat) + spare_lat, 90.0)
+    return np.array([west, east, east, west, west]), np.array([south, south, north, north, south])

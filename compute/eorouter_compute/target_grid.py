@@ -25,6 +25,8 @@ PIXELS_MAX = 1 << 36
 _EARTH_RADIUS_M = 6_371_008.8
 _SLACK_PX = 1e-3
 """Overhang that earns no pixel of its own: rounding of coordinates."""
+_ENDLESS = 2e8
+"""Units of a plane, five times around the globe: what is wider reaches a place that its CRS sends to infinity."""
 
 
 Size = Annotated[float, Meta(gt=0)]
@@ -253,6 +255,9 @@ def _bounds(rasters: Sequence[RasterAsset], crs: str, pointer: str) -> tuple[flo
     boxes: list[tuple[float, float, float, float]] = []
     for asset in rasters:
         x, y = _sampled(asset, crs)
+        if not around and len(x) and max(np.ptp(x), np.ptp(y)) > _ENDLESS:
+            # A polar or transverse projection runs to infinity at the other end of the globe.
+            x, y = _within_use(asset, crs)
         if not len(x):
             raise GridMismatch(
                 f"Asset {asset.key} has no place in {crs[:60]}. Give `bounds`, or choose another CRS.", pointer=pointer
@@ -276,8 +281,34 @@ def _bounds(rasters: Sequence[RasterAsset], crs: str, pointer: str) -> tuple[flo
             x_min, x_max = x_min - turn, x_max - turn
         # Of a Mercator map the square is taken, of degrees all there are.
         limit = around / 4 if _is_geographic(crs) else around / 2
+        if y_min >= limit or y_max <= -limit:
+            raise GridMismatch(
+                f"The inputs lie where {crs[:60]} has no place: beyond its y of ±{limit:.10g}. Choose another CRS.",
+                pointer=pointer,
+            )
         y_min, y_max = max(y_min, -limit), min(y_max, limit)
     return x_min, y_min, x_max, y_max
+
+
+def _within_use(asset: RasterAsset, crs: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points in `crs` of that part of the raster for which the CRS is published; none where it does not say."""
+    use = aoi.known_crs(crs, pointer="/crs").area_of_use
+    if use is None:
+        return np.empty(0), np.empty(0)
+    east = use.east + (360.0 if use.east < use.west else 0.0)
+    lat, lon = (each.ravel() for each in np.mgrid[use.south : use.north : 65j, use.west : east : 257j])
+    x, y = positions.moved(aoi.CRS84, asset.crs, lon, lat)
+    a, b, c, d, e, f = asset.transform
+    height, width = asset.shape
+    around = positions.around(asset.crs)
+    inside = np.zeros(len(lon), np.bool_)
+    for turn in (-around, 0.0, around) if around else (0.0,):
+        cols, rows = ((e * (x + turn - c) - b * (y - f)), (a * (y - f) - d * (x + turn - c)))
+        cols, rows = cols / (a * e - b * d), rows / (a * e - b * d)
+        inside |= (cols >= 0) & (cols <= width) & (rows >= 0) & (rows <= height)
+    x, y = positions.moved(aoi.CRS84, crs, lon[inside], lat[inside])
+    known = np.isfinite(x) & np.isfinite(y)
+    return x[known], y[known]
 
 
 def _sampled(asset: RasterAsset, crs: str) -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,12 @@ def test_an_unknown_crs_is_a_bad_parameter():
         aoi.parse((0.0, 0.0, 1.0, 1.0), "EPSG:999999")
 
 
+@pytest.mark.parametrize(("crs", "kind"), [("EPSG:4978", "Geocentric CRS"), ("EPSG:5773", "Vertical CRS")])
+def test_a_crs_without_a_map_is_refused(crs, kind):
+    with pytest.raises(InvalidParameter, match=kind):
+        aoi.parse((0.0, 0.0, 1.0, 1.0), crs)
+
+
 def test_bent_edges_stay_within_a_tenth_of_a_pixel():
     area = aoi.parse(polygon([[5, 44], [13, 44], [13, 49], [5, 49], [5, 44]]))
     transform, shape = (10.0, 0.0, 0.0, 0.0, -10.0, 5_600_000.0), (120_000, 120_000)
@@ -114,6 +120,12 @@ def test_an_area_across_the_antimeridian_lands_whole_on_a_utm_grid():
     assert placed.area == pytest.approx(true_area, rel=2e-3)
     covered = aoi.Coverage(placed, transform, shape, "center").covered(aoi.window_of(placed, transform, shape))
     assert covered.sum() * 1e4 == pytest.approx(true_area, rel=1e-2)
+
+
+def test_an_area_across_the_antimeridian_is_cropped_to_itself_on_degrees():
+    transform, shape = (0.01, 0.0, 179.0, 0.0, -0.01, 10.0), (120, 200)
+    placed = aoi.onto(aoi.parse((179.5, 9.2, -179.5, 9.7)), aoi.CRS84, "EPSG:4326", transform, shape)
+    assert aoi.window_of(placed, transform, shape) == (30, 50, 50, 100)
 
 
 def test_a_raster_that_counts_to_360_meets_western_longitudes():

@@ -77,3 +77,27 @@ def test_a_raster_that_counts_longitude_to_360_is_cut():
 def test_a_raster_off_the_earth_has_no_footprint():
     with pytest.raises(NoCrs, match="no longitude and latitude"):
         footprint("EPSG:32632", (10, 10), (1e9, 0.0, 1e12, 0.0, -1e9, 1e12))
+
+
+@pytest.mark.parametrize(
+    ("crs", "shape", "transform", "south", "north"),
+    [
+        ("EPSG:3857", (402, 402), (1e5, 0.0, -201e5, 0.0, -1e5, 201e5), -85.1, 85.1),
+        ("EPSG:4326", (26, 52), (7.0, 0.0, -182.0, 0.0, -7.0, 91.0), -90, 90),
+        ("EPSG:4326", (3, 721), (0.5, 0.0, -180.2, 0.0, -0.5, -88.5), -90, -88.5),
+        ("ESRI:54030", (173, 341), (1e5, 0.0, -170.5e5, 0.0, -1e5, 86.5e5), -90, 90),
+        ("+proj=ortho +lat_0=40", (128, 128), (1e5, 0.0, -64e5, 0.0, -1e5, 64e5), -50, 90),
+        ("EPSG:3413", (320, 320), (2e5, 0.0, -320e5, 0.0, -2e5, 320e5), -59.69, 90),
+    ],
+)
+def test_a_grid_as_wide_as_the_world_has_a_footprint(crs, shape, transform, south, north):
+    geometry, bbox = footprint(crs, shape, transform)
+    assert shapely.geometry.shape(geometry).is_valid
+    assert (bbox[0], bbox[2]) == (-180, 180)
+    assert bbox[1::2] == pytest.approx((south, north), abs=0.5 if "ortho" not in crs else 6)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4978", "EPSG:5773"])
+def test_a_crs_without_a_map_has_no_footprint(crs):
+    with pytest.raises(NoCrs, match="neither geographic nor projected"):
+        footprint(crs, (8, 8), (10.0, 0.0, 0.0, 0.0, -10.0, 0.0))

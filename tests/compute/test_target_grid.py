@@ -2,6 +2,7 @@
 
 import msgspec
 import numpy as np
+import pyproj
 import pytest
 import shapely
 from hypothesis import given
@@ -166,3 +167,20 @@ def test_refusals(choice, error, pointer, says):
 def test_no_place_at_all_is_refused():
     with pytest.raises(GridMismatch, match="no place in EPSG:3413"):
         choose(GridChoice(crs="EPSG:3413"), [], [asset("EPSG:4326", (0.1, 0.0, 0.0, 0.0, -0.1, 190.0), (10, 10))])
+
+
+WORLD = ("EPSG:4326", (1.0, 0.0, -180.0, 0.0, -1.0, 90.0), (180, 360))
+
+
+@pytest.mark.parametrize(("crs", "edge"), [("EPSG:3413", 60.0), ("EPSG:3031", -60.0)])
+def test_the_whole_world_becomes_the_half_that_a_polar_crs_is_for(crs, edge):
+    around_pole = bounds(choose(GridChoice(crs=crs, resolution=50_000), [], [asset(*WORLD)]))
+    assert -around_pole[0] == pytest.approx(around_pole[2], abs=50_000)
+    lon = np.linspace(-180, 180, 721)
+    x, y = pyproj.Transformer.from_crs("OGC:CRS84", crs, always_xy=True).transform(lon, np.full_like(lon, edge))
+    assert around_pole == pytest.approx((x.min(), y.min(), x.max(), y.max()), abs=50_000)
+
+
+def test_a_pole_has_no_place_in_mercator():
+    with pytest.raises(GridMismatch, match="beyond its y of ±20037508"):
+        choose(GridChoice(crs="EPSG:3857"), [], [asset("EPSG:3031", (1e3, 0.0, -1e5, 0.0, -1e3, 1e5), (200, 200))])
