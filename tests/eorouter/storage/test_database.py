@@ -26,10 +26,13 @@ async def add(tx, name: str) -> None:
 
 class TestWrite:
     async def test_write_commits_at_its_end_and_not_where_it_raises(self, stores: Stores):
-        with pytest.raises(ZeroDivisionError):
+        async def write() -> None:
             async with stores.db.write() as tx:
                 await add(tx, "lost")
-                1 / 0
+                await add(tx, "lost")
+
+        with pytest.raises(sa.exc.IntegrityError):
+            await write()
         async with stores.db.write() as tx:
             await add(tx, "kept")
         assert await names(stores.db) == ["kept"]
