@@ -99,11 +99,11 @@ def noise(text: str, *, pointer: str = "") -> NoiseTable:
     return _mended(lambda: _noise(text), "noise", pointer)
 
 
-def check(found: Sequence[Vector], *, pointer: str = "") -> tuple[Vector, ...]:
-    """Vectors by rising line, or why they cannot be used.
+def check(found: Sequence[Vector], *, pointer: str = "", divides: bool = False) -> tuple[Vector, ...]:
+    """Vectors by rising line, or why they cannot be used; those that divide must be above 0.
 
     Raises:
-        InvalidParameter: two of one line, columns that do not rise, or a column without its value.
+        InvalidParameter: two of one line, columns that do not rise, a column without its value, or 0 as a divisor.
     """
     for place, vector in enumerate(found):
         where = f"{pointer}/{place}"
@@ -115,6 +115,12 @@ def check(found: Sequence[Vector], *, pointer: str = "") -> tuple[Vector, ...]:
         if not (np.diff(vector.pixel) > 0).all() or not np.isfinite(vector.values).all():
             raise InvalidParameter(
                 f"The vector of line {vector.line} needs rising columns and finite values.", pointer=where
+            )
+        if divides and min(vector.values, default=1.0) <= 0:
+            raise InvalidParameter(
+                f"The vector of line {vector.line} holds {min(vector.values):g}; numbers are divided by these values, "
+                "so they must be above 0.",
+                pointer=where,
             )
     ordered = sorted(found, key=lambda vector: vector.line)
     for one, other in pairwise(ordered):
@@ -193,7 +199,7 @@ def _vectors(text: str, quantity: Quantity) -> tuple[Vector, ...]:
     records = _records(text, {"calibrationVector"})["calibrationVector"]
     if not records:
         raise ValueError("it has no calibrationVector")
-    return check([_vector(record, _ELEMENT[quantity]) for record in records])
+    return check([_vector(record, _ELEMENT[quantity]) for record in records], divides=True)
 
 
 @lru_cache(maxsize=32)

@@ -132,6 +132,7 @@ REMOTE = '<!DOCTYPE a SYSTEM "http://example.org/a.dtd"><calibration/>'
         (calibration_xml().replace("<line>30</line>", "<line>90</line>"), "two vectors of line 90"),
         (calibration_xml().replace("<line>30</line>", "<line>x</line>"), "invalid literal"),
         (calibration_xml(lambda line, pixel: float("nan")), "finite values"),
+        (calibration_xml(lambda line, pixel: 0.0), "holds 0; numbers are divided"),
     ],
 )
 def test_hostile_or_broken_annotation_is_refused_with_a_reason(text, why):

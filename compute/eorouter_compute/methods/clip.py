@@ -182,10 +182,12 @@ def _check_some_pixel(params: ClipParams, target: Target) -> None:
         return
     where = window_of(target.area, target.asset.transform, target.asset.shape)
     if where.pixels <= 1 << 16 and not _coverage(params, target).covered(_moved(where, target.window)).any():
+        lower = (
+            f'Lower "min_coverage" (now {params.min_coverage:g}), or use' if params.pixel_rule == "coverage" else "Use"
+        )
         raise InvalidParameter(
             f"The area of interest covers no pixel of item {target.item.id}, asset {target.asset.key} by the rule "
-            f"{params.pixel_rule}. "
-            'Use "pixel_rule": "all_touched".',
+            f'{params.pixel_rule}. {lower} "pixel_rule": "all_touched".',
             pointer="/pixel_rule",
         )
 

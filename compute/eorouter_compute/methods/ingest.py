@@ -21,6 +21,7 @@ from eorouter_compute.errors import (
     NoCrs,
     NotARaster,
     NotAVector,
+    SourceFault,
     SourceTruncated,
     SourceUnreadable,
     UnsupportedFormat,
@@ -167,6 +168,13 @@ def _file(params: IngestParams, number: int) -> IngestParams:
 def run(params: IngestParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:
     """Open the file, judge it, read every pixel and encode what must be written anew."""
     params = _file(params, int(body or b"0"))
+    try:
+        return _taken_in(params, attempt)
+    except SourceFault as error:
+        raise type(error)(_named(params, error.message), pointer=error.pointer, **error.data) from error
+
+
+def _taken_in(params: IngestParams, attempt: Attempt) -> Part:
     _check_bytes(params)
     try:
         found = raster.inspect(params.href)

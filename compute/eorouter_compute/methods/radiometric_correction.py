@@ -427,7 +427,7 @@ def _law(params: RadiometricCorrectionParams, item: InputItem, name: str, *, has
         vectors = (
             calibration.vectors(given, chosen.quantity, pointer=f"{pointer}/vectors")
             if isinstance(given, str)
-            else calibration.check(given, pointer=f"{pointer}/vectors")
+            else calibration.check(given, pointer=f"{pointer}/vectors", divides=True)
         )
         if heard is not None:
             where = f"{pointer}/noise"
@@ -500,9 +500,10 @@ def _sunlight(chosen: Optical, item: InputItem, name: str) -> float:
 def _sun_elevation(chosen: Optical, item: InputItem) -> float:
     given = chosen.sun_elevation if chosen.sun_elevation is not None else item.properties.get("view:sun_elevation")
     if not isinstance(given, int | float) or not 0 < given <= 90:
+        has = "it has no view:sun_elevation" if given is None else f"its view:sun_elevation is {given}"
         raise InvalidParameter(
-            f"Item {item.id}: reflectance needs the sun's elevation, above 0 and at most 90 degrees; its "
-            f"view:sun_elevation is {given}. Give it as `sun_elevation`.",
+            f"Item {item.id}: reflectance needs the sun's elevation, above 0 and at most 90 degrees; {has}. "
+            "Give it as `sun_elevation`.",
             pointer="/calibration/sun_elevation",
         )
     return float(given)

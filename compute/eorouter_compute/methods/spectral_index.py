@@ -233,7 +233,9 @@ def _resolve(item: InputItem, letter: str, params: SpectralIndexParams) -> tuple
     except ComputeError as error:
         wanted = [name for name in params.indices if letter in catalogue.index(name).bands]
         raise type(error)(
-            f"{', '.join(wanted)} need {letter}. {error.message}", pointer=f"/bands/{letter}", **error.data
+            f"{', '.join(wanted)} {'need' if len(wanted) > 1 else 'needs'} {letter}. {error.message}",
+            pointer=f"/bands/{letter}",
+            **error.data,
         ) from None
 
 

@@ -303,6 +303,8 @@ def test_refusals_say_where(tmp_path):
     speck = geojson(shapely.box(x, y - 2, x + 2, y))
     with pytest.raises(InvalidParameter, match="all_touched"):
         method.plan(ClipParams(aoi=speck, crs=asset.crs), [item])
+    with pytest.raises(InvalidParameter, match='Lower "min_coverage"'):
+        method.plan(ClipParams(aoi=speck, crs=asset.crs, pixel_rule="coverage"), [item])
     kept = run_local(ClipParams(aoi=speck, crs=asset.crs, pixel_rule="all_touched"), [item], tmp_path / "speck")
     assert kept.items[0].assets[0].raster.shape == (1, 1)
 

@@ -349,7 +349,7 @@ def vector(**fields: Any) -> dict[str, Any]:
         ),
         (
             {"type": "optical", "bands": {"vv": {"gain": 1.0}}},
-            {}, InvalidParameter, "/calibration/sun_elevation", "sun's",
+            {}, InvalidParameter, "/calibration/sun_elevation", "has no view:sun_elevation",
         ),
         (
             {"type": "optical", "quantity": "radiance", "bands": {"vv": {"gain": 1.0}}},

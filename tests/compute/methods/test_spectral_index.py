@@ -245,7 +245,7 @@ def test_requests_that_cannot_be_done_are_refused_before_a_pixel_is_read(scene):
     error = refused(indices=("NDVI", "NDWI"))
     assert isinstance(error, BandNotFound)
     assert error.pointer == "/bands/G"
-    assert "NDWI need G" in error.message
+    assert "NDWI needs G" in error.message
     assert "ten:B04" in error.message
     assert refused(indices=("NDVI", "NDVX")).pointer == "/indices/1"
     assert refused(indices=("NDVI", "NDVI")).pointer == "/indices/1"
