@@ -35,7 +35,7 @@ _MEMORY_ATTEMPT_LIMIT = 3  # as planned, then in pieces of half the side, then o
 _FREE_TRIES = 16
 """So many tries of a shard may end without counting; who is a bystander that often is one no more, and each counts."""
 _RELEASES = 256
-"""So many may be given back in order besides. A rolling restart is none of the shard's doing, however often releases come,
+"""So many may be given back in order besides. A rolling restart is none of the shard's doing, however often one comes,
 but a shard that fills the disk has its machine cleared in good order too, again and again."""
 _JITTER = 0.25  # shards that failed together do not come back together
 
