@@ -32,8 +32,8 @@ WORKER_VARIABLES = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "LANG", "LANGUAGE", "LC_*", "TZ", "TZDIR", "TERM",
     "TMPDIR", "TEMP", "TMP", "XDG_*", "LD_*", "DYLD_*", "__CF*", "PYTHON*", "VIRTUAL_ENV", "CONDA_PREFIX", "COVERAGE_*",
     # libraries
-    "GDAL_*", "CPL_*", "VSI*", "OGR_*", "GTIFF_*", "PROJ_*", "NUMBA_*", "OMP_*", "OPENBLAS_*", "MKL_*", "MALLOC_*",
-    "DASK_*", "OTEL_*", "EOR_FAULTS",
+    "GDAL_*", "CPL_*", "VSI*", "OGR_*", "GTIFF_*", "PROJ_*", "NUMBA_*", "OMP_*", "OPENBLAS_*", "MKL_*", "NUMEXPR_*",
+    "MALLOC_*", "DASK_*", "OTEL_*", "EOR_FAULTS",
     # the object store and the way to it
     "AWS_*", "GS_*", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT*", "GOOGLE_BUCKET*",
     "GOOGLE_CLOUD_PROJECT", "STORAGE_EMULATOR_HOST", "AZURE_STORAGE_*", "AZURE_CLIENT_*", "AZURE_TENANT_ID",
@@ -260,9 +260,12 @@ def kept_here(settings: Settings) -> list[str]:
     return [f"{PREFIX}{name.upper()} is not set: {fact}." for name, fact in said.items() if not getattr(settings, name)]
 
 
-def for_workers(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
-    """What of an environment workers get, who open strangers' files: what they need, and of settings nothing."""
-    wanted = [*WORKER_VARIABLES, *filter(None, settings.worker_environment.split(","))]
+def for_workers(environment: Mapping[str, str], also: str) -> dict[str, str]:
+    """What of an environment workers get, who open strangers' files: what they need, and of settings nothing.
+
+    `also` names further variables as `Settings.worker_environment` does.
+    """
+    wanted = [*WORKER_VARIABLES, *filter(None, also.split(","))]
     return {
         name: value
         for name, value in environment.items()
@@ -270,9 +273,9 @@ def for_workers(settings: Settings, environment: Mapping[str, str]) -> dict[str,
     }
 
 
-def withdraw(settings: Settings) -> None:
-    """Leave nothing in this process's environment but what its workers, who inherit it, may know."""
-    kept = for_workers(settings, os.environ)
+def withdraw(also: str) -> None:
+    """Leave nothing in this process's environment but what its workers, who inherit it, may know, see `for_workers`."""
+    kept = for_workers(os.environ, also)
     for variable in os.environ.keys() - kept.keys():
         del os.environ[variable]
 

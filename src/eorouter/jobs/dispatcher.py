@@ -578,5 +578,5 @@ def main(arguments: list[str] | None = None) -> int:
 def run(settings: Settings, *, supervised: bool) -> None:
     """Run a dispatcher with prepared settings until it is told to stop."""
     settings = msgspec.structs.replace(settings, database_url=with_environment(settings.database_url))
-    withdraw(settings)
+    withdraw(settings.worker_environment)
     asyncio.run(serve(settings, is_supervised=supervised))

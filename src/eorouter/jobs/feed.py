@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from eorouter.errors import TooManyWaits
 from eorouter.jobs.states import TERMINAL, JobEvent
 from eorouter.jobs.wakeup import watch
+from eorouter.operation import Context
 from eorouter.storage.database import Database
 from eorouter.storage.tables import job_events, jobs
 
@@ -198,3 +200,22 @@ class Feed:
 def feed_of(db: Database) -> Feed:
     """The feed of this process on that database; it ends with it."""
     return db.attached(Feed)
+
+
+def place_of(ctx: Context) -> AbstractContextManager[None]:
+    """One of the places that whoever asks has here.
+
+    Raises:
+        TooManyWaits: on entering: all are taken.
+    """
+    return feed_of(ctx.stores.db).place(ctx.principal.id, ctx.settings.waits_max)
+
+
+async def attend(ctx: Context, job_id: str, timeout_s: float) -> None:
+    """Wait for the end of a job as somebody who asks for nothing else.
+
+    Raises:
+        TooManyWaits: they wait at as many places as they have.
+    """
+    with place_of(ctx):
+        await feed_of(ctx.stores.db).end(job_id, timeout_s)

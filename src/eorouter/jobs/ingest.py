@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from eorouter.errors import ApiError, ComputeRefused, Conflict, Fault, InvalidInput
 from eorouter.jobs import queue
-from eorouter.jobs.feed import feed_of
+from eorouter.jobs.feed import place_of
 from eorouter.operation import Context
 from eorouter.storage import uploads
 from eorouter.storage.stac import CommonName
@@ -87,8 +87,7 @@ async def start(ctx: Context, rows: Sequence[uploads.Row], params: Params, *, na
 
 async def wait(ctx: Context, job_id: str, timeout_s: float) -> None:
     """Wait for the end of an ingest, at most `timeout_s`; its uploads have ended too when it has."""
-    place = feed_of(ctx.stores.db).place(ctx.principal.id, ctx.settings.waits_max)
-    job = await queue.wait(ctx.stores.db, job_id, timeout_s, place=place)
+    job = await queue.wait(ctx.stores.db, job_id, timeout_s, place=place_of(ctx))
     if job.state in {"failed", "cancelled"}:  # settled with the job, unless it was cancelled before anything ran
         problem = job.problem or {"code": "cancelled", "message": f"Job {job_id}, which read the file, was cancelled."}
         async with ctx.stores.db.write() as tx:

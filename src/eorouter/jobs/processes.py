@@ -104,14 +104,14 @@ def part_settings(**overrides: object) -> Settings:
     settings = load(ours, **overrides)
     settings = msgspec.structs.replace(settings, data_dir=settings.data_dir.absolute())
     logs.configure(settings)
-    remaining = for_workers(settings, os.environ) | ours
+    remaining = for_workers(os.environ, settings.worker_environment) | ours
     is_confined = os.environ.get(_CONFINED) is not None
     if not is_confined and (given := sorted(os.environ.keys() - remaining.keys())):
         log.info("part.environment.withheld", variables=given, why="EOROUTER_WORKER_ENVIRONMENT names what is needed")
         sys.stderr.flush()
         confined = remaining | {_CONFINED: "1"}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], confined)  # noqa: S606 - our own command line
-    withdraw(settings)
+    withdraw(settings.worker_environment)
     return settings
 
 

@@ -29,7 +29,7 @@ from eorouter.errors import (
 )
 from eorouter.jobs import charges, queue
 from eorouter.jobs import resume as resuming
-from eorouter.jobs.feed import feed_of
+from eorouter.jobs.feed import attend, feed_of, place_of
 from eorouter.jobs.forecast import forecast
 from eorouter.jobs.views import Job, JobBound, JobEvent, Priority, State, event_of, job_of
 from eorouter.operation import Context, Example, Followed, Route, SpendAuthority, Tier, operation
@@ -332,8 +332,7 @@ async def execute(ctx: Context, request: AnalyticsExecuteInput, spend: SpendAuth
     job = await _create(ctx, asked, spend, is_interactive=request.wait_s > 0)
     if request.wait_s == 0:
         return job
-    place = feed_of(ctx.stores.db).place(ctx.principal.id, ctx.settings.waits_max)
-    return job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s, place=place))
+    return job_of(await queue.wait(ctx.stores.db, job.job_id, request.wait_s, place=place_of(ctx)))
 
 
 class ProcessingJobsGetInput(Input):
@@ -356,9 +355,7 @@ async def get_job(ctx: Context, request: ProcessingJobsGetInput) -> JobDetail:
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     if request.wait_s:
-        feed = feed_of(ctx.stores.db)
-        with feed.place(ctx.principal.id, ctx.settings.waits_max):
-            await feed.end(request.job_id, request.wait_s)
+        await attend(ctx, request.job_id, request.wait_s)
     async with ctx.stores.db.read() as tx:
         row = await queue.find(tx, ctx.principal, request.job_id)
         latest = sa.select(job_events).where(job_events.c.job_id == row.id).order_by(job_events.c.id.desc())
@@ -465,9 +462,8 @@ async def follow_events(
     async with ctx.stores.db.read() as tx:
         await queue.find(tx, ctx.principal, request.job_id)
     after = request.after if last_id is None else max(request.after, last_id)
-    feed = feed_of(ctx.stores.db)
-    with feed.place(ctx.principal.id, ctx.settings.waits_max):
-        async for rows in feed.follow(request.job_id, after):
+    with place_of(ctx):
+        async for rows in feed_of(ctx.stores.db).follow(request.job_id, after):
             if not rows:
                 yield None
             for row in rows:

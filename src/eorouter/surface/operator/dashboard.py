@@ -60,7 +60,7 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-_OF_EXACT_BYTES = frozenset({"accept-ranges", "content-encoding", "content-length", "etag", "last-modified"})
+_OF_EXACT_BYTES = frozenset({"accept-ranges", "content-encoding", "content-length"})
 _HEAD_BYTES_MAX = 1 << 16
 _ELSEWHERE = re.compile(
     rb"""<(?:link|script)\b[^>]*?\s(?:href|src)=["']?(?:https?:)?//[^>]*>(?:\s*</script>)?""", re.IGNORECASE
@@ -172,10 +172,10 @@ class Dashboard:
         if request.method == "HEAD" or got.status_code in {204, 304}:
             await got.aclose()
             return Response(b"", status_code=got.status_code, headers=kept)
-        chunks = _at_home(got.aiter_bytes(_CHUNK_BYTES)) if is_page else got.aiter_raw(_CHUNK_BYTES)
-        return Stream(self._body(got, chunks, seen), status_code=got.status_code, headers=kept)
+        return Stream(self._body(got, seen, is_page=is_page), status_code=got.status_code, headers=kept)
 
-    async def _body(self, got: httpx2.Response, chunks: AsyncIterator[bytes], seen: Pass) -> AsyncIterator[bytes]:
+    async def _body(self, got: httpx2.Response, seen: Pass, *, is_page: bool) -> AsyncIterator[bytes]:
+        chunks = _at_home(got.aiter_bytes(_CHUNK_BYTES)) if is_page else got.aiter_raw(_CHUNK_BYTES)
         looked = time.monotonic()
         try:
             async for chunk in chunks:

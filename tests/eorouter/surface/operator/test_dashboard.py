@@ -217,7 +217,7 @@ async def test_body_that_goes_on_ends_when_the_operator_is_none_any_more(people,
     passed = dashboard.Dashboard(people, Still(), clock=utc_now)  # pyright: ignore[reportArgumentType]
     chunks = []
     with pytest.raises(dashboard.MissingScope):
-        chunks.extend([chunk async for chunk in passed._body(got, None)])  # pyright: ignore[reportArgumentType]
+        chunks.extend([chunk async for chunk in passed._body(got, None, is_page=False)])  # pyright: ignore[reportArgumentType]
     assert got.is_closed
 
 
