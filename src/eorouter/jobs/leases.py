@@ -27,12 +27,16 @@ from eorouter.storage import uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute import method
+from eorouter_compute.errors import AttemptExists
 from eorouter_compute.method import Bound, Retries, Shard, total
 from eorouter_compute.orders import MERGE, Failure, Outcome
 
 _MEMORY_ATTEMPT_LIMIT = 3  # as planned, then in pieces of half the side, then of a quarter
 _FREE_TRIES = 16
 """So many tries of a shard may end without counting; who is a bystander that often is one no more, and each counts."""
+_RELEASES = 256
+"""So many may be given back in order besides. A rolling restart is none of the shard's doing, however often one comes,
+but a shard that fills the disk has its machine cleared in good order too, again and again."""
 _JITTER = 0.25  # shards that failed together do not come back together
 
 log = structlog.get_logger(__name__)
@@ -230,6 +234,7 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
         .values(
             state=ShardState.FAILED.value if gives_up else ShardState.READY.value,
             attempt=tries,
+            released=claim.released + (not counts and _is_given_back(claim, failure)),
             owner=None,
             lease_until=None,
             timing=None,
@@ -268,13 +273,19 @@ def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:
     failure = outcome.failure
     if failure is None:
         raise ValueError("Only a failed order can be a failed shard.")
-    # A claim raises both, and what does not count lowers one of them again. What was given back in order is no sign of
-    # anything: a rolling restart comes as often as there are releases, and none of them is the shard's doing.
-    free = claim.token - claim.attempt - claim.released
-    if not outcome.is_bystander or free < _FREE_TRIES:
+    free = claim.token - claim.attempt - claim.released  # a claim raises the first two, and ends as one of the three
+    if not outcome.is_bystander or free < _FREE_TRIES or _is_given_back(claim, failure):
         return failure, not outcome.is_bystander
     lost = f"Of {claim.token} tries of the shard none brought an answer: its worker was lost before, or its dispatcher."
     return msgspec.structs.replace(failure, kind="machine", code="worker_lost", message=lost), True
+
+
+def _is_given_back(claim: Claim, failure: Failure) -> bool:
+    """A worker signed off in the middle of the try, and Dask ran it again elsewhere, where the objects were there.
+
+    Only who signs off in order is followed like that: of a worker that died Dask tells at once.
+    """
+    return failure.code == AttemptExists.code and claim.released < _RELEASES
 
 
 def problem(failure: Failure, *, shard: int) -> dict[str, Any]:
@@ -392,26 +403,46 @@ async def reap(tx: AsyncConnection, *, now: datetime, dead_owners: Collection[st
 async def release(tx: AsyncConnection, claims: Iterable[tuple[Claim, int]], *, now: datetime) -> None:
     """Give leases back unharmed, with the pixels counted: the dispatcher stops, the shards did nothing wrong.
 
-    Such a try counts as nothing at all, not as a free one either: no shard brings it about, so it need not be bounded.
+    Such a try counts as nothing, not as a free one either; who was given back all too often has failed each time.
     """
-    claims = sorted(claims, key=lambda one: one[0].run)
-    await _hold(tx, {each.job_id for each, _ in claims})
-    for each, pixels in claims:
-        changed = await tx.execute(
-            sa.update(job_shards)
-            .where(*_current(each))
-            .values(
-                state=ShardState.READY.value,
-                attempt=each.attempt - 1,
-                released=job_shards.c.released + 1,
-                owner=None,
-                lease_until=None,
-                timing=None,
-                ready_at=now,
-            )
+    ordered = sorted(claims, key=lambda one: one[0].run)
+    held = {job.id: job for job in await _hold(tx, {each.job_id for each, _ in ordered}, jobs)}
+    for job_id, group in groupby(ordered, key=lambda one: one[0].job_id):
+        job = held.get(job_id)
+        if job is None:
+            continue  # deleted with its project
+        for each, pixels in group:
+            if each.released < _RELEASES:
+                await _give_back(tx, each, pixels, now)
+            elif await fail_shard(tx, job, Landed(claim=each, outcome=_STOPPED, pixels=pixels), now):
+                break
+
+
+async def _give_back(tx: AsyncConnection, claim: Claim, pixels: int, now: datetime) -> None:
+    changed = await tx.execute(
+        sa.update(job_shards)
+        .where(*_current(claim))
+        .values(
+            state=ShardState.READY.value,
+            attempt=claim.attempt - 1,
+            released=claim.released + 1,
+            owner=None,
+            lease_until=None,
+            timing=None,
+            ready_at=now,
         )
-        if changed.rowcount and pixels:
-            await _count(tx, each.job_id, -pixels)
+    )
+    if changed.rowcount and pixels:
+        await _count(tx, claim.job_id, -pixels)
+
+
+_STOPPED = Outcome(
+    failure=Failure(
+        kind="machine",
+        code="worker_lost",
+        message=f"Whatever ran the shard was told to stop before it was done, more than {_RELEASES} times.",
+    )
+)
 
 
 async def end_cancelled(tx: AsyncConnection, *, now: datetime) -> list[str]:

@@ -5,6 +5,7 @@ deleted, and of the rest what is oldest where there are too many.
 """
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -35,9 +36,11 @@ async def take(db: Database, account: str, address: str, *, now: datetime) -> No
     Raises:
         TooMany: of the account from this address, or of any account from it; then it was not counted.
     """
-    await _prune(db, now)
+    counts = {_key(address): ADDRESS_LIMIT, _key(address, account): PAIR_LIMIT}
+    if await _looked(db, counts, now):
+        await _prune(db, now)
     async with db.write() as tx:
-        for key, limit in ((_key(address), ADDRESS_LIMIT), (_key(address, account), PAIR_LIMIT)):
+        for key, limit in counts.items():
             upsert = db.insert(log_in_tries).values(key=key, tries=1, since=now)
             is_old = log_in_tries.c.since <= now - WINDOW
             counted = {
@@ -48,6 +51,23 @@ async def take(db: Database, account: str, address: str, *, now: datetime) -> No
             row = (await tx.execute(upsert.returning(log_in_tries.c.tries, log_in_tries.c.since))).one()
             if row.tries > limit:
                 raise TooMany((row.since + WINDOW - now).total_seconds())
+
+
+async def _looked(db: Database, limits: Mapping[str, int], now: datetime) -> bool:
+    """Refuse who is over a limit without a write, which a flood of tries would keep others from; True to prune first.
+
+    Raises:
+        TooMany: it is sure already.
+    """
+    tries = log_in_tries.c
+    lately = sa.select(tries.key, tries.tries, tries.since).where(tries.since > now - WINDOW)
+    is_old = sa.exists().where(tries.since <= now - WINDOW)
+    surplus = sa.exists(sa.select(tries.key).order_by(tries.since.desc()).offset(ROWS_MAX))
+    async with db.read() as tx:
+        for row in await tx.execute(lately.where(tries.key.in_(list(limits)))):
+            if row.tries >= limits[row.key]:
+                raise TooMany((row.since + WINDOW - now).total_seconds())
+        return bool((await tx.execute(sa.select(is_old | surplus))).scalar_one())
 
 
 async def forgive(db: Database, account: str, address: str) -> None:

@@ -392,7 +392,7 @@ requests_done = sa.Table(
 )
 
 log_in_tries = sa.Table(
-    # Failed log-ins of operators lately, by who tried; a digest of it, so that no address is kept.
+    # Failed log-ins of operators lately, by who tried: a digest of it, which is of one length whatever they typed.
     "log_in_tries",
     metadata,
     sa.Column("key", sa.String(64), primary_key=True),

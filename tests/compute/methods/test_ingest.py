@@ -22,6 +22,7 @@ from eorouter_compute.errors import (
 )
 from eorouter_compute.method import RasterAsset
 from eorouter_compute.methods.ingest import BandHint, IngestParams
+from eorouter_compute.orders import Outcome, ShardOrder, run_order
 from eorouter_compute.testing import asymmetric, run_local, write_raster
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -72,6 +73,21 @@ def test_other_rasters_become_cogs_with_the_same_pixels(tmp_path, data_dir, stem
     assert result.summary["rewritten_because"]
     assert cog_validate(str(local_path(data.object.href)), strict=True, quiet=True) == (True, [], [])
     assert_same_pixels(path, data.raster)
+
+
+@pytest.mark.parametrize("stem", [KEPT[0], REWRITTEN[0]])
+def test_the_shard_tells_the_pixels_that_it_read_and_not_those_it_may(tmp_path, data_dir, stem):
+    path = data_dir / "formats" / f"{stem}.tif"
+    size = path.stat().st_size
+    params = IngestParams(href=path.as_uri(), filename=path.name, declared_bytes=size, pixels_max=10**9)
+    (shard,) = method.plan(params, []).shards
+    order = ShardOrder(
+        job_id="job_1", number=0, token=1, label="ingest", prefix=f"{tmp_path.as_uri()}/0/1/",
+        task=msgspec.json.encode(params), inputs=msgspec.msgpack.encode(()), body=shard.body,
+    )  # fmt: skip
+    outcome = msgspec.msgpack.decode(run_order(msgspec.msgpack.encode(order)), type=Outcome)
+    with rasterio.open(path) as source:
+        assert outcome.pixels == source.width * source.height
 
 
 @pytest.mark.parametrize(

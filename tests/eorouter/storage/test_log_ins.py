@@ -39,6 +39,20 @@ async def test_replicas_count_together_and_success_is_forgiven(stores, replica):
     await log_ins.take(stores.db, "ada", "10.0.0.1", now=NOW)
 
 
+async def test_flood_of_refused_tries_writes_nothing(stores, replica, monkeypatch):
+    for _ in range(PAIR_LIMIT):
+        await log_ins.take(stores.db, "ada", "10.0.0.1", now=NOW)
+
+    def refuse():
+        raise AssertionError("a refusal wrote")
+
+    monkeypatch.setattr(replica, "write", refuse)
+    for second in range(3):
+        with pytest.raises(TooMany) as caught:
+            await log_ins.take(replica, "ada", "10.0.0.1", now=NOW + timedelta(seconds=second))
+        assert caught.value.wait_s == WINDOW.total_seconds() - second
+
+
 async def test_many_tries_at_once_do_not_slip_through(stores, replica):
     tries = [log_ins.take(db, "ada", "10.0.0.1", now=NOW) for db in (stores.db, replica) for _ in range(10)]
     ends = await asyncio.gather(*tries, return_exceptions=True)

@@ -2,7 +2,8 @@
 
 Dask's own server knows no log-in, so it listens where nobody but us comes: on loopback, or on a private network. Which
 address that is comes from the heartbeat of a dispatcher that lives, never from a request; of a request we take a path,
-a query, and the few headers that say how to answer. Its links are relative and so work below any address.
+a query, and the few headers that say how to answer. Its links are relative and so work below
+any address; those that climb above its root are set right, and what pages would have from other hosts is left out.
 
     browser ──cookie──► door ──► heartbeat of the dispatcher ──► path ──► Dask
             ◄──────────── status, known headers, our policy, bytes ◄───────┘
@@ -65,6 +66,7 @@ _HEAD_BYTES_MAX = 1 << 16
 _ELSEWHERE = re.compile(
     rb"""<(?:link|script)\b[^>]*?\s(?:href|src)=["']?(?:https?:)?//[^>]*>(?:\s*</script>)?""", re.IGNORECASE
 )
+_STATICS = re.compile(rb"""(["'])(?:\.\./)+statics/""")
 _STYLE = (
     b"<style>body{font:14px/1.5 system-ui,sans-serif;margin:1rem}table{border-collapse:collapse}"
     b"td,th{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #ddd}</style>"
@@ -172,10 +174,16 @@ class Dashboard:
         if request.method == "HEAD" or got.status_code in {204, 304}:
             await got.aclose()
             return Response(b"", status_code=got.status_code, headers=kept)
-        return Stream(self._body(got, seen, is_page=is_page), status_code=got.status_code, headers=kept)
+        depth = raw.partition(b"?")[0].count(b"/") - f"{target.base}/".count("/")
+        body = self._body(got, seen, depth=depth if is_page else None)
+        return Stream(body, status_code=got.status_code, headers=kept)
 
-    async def _body(self, got: httpx2.Response, seen: Pass, *, is_page: bool) -> AsyncIterator[bytes]:
-        chunks = _at_home(got.aiter_bytes(_CHUNK_BYTES)) if is_page else got.aiter_raw(_CHUNK_BYTES)
+    async def _body(self, got: httpx2.Response, seen: Pass, *, depth: int | None) -> AsyncIterator[bytes]:
+        """What Dask sends; of a page, `depth` folders below its root, as a browser here can show it."""
+        if depth is None:
+            chunks = got.aiter_raw(_CHUNK_BYTES)
+        else:
+            chunks = _at_home(_rooted(got.aiter_bytes(_CHUNK_BYTES), depth))
         looked = time.monotonic()
         try:
             async for chunk in chunks:
@@ -337,6 +345,20 @@ async def _at_home(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield plain.replace(b"</head>", _STYLE + b"</head>", 1) if dropped else head
     async for chunk in chunks:
         yield chunk
+
+
+async def _rooted(chunks: AsyncIterator[bytes], depth: int) -> AsyncIterator[bytes]:
+    """A page, `depth` folders down, that finds its style and scripts: some climb further up than Dask's root."""
+    place, held = b"\\1" + depth * b"../" + b"statics/", b""
+    async for chunk in chunks:
+        held += chunk
+        whole = held.rfind(b"<")  # what follows may be the beginning of a tag
+        if whole < len(held) - _HEAD_BYTES_MAX:
+            whole = len(held)
+        if whole:
+            yield _STATICS.sub(place, held[:whole])
+            held = held[whole:]
+    yield _STATICS.sub(place, held)
 
 
 def _relocated(location: str, asked: str, target: Target, dispatcher_id: str) -> str:

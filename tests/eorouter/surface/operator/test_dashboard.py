@@ -11,7 +11,7 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import pytest
@@ -217,7 +217,7 @@ async def test_body_that_goes_on_ends_when_the_operator_is_none_any_more(people,
     passed = dashboard.Dashboard(people, Still(), clock=utc_now)  # pyright: ignore[reportArgumentType]
     chunks = []
     with pytest.raises(dashboard.MissingScope):
-        chunks.extend([chunk async for chunk in passed._body(got, None, is_page=False)])  # pyright: ignore[reportArgumentType]
+        chunks.extend([chunk async for chunk in passed._body(got, None, depth=None)])  # pyright: ignore[reportArgumentType]
     assert got.is_closed
 
 
@@ -371,20 +371,65 @@ async def test_deaf_upstream_is_an_outage(served, beat, cookie, upstream):
 # Dask's own pages -----------------------------------------------------------------------------------------------------
 
 
-def fetched_from_elsewhere(page):
-    """What a browser would ask another host for, without anybody following a link."""
+def fetched(page):
+    """What a browser asks for when it shows a page, without anybody following a link."""
 
     class Finder(HTMLParser):
-        found: ClassVar[list[str]] = []
+        def __init__(self):
+            super().__init__()
+            self.found = []
 
         def handle_starttag(self, tag, attrs):
             if tag != "a":
-                values = [value or "" for name, value in attrs if name in {"src", "href", "data", "srcset"}]
-                self.found += [value for value in values if re.match(r"(https?:)?//", value)]
+                self.found += [value or "" for name, value in attrs if name in {"src", "href", "data", "srcset"}]
 
-    Finder.found = []
-    Finder().feed(page)
-    return Finder.found
+    finder = Finder()
+    finder.feed(page)
+    return finder.found
+
+
+def fetched_from_elsewhere(page):
+    return [link for link in fetched(page) if re.match(r"(https?:)?//", link)]
+
+
+@pytest.mark.parametrize("page", ["workers", "logs", "exceptions"])
+async def test_info_pages_of_dask_ask_no_other_host_and_find_what_they_ask_of_ours(
+    served, scheduler, beat, cookie, page
+):
+    place = f"{served.url}/operator/dashboard/{await beat(scheduler)}"
+    async with httpx2.AsyncClient(headers={"cookie": cookie}, trust_env=False, timeout=60) as browser:
+        plain = await browser.get(f"{scheduler.removesuffix('status')}info/main/{page}.html")
+        info = await browser.get(f"{place}/info/main/{page}.html")
+        assert "text/html" in info.headers["content-type"]
+        assert len(fetched_from_elsewhere(plain.text)) == 1
+        assert fetched_from_elsewhere(info.text) == []
+        assert info.text.index("<style>") < info.text.index("</head>")
+        body = plain.text.partition("</head>")[2]
+        assert info.text.partition("</head>")[2] == body.replace("../../../statics", "../../statics") != ""
+        own = fetched(info.text)
+        assert len(own) == 3
+        for link in own:
+            answer = await browser.get(urljoin(str(info.url), link))
+            assert (answer.status_code, bool(answer.content)) == (200, True), link
+
+
+@pytest.mark.parametrize(
+    ("depth", "page", "wanted"),
+    [
+        (2, b'<p>../../../statics/</p><script src="../../../statics/a.js">', b'<script src="../../statics/a.js">'),
+        (0, b"<link href='../statics/a.css'><a href=\"../x/\">", b"<link href='statics/a.css'><a href=\"../x/\">"),
+        (1, b'<a href="statics/x">' + b"text" * 20_000, b'<a href="statics/x">'),
+    ],
+)
+async def test_links_to_statics_are_set_right_wherever_the_bytes_are_cut(depth, page, wanted):
+    async def cut(*places):
+        for start, end in zip((0, *places), (*places, len(page)), strict=True):
+            yield page[start:end]
+
+    ways = [(place,) for place in range(min(len(page), 60))] + [tuple(range(1, min(len(page), 60)))]
+    told = {b"".join([chunk async for chunk in dashboard._rooted(cut(*places), depth)]) for places in ways}
+    assert len(told) == 1
+    assert wanted in told.pop()
 
 
 async def test_status_page_of_dask_loads_and_its_websocket_speaks(served, scheduler, beat, cookie):
@@ -399,9 +444,7 @@ async def test_status_page_of_dask_loads_and_its_websocket_speaks(served, schedu
             if link.startswith("stati"):
                 answer = await browser.get(f"{place}/{link}", timeout=60)
                 assert (answer.status_code, bool(answer.content)) == (200, True), link
-        info = await browser.get(f"{place}/info/main/workers.html")
-        assert (info.status_code, "<table" in info.text, "<style>" in info.text) == (200, True, True)
-        assert fetched_from_elsewhere(info.text) == fetched_from_elsewhere(page.text) == []
+        assert fetched_from_elsewhere(page.text) == []
     (token,) = set(re.findall(r'"token":"([^"]+)"', page.text))
     protocols = [websockets.Subprotocol("bokeh"), websockets.Subprotocol(token)]
     async with connect(
