@@ -10,6 +10,7 @@ from eorouter.storage.log_ins import PAIR_LIMIT, WINDOW
 from eorouter.storage.tables import sessions
 from eorouter.surface.operator import door
 from eorouter.surface.operator.door import COOKIE, LIFE
+from eorouter.types import utc_now
 
 ADA, BOB, ORIGIN = "ada@example.org", "bob@example.org", "http://testserver.local"
 
