@@ -103,7 +103,9 @@ def with_environment(text: str) -> str:
     parts = {"user": "username", "password": "password", "host": "host", "port": "port", "dbname": "database"}
     given = {name for name, part in parts.items() if getattr(url, part)} | url.query.keys()
     missing = {name: value for name, value in said.items() if name not in given}
-    login = {parts[name]: missing.pop(name) for name in ("user", "password", "dbname") if name in missing}
+    login: dict[str, Any] = {
+        parts[name]: missing.pop(name) for name in ("user", "password", "dbname") if name in missing
+    }
     url = (
         url.set(**login).update_query_dict(missing).difference_update_query(["service"])
     )  # hosts may be folders: there
