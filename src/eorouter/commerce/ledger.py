@@ -116,7 +116,7 @@ async def spent_under(tx: AsyncConnection, authority: SpendAuthority) -> str | N
     row = (await tx.execute(query)).one_or_none()
     if row is None:
         return None
-    if row.digest != authority.digest:
+    if not authority.digest or row.digest != authority.digest:  # who does not say what is asked has not bought it
         raise IdempotencyKeyReused(
             f"Under the Idempotency-Key {authority.idempotency_key[:80]!r} something else was bought at "
             f"{row.created_at:%Y-%m-%d %H:%M:%S} UTC ({row.reference}). Use a fresh key for each request."

@@ -508,6 +508,7 @@ class Dispatcher:
         try:
             async with self._stores.db.write() as tx:
                 await leases.record(tx, done, now=now)
+            async with self._stores.db.write() as tx:  # of its own: each locks jobs in order of id
                 await leases.release(tx, [(flight.claim, flight.pixels_counted) for flight in rest], now=now)
                 await dispatchers.forget(tx, self.id)
         finally:

@@ -53,7 +53,7 @@ def asked(item, kind=ProcessingCreateInput):
 
 
 def paying(who=ME, key=None):
-    return SpendAuthority(principal=who, idempotency_key=key or new_id("key"))
+    return SpendAuthority(principal=who, idempotency_key=key or new_id("key"), digest="0" * 64)
 
 
 async def balance(context, who=ME):
