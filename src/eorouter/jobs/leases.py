@@ -27,7 +27,6 @@ from eorouter.storage import uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute import method
-from eorouter_compute.errors import AttemptExists
 from eorouter_compute.method import Bound, Retries, Shard, total
 from eorouter_compute.orders import MERGE, Failure, Outcome
 
@@ -234,7 +233,6 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
         .values(
             state=ShardState.FAILED.value if gives_up else ShardState.READY.value,
             attempt=tries,
-            released=claim.released + (not counts and _is_given_back(claim, failure)),
             owner=None,
             lease_until=None,
             timing=None,
@@ -274,18 +272,10 @@ def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:
     if failure is None:
         raise ValueError("Only a failed order can be a failed shard.")
     free = claim.token - claim.attempt - claim.released  # a claim raises the first two, and ends as one of the three
-    if not outcome.is_bystander or free < _FREE_TRIES or _is_given_back(claim, failure):
+    if not outcome.is_bystander or free < _FREE_TRIES:
         return failure, not outcome.is_bystander
     lost = f"Of {claim.token} tries of the shard none brought an answer: its worker was lost before, or its dispatcher."
     return msgspec.structs.replace(failure, kind="machine", code="worker_lost", message=lost), True
-
-
-def _is_given_back(claim: Claim, failure: Failure) -> bool:
-    """A worker signed off in the middle of the try, and Dask ran it again elsewhere, where the objects were there.
-
-    Only who signs off in order is followed like that: of a worker that died Dask tells at once.
-    """
-    return failure.code == AttemptExists.code and claim.released < _RELEASES
 
 
 def problem(failure: Failure, *, shard: int) -> dict[str, Any]:
