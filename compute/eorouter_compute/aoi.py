@@ -19,7 +19,7 @@ from shapely.geometry.polygon import orient
 from shapely.ops import nearest_points
 
 from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
-from eorouter_compute.grid import Transform, Window, footprint, shifted, tiles
+from eorouter_compute.grid import Transform, Window, footprint, shifted, tiles, to_pixels
 from eorouter_compute.vetting import count_overlaps
 from eorouter_kernels import coverage
 
@@ -367,14 +367,7 @@ def _meeting(area: MultiPolygon, transform: Transform, shape: tuple[int, int]) -
 
 def in_pixels(area: Any, transform: Transform) -> Any:
     """The area in pixel coordinates (column, row) of the raster."""
-    a, b, c, d, e, f = transform
-    det = a * e - b * d
-
-    def inverse(xy: np.ndarray) -> np.ndarray:
-        x, y = xy[:, 0] - c, xy[:, 1] - f
-        return np.stack([(e * x - b * y) / det, (a * y - d * x) / det], axis=1)
-
-    return shapely.transform(area, inverse)
+    return shapely.transform(area, lambda xy: np.stack(to_pixels(transform, xy[:, 0], xy[:, 1]), axis=1))
 
 
 def _refuse(

@@ -125,6 +125,13 @@ def outline(shape: tuple[int, int], transform: Transform, *, points_per_side: in
     return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=1)
 
 
+def to_pixels(transform: Transform, x: Any, y: Any) -> tuple[Any, Any]:
+    """Columns and rows, in pixels from the outer corner of the first, of places in the CRS; numbers or arrays."""
+    a, b, c, d, e, f = transform
+    x, y, determinant = x - c, y - f, a * e - b * d
+    return (e * x - b * y) / determinant, (a * y - d * x) / determinant
+
+
 def footprint(
     crs: str, shape: tuple[int, int], transform: Transform
 ) -> tuple[dict[str, Any], tuple[float, float, float, float]]:
@@ -192,9 +199,8 @@ def _edge(
 
 def _pole_within(to_lonlat: Any, shape: tuple[int, int], transform: Transform) -> float | None:
     """Latitude of the one pole that lies on the raster; None when none does, or both."""
-    a, b, c, d, e, f = transform
     x, y = to_lonlat.transform(np.zeros(2), np.array([90.0, -90.0]), direction="INVERSE")
-    cols, rows = (e * (x - c) - b * (y - f)) / (a * e - b * d), (a * (y - f) - d * (x - c)) / (a * e - b * d)
+    cols, rows = to_pixels(transform, x, y)
     north, south = ((cols >= 0) & (cols <= shape[1]) & (rows >= 0) & (rows <= shape[0])).tolist()
     return None if north == south else 90.0 if north else -90.0
 

@@ -362,6 +362,12 @@ def get(method_id: str) -> Method:
         ) from None
 
 
+def is_blind(method_id: str) -> bool:
+    """Whether that method tells what it did rather than what was planned; False of one that is not installed here."""
+    known = methods().get(method_id)
+    return known is not None and known.is_blind
+
+
 @cache
 def methods() -> MappingProxyType[str, Method]:
     """Every installed method by id, sorted: those of this package and those of the entry points `eorouter.methods`."""

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from eorouter_compute import aoi, positions
 from eorouter_compute.errors import GridMismatch, InvalidParameter, TooLarge
-from eorouter_compute.grid import Grid, Window, outline
+from eorouter_compute.grid import Grid, Window, outline, to_pixels
 from eorouter_compute.method import InputItem, RasterAsset
 
 PIXELS_MAX = 1 << 36
@@ -108,20 +108,17 @@ def aligned(grid: Grid, other: Grid, *, tolerance_px: float = 1e-3) -> tuple[int
     """
     if not _same_crs(grid.crs, other.crs):
         return None
-    a, b, c, d, e, f = grid.transform
-    steps, others = np.array([a, b, d, e]), np.array([other.transform[i] for i in (0, 1, 3, 4)])
+    steps, others = (np.array([each.transform[i] for i in (0, 1, 3, 4)]) for each in (grid, other))
     reach = max(*grid.shape, *other.shape)
     if np.abs(steps - others).max() * reach > tolerance_px * np.abs(steps).max():
         return None
-    det = a * e - b * d
-    x, y = other.transform[2] - c, other.transform[5] - f
-    col, row = (e * x - b * y) / det, (a * y - d * x) / det
+    col, row = to_pixels(grid.transform, other.transform[2], other.transform[5])
     if max(abs(col - round(col)), abs(row - round(row))) > tolerance_px:
         return None
     around = positions.around(grid.crs)
     if around and (col + other.shape[1] > grid.shape[1] or col < 0):
         sides = np.concatenate([outline(each.shape, each.transform, points_per_side=2)[:, 0] for each in (grid, other)])
-        if np.ptp(sides) > around + 0.5 * abs(a):
+        if np.ptp(sides) > around + 0.5 * abs(grid.transform[0]):
             return None
     return round(row), round(col)
 
@@ -298,13 +295,11 @@ def _within_use(asset: RasterAsset, crs: str) -> tuple[np.ndarray, np.ndarray]:
     east = use.east + (360.0 if use.east < use.west else 0.0)
     lat, lon = (each.ravel() for each in np.mgrid[use.south : use.north : 65j, use.west : east : 257j])
     x, y = positions.moved(aoi.CRS84, asset.crs, lon, lat)
-    a, b, c, d, e, f = asset.transform
     height, width = asset.shape
     around = positions.around(asset.crs)
     inside = np.zeros(len(lon), np.bool_)
     for turn in (-around, 0.0, around) if around else (0.0,):
-        cols, rows = ((e * (x + turn - c) - b * (y - f)), (a * (y - f) - d * (x + turn - c)))
-        cols, rows = cols / (a * e - b * d), rows / (a * e - b * d)
+        cols, rows = to_pixels(asset.transform, x + turn, y)
         inside |= (cols >= 0) & (cols <= width) & (rows >= 0) & (rows <= height)
     x, y = positions.moved(aoi.CRS84, crs, lon[inside], lat[inside])
     known = np.isfinite(x) & np.isfinite(y)
@@ -328,16 +323,14 @@ def _around_globe(
     asset: RasterAsset, crs: str, around: float, y: np.ndarray
 ) -> tuple[float, float, float, float] | None:
     """Bounds of a raster that goes round the globe or holds a pole; None for all others."""
-    a, b, c, d, e, f = asset.transform
     height, width = asset.shape
     own = positions.around(asset.crs)
-    if own and abs(a) * width >= own * (1 - 1e-6):
+    if own and abs(asset.transform[0]) * width >= own * (1 - 1e-6):
         return -around / 2, float(y.min()), around / 2, float(y.max())
     low, high, found = float(y.min()), float(y.max()), False
     for pole in (-90.0, 90.0):
         x, v = positions.moved(aoi.CRS84, asset.crs, np.array([0.0]), np.array([pole]))
-        col = (e * (x - c) - b * (v - f)) / (a * e - b * d)
-        row = (a * (v - f) - d * (x - c)) / (a * e - b * d)
+        col, row = to_pixels(asset.transform, x, v)
         if own == 0 and 0 <= col[0] <= width and 0 <= row[0] <= height:
             found = True
             reach = around / 4 if _is_geographic(crs) else around / 2

@@ -27,6 +27,7 @@ FROM_THE_FIRST = -(1 << 31)
 """Below every number of a shard, a turn or a merge."""
 
 _OPEN_PER_ORG = 64
+_CLAIMED = ("number", "token", "attempt", "round", "body", "bound", "halvings", "released")
 
 
 class Claim(Struct, frozen=True, kw_only=True):
@@ -203,10 +204,7 @@ async def _lease(tx: AsyncConnection, job: OpenJob, numbers: list[int], *, owner
             lease_until=now + timedelta(seconds=LEASE_S),
             timing=None,
         )
-        .returning(
-            *(job_shards.c[name] for name in ("number", "token", "attempt", "round", "body", "bound", "halvings")),
-            job_shards.c.released,
-        )
+        .returning(*(job_shards.c[name] for name in _CLAIMED))
     )
     claims = [
         Claim(

@@ -110,8 +110,8 @@ async def _record_job(tx: AsyncConnection, job: sa.Row[Any], landed: list[Landed
 
 def _pixels(landed: Landed) -> int:
     """What a shard that is done counts: all that was planned, unless the plan could not know."""
-    planned, known = landed.claim.bound.pixels, method.methods().get(landed.claim.method)
-    return min(landed.outcome.pixels, planned) if known is not None and known.is_blind else planned
+    planned = landed.claim.bound.pixels
+    return min(landed.outcome.pixels, planned) if method.is_blind(landed.claim.method) else planned
 
 
 async def _begin_round(tx: AsyncConnection, job: sa.Row[Any], turned: Landed, now: datetime) -> None:

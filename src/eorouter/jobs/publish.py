@@ -133,8 +133,7 @@ async def _commit(
             f"{output.name}/{asset.key}": asset.object.sha256 for output in result.items for asset in output.assets
         },
     }
-    known = method.methods().get(job.method)
-    pixels_done = job.pixels_done if known is not None and known.is_blind else int(job.bound.get("pixels", 0))
+    pixels_done = job.pixels_done if method.is_blind(job.method) else int(job.bound.get("pixels", 0))
     await charges.capture(tx, job, result, now=now)
     await move(
         tx,

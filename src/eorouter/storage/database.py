@@ -103,12 +103,10 @@ def with_environment(text: str) -> str:
     parts = {"user": "username", "password": "password", "host": "host", "port": "port", "dbname": "database"}
     given = {name for name, part in parts.items() if getattr(url, part)} | url.query.keys()
     missing = {name: value for name, value in said.items() if name not in given}
-    login: dict[str, Any] = {
-        parts[name]: missing.pop(name) for name in ("user", "password", "dbname") if name in missing
-    }
-    url = (
-        url.set(**login).update_query_dict(missing).difference_update_query(["service"])
-    )  # hosts may be folders: there
+    # Host and port stay parameters: a host may be a folder, and there may be several of both.
+    places = [name for name in ("user", "password", "dbname") if name in missing]
+    login: dict[str, Any] = {parts[name]: missing.pop(name) for name in places}
+    url = url.set(**login).update_query_dict(missing).difference_update_query(["service"])
     address, mark, query = url.render_as_string(hide_password=False).partition("?")
     return address + mark + query.replace("+", "%20")  # which libpq does not take for a blank
 
