@@ -36,6 +36,19 @@ def test_zlib_reads_every_level_back(level: int) -> None:
     assert zlib.decompress(deflate.pack_at(tile, level)) == tile.tobytes()
 
 
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 300, 70_000])
+def test_isal_starts_with_a_dictionary_for_its_hashes_would_hold_an_address_else(level: int, size: int) -> None:
+    pixels = np.random.default_rng(size).integers(0, 9, size, "uint8")
+    packed = deflate.pack_at(pixels, level)
+    ahead = min(size, 16)
+    assert packed[2:7] == bytes([0, ahead, 0, 255 - ahead, 255])
+    assert packed[7 : 7 + ahead] == pixels[:ahead].tobytes()
+    assert zlib.decompress(packed) == pixels.tobytes()
+    rest = zlib.decompressobj(-zlib.MAX_WBITS, zdict=pixels[:ahead].tobytes())
+    assert rest.decompress(packed[7 + ahead : -4]) == pixels[ahead:].tobytes()
+
+
 def test_a_redundant_tile_is_no_larger_than_zlib_makes_it() -> None:
     tile = _tiles()["classes"]
     assert len(deflate.pack(tile)) <= len(zlib.compress(tile.tobytes(), 6))
