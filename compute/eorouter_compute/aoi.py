@@ -408,9 +408,9 @@ def _outlines(pixels: MultiPolygon) -> coverage.Outlines:
 class Coverage:
     """Which pixels of a raster belong to an area, window by window.
 
-    The answer for a pixel never depends on the window it is asked in: GDAL's rasteriser is run on tiles that lie fixed
-    on the raster, because its running sums depend on where a polygon enters the window. Tiles wholly inside or outside
-    are not rasterised.
+    The answer for a pixel never depends on the window it is asked in. "all_touched" is what GDAL's rasteriser says; it
+    is run on tiles that lie fixed on the raster, because its running sums depend on where a polygon enters the window.
+    Tiles wholly inside or outside are not rasterised.
     """
 
     def __init__(
@@ -429,12 +429,14 @@ class Coverage:
         self._rule: PixelRule = rule
         self._pixels = in_pixels(area, transform)
         self._min_coverage = min_coverage
-        self._outlines = _outlines(self._pixels) if rule == "coverage" else None
+        self._outlines = None if rule == "all_touched" else _outlines(self._pixels)
         self._is_large = shapely.get_num_coordinates(area) > _CLIP_VERTICES
         shapely.prepare(self._pixels)
 
     def covered(self, window: Window) -> np.ndarray:
         """True (y, x) where the pixel belongs to the area."""
+        if self._rule == "center" and self._outlines is not None:
+            return coverage.centers(self._outlines, (window.row, window.col, window.row_stop, window.col_stop))
         out = np.empty((window.height, window.width), np.bool_)
         for part in tiles(window, _MASK_TILE):
             tile = Window(
@@ -466,7 +468,7 @@ class Coverage:
             [area],
             out_shape=(tile.height, tile.width),
             transform=Affine(*shifted(self._transform, tile)),
-            all_touched=self._rule == "all_touched",
+            all_touched=True,
             invert=True,
         )
 

@@ -270,11 +270,10 @@ def _add(lost: list[FailedRead], new: FailedRead) -> None:
 def _nothing(asset: RasterAsset, bands: Sequence[int], window: Window) -> Block:
     """A block of which everything is missing."""
     by_index = {band.index: band for band in asset.bands}
-    dtype = np.dtype(by_index[bands[0]].dtype)
-    pixels = np.empty((len(bands), window.height, window.width), dtype)
+    pixels = np.empty((len(bands), window.height, window.width), by_index[bands[0]].dtype)
     for number, band in enumerate(bands):
-        fill = storable(by_index[band].nodata, dtype.name)
-        pixels[number] = (np.nan if dtype.kind == "f" else 0) if fill is None else fill
+        fill = storable(by_index[band].nodata, pixels.dtype.name)
+        pixels[number] = (np.nan if pixels.dtype.kind == "f" else 0) if fill is None else fill
     return Block(pixels, np.zeros(pixels.shape, np.bool_))
 
 
@@ -303,12 +302,13 @@ def _fetch_block(asset: RasterAsset, bands: Sequence[int], window: Window, *, is
 
 
 def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Block:
-    """The whole raster, reduced to at most `side_max` pixels along its longer side, from overviews if it has any."""
-    scale = max(max(asset.shape) / side_max, 1.0)
-    shape = (max(round(asset.shape[0] / scale), 1), max(round(asset.shape[1] / scale), 1))
+    """The whole raster in at most `side_max` pixels along its longer side, as an overview, or thinned if none fits."""
 
     def read(dataset: Any) -> Block:
         _check(dataset, asset, bands)
+        factors = [n for n in dataset.overviews(bands[0]) if n * side_max >= max(asset.shape) > n * side_max / 2]
+        factor = factors[0] if factors else max(max(asset.shape) / side_max, 1.0)
+        shape = tuple(max(int(np.ceil(size / factor - 1e-9)), 1) for size in asset.shape)
         pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
         mask = _mask(dataset, bands, lambda band: dataset.read_masks(band, out_shape=shape)) if asset.has_mask else None
         return Block(pixels, _valid(asset, bands, pixels, mask))

@@ -40,6 +40,9 @@ LATTICE = 2.0**44
 CHUNK_EDGES = 64
 """Edges that share one bounding box, so that a block passes over the far parts of a long outline quickly."""
 
+FEW_CROSSINGS = 32
+"""Crossings of a row that are sorted by insertion."""
+
 SPAN_CAPACITY = 1 << 19
 """Spans made before they are handed on; at least BLOCK × BLOCK, the most that one polygon can make in one block."""
 
@@ -209,6 +212,75 @@ def coverage(shapes: Outlines, window: tuple[int, int, int, int]) -> NDArray[np.
     for batch in spans(shapes, work):
         _paint(batch.first, batch.row, batch.col, batch.length, batch.weight, work.zone[batch.start :], row, col, out)
     return out
+
+
+def centers(shapes: Outlines, window: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """Which cells of a window have their centre inside the polygons, all zones taken as one area.
+
+    Every edge crosses the rows whose centre line lies between its ends; the cells between the first and the second
+    crossing of a row are inside, and so on (even-odd rule). Crossings are those of the whole edge, so the answer for a
+    cell does not depend on the window. A centre on an edge belongs to the area on the edge's left, as with GDAL.
+
+    Shapes: window is (row, col, row_stop, col_stop); the result is (y, x).
+    """
+    row, col, row_stop, col_stop = window
+    edges = (shapes.vertices, shapes.chunks, shapes.chunk_boxes)
+    counts = np.zeros(row_stop - row, np.int64)
+    _crossings(*edges, row, col, col_stop, counts, counts, np.empty(0, np.int64))
+    stops = np.cumsum(counts)
+    columns, ends = np.empty(stops[-1], np.int64), stops - counts
+    _crossings(*edges, row, col, col_stop, counts, ends, columns)
+    out = np.zeros((row_stop - row, col_stop - col), np.bool_)
+    _between(columns, ends, out)
+    return out
+
+
+@kernel
+def _crossings(
+    vertices: Floats, chunks: Ints, boxes: Floats, row: int, col: int, col_stop: int,
+    counts: Ints, ends: Ints, columns: Ints,
+) -> None:  # fmt: skip
+    """Count the crossings of each row, or put their columns at `ends`, which then are where a row's columns end."""
+    is_counting = len(columns) == 0
+    rows = len(counts)
+    for chunk in range(len(chunks)):
+        if boxes[chunk, 3] < row or boxes[chunk, 1] > row + rows:
+            continue
+        for i in range(chunks[chunk, 0], chunks[chunk, 1]):
+            # From the upper end down, so that two polygons make the same of the edge they share.
+            upper, lower = (i, i + 1) if vertices[i, 1] < vertices[i + 1, 1] else (i + 1, i)
+            x, y = vertices[upper, 0], vertices[upper, 1]
+            first = min(max(np.ceil(y - 0.5), row), row + rows)
+            stop = max(min(np.ceil(vertices[lower, 1] - 0.5), row + rows), row)
+            if first >= stop:
+                continue
+            slope = (vertices[lower, 0] - x) / (vertices[lower, 1] - y)
+            for place in range(int(first) - row, int(stop) - row):
+                if is_counting:
+                    counts[place] += 1
+                else:
+                    at = np.floor(x + (place + row + 0.5 - y) * slope + 0.5)
+                    columns[ends[place]] = int(min(max(at, col), col_stop)) - col
+                    ends[place] += 1
+
+
+@kernel
+def _between(columns: Ints, ends: Ints, out: NDArray[np.bool_]) -> None:
+    """Fill rows between their crossings, two by two; `columns` gets sorted row by row."""
+    start = 0
+    for row in range(len(ends)):
+        if ends[row] - start > FEW_CROSSINGS:
+            columns[start : ends[row]].sort()
+        else:
+            for i in range(start + 1, ends[row]):
+                kept, j = columns[i], i
+                while j > start and columns[j - 1] > kept:
+                    columns[j] = columns[j - 1]
+                    j -= 1
+                columns[j] = kept
+        for i in range(start, ends[row] - 1, 2):
+            out[row, columns[i] : columns[i + 1]] = True
+        start = ends[row]
 
 
 @kernel
@@ -502,4 +574,6 @@ def _paint(
 def warm_up() -> None:
     """Compile the kernels of this module, or load them from the cache."""
     square = np.array([[0.5, 0.5], [2.5, 0.5], [2.5, 2.5], [0.5, 2.5], [0.5, 0.5]])
-    coverage(outlines(square, np.array([0, 5]), np.array([0, 1])), (0, 0, 3, 3))
+    shapes = outlines(square, np.array([0, 5]), np.array([0, 1]))
+    coverage(shapes, (0, 0, 3, 3))
+    centers(shapes, (0, 0, 3, 3))

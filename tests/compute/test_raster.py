@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import Resampling
 
 from eorouter_compute import raster, tiff
 from eorouter_compute.errors import (
@@ -426,3 +427,18 @@ def test_previews_shrink_to_the_side_asked_for(tmp_path):
     asset = write_raster(tmp_path / "a.tif", asymmetric((300, 500), bands=2), nodata=0)
     assert raster.read_preview(asset, [2], 100).pixels.shape == (1, 60, 100)
     assert raster.read_preview(asset, [1, 2], 1000).pixels.shape == (2, 300, 500)
+
+
+def test_previews_are_an_overview_of_more_than_half_the_side(tmp_path):
+    pixels = np.arange(301 * 500, dtype="uint32").reshape(1, 301, 500) % 9001
+    asset = write_raster(tmp_path / "a.tif", pixels.astype("uint16"))
+    with rasterio.open(tmp_path / "a.tif", "r+") as target:
+        target.build_overviews([2, 4], Resampling.average)
+    with rasterio.open(tmp_path / "a.tif", OVERVIEW_LEVEL=0) as level:
+        halved = level.read()
+    asset = raster.describe(asset.href)
+    np.testing.assert_array_equal(raster.read_preview(asset, [1], 250).pixels, halved)
+    np.testing.assert_array_equal(raster.read_preview(asset, [1], 400).pixels, halved)
+    assert raster.read_preview(asset, [1], 600).pixels.shape == (1, 301, 500)
+    assert raster.read_preview(asset, [1], 249).pixels.shape == (1, 76, 125)
+    assert raster.read_preview(asset, [1], 50).pixels.shape == (1, 31, 50)

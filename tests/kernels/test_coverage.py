@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import shapely
+import shapely.affinity
 from exactextract import exact_extract
 from exactextract.raster import NumPyRasterSource
 from hypothesis import given, settings
@@ -206,3 +207,31 @@ def test_spans_come_in_bounded_batches_of_whole_pairs():
         for batch in coverage.spans(shapes, coverage.pairs(shapes, (0, 0, 1536, 512)))
     ]
     assert batches == [(0, 2, 2 * 512 * 512), (2, 1, 512 * 512)]
+
+
+@SEEDED
+@given(st.integers(0, 10_000), st.integers(3, 60))
+def test_centres_are_those_shapely_finds_inside_in_any_window(seed, corners):
+    rng = np.random.default_rng(seed)
+    area = star(seed, 30.0, (25.0, 20.0), corners).union(shapely.box(60.3, 5.2, 70.7, 30.1))
+    area = area.difference(star(seed + 1, 8.0, (25.0, 20.0)))
+    col, row = np.meshgrid(np.arange(80) + 0.5, np.arange(50) + 0.5)
+    whole = coverage.centers(outlines_of(area), (0, 0, 50, 80))
+    np.testing.assert_array_equal(whole, shapely.contains_xy(area, col, row))
+    top, left = int(rng.integers(0, 40)), int(rng.integers(0, 70))
+    part = coverage.centers(outlines_of(area), (top, left, top + 10, left + 10))
+    np.testing.assert_array_equal(part, whole[top : top + 10, left : left + 10])
+
+
+def test_centres_on_an_edge_belong_to_the_area_on_its_left_and_to_one_alone():
+    left, right = shapely.box(0, 0, 1.5, 2), shapely.box(1.5, 0, 4, 2)
+    assert coverage.centers(outlines_of(left), (0, 0, 2, 4)).tolist() == [[True, True, False, False]] * 2
+    assert coverage.centers(outlines_of(right), (0, 0, 2, 4)).tolist() == [[False, False, True, True]] * 2
+
+
+def test_a_row_with_many_crossings_is_filled_between_each_two():
+    teeth = [(i, 0.2 if i % 2 else 0.9) for i in range(200)]
+    comb = shapely.Polygon([*teeth, (199, 3), (0, 3)])
+    col, row = np.meshgrid(np.arange(200) + 0.5, np.arange(3) + 0.51)
+    found = coverage.centers(outlines_of(shapely.affinity.translate(comb, 0, -0.01)), (0, 0, 3, 200))
+    np.testing.assert_array_equal(found, shapely.contains_xy(comb, col, row))
