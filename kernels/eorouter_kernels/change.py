@@ -212,7 +212,9 @@ def _omnibus_probability(logs: Doubles, values: Doubles, first: int, looks: floa
         log_q += looks * (k * math.log(k) + log_sum - k * math.log(total))
     rho = 1.0 - (k / looks - 1.0 / (looks * k)) / (6.0 * (k - 1))
     omega = -0.25 * bands * (k - 1) * (1.0 - 1.0 / rho) ** 2
-    return -2.0 * log_q, _probability(-2.0 * log_q, rho, omega, (k - 1) * bands)
+    # Q is at most 1; where all dates are equal, rounding may say a little more.
+    statistic = max(-2.0 * log_q, 0.0)
+    return statistic, _probability(statistic, rho, omega, (k - 1) * bands)
 
 
 @kernel

@@ -63,6 +63,17 @@ def test_omnibus_is_its_twin():
     np.testing.assert_allclose(out, same, rtol=1e-5, atol=1e-7)
 
 
+def test_omnibus_of_equal_dates_is_nought_and_certain_never_less():
+    rng = np.random.default_rng(4)
+    stack = np.repeat(rng.gamma(5, 1 / 5, (1, 2, 4_000)).astype("float32"), 5, axis=0)
+    out = np.empty((5, 4_000), "float32")
+    change.omnibus(stack, 7.3, 0.01, out)
+    assert out[0].min() >= 0
+    assert out[0].max() < 1e-9
+    assert (out[1] == 1).all()
+    assert not out[2:].any()
+
+
 @pytest.mark.parametrize(("dates", "bands", "looks"), [(2, 1, 4.0), (2, 2, 9.0), (6, 2, 5.0)])
 def test_omnibus_has_uniform_probabilities_without_change_and_power_with_it(dates, bands, looks):
     rng = np.random.default_rng(3)
