@@ -260,7 +260,7 @@ def omnibus(stack: Floats, looks: float, level: float, out: Floats) -> None:
                 v = float(stack[t, b, n])
                 is_known = is_known and v > 0.0 and v < math.inf
                 values[t, b] = v
-                logs[t, b] = math.log(v) if v > 0.0 else 0.0
+                logs[t, b] = math.log(values[t, b]) if v > 0.0 else 0.0
         if not is_known:
             out[:, n] = math.nan
             continue
