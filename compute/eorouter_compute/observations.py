@@ -260,7 +260,7 @@ def stack(
 
     `away` (time, y, x) float32 gets distances; it and `cut` are as of `read`.
     """
-    count = len(days[0].scenes[0].order) if days[0].scenes[0].program is None else 1
+    count = bands_of(days)
     height, width = len(range(window.height)[cut[0]]), len(range(window.width)[cut[1]])
     out = seen.reader.room("stack", (len(members), count, height, width), np.float32)
     for place, member in enumerate(members):
@@ -268,20 +268,29 @@ def stack(
     return out.reshape(len(members), count, height * width)
 
 
+def bands_of(days: Sequence[Day]) -> int:
+    """How many bands a value has."""
+    first = days[0].scenes[0]
+    return len(first.order) if first.program is None else 1
+
+
 def by_period(days: Sequence[Day], periods: Sequence[Period], window: Window, seen: Seen) -> np.ndarray:
-    """Values (period, pixel) of one-band days: each period the median of its days, NaN where it has none.
+    """Values (band, period, pixel) of days: each period the median of its days, NaN where it has none.
 
     Good until the next call.
     """
-    out = seen.reader.room("periods", (len(periods), window.pixels), np.float32)
+    bands = bands_of(days)
+    out = seen.reader.room("periods", (bands, len(periods), window.pixels), np.float32)
     for place, period in enumerate(periods):
         if not period.members:
-            out[place] = np.nan
-        elif len(period.members) == 1:
-            read(days[period.members[0]], window, out[place].reshape(1, window.height, window.width), seen)
+            out[:, place] = np.nan
+        elif len(period.members) == bands == 1:
+            read(days[period.members[0]], window, out[0, place].reshape(1, window.height, window.width), seen)
         else:
             values = stack(days, period.members, window, seen)
-            temporal.ranks(values[:, 0], np.array([0.5]), out[place : place + 1])
+            for band in range(bands):
+                one = np.ascontiguousarray(values[:, band])
+                temporal.ranks(one, np.array([0.5]), out[band, place : place + 1])
     return out
 
 

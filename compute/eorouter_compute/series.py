@@ -175,11 +175,6 @@ def checked(analysis: Analysis, names: Sequence[str], smooth: Smooth | None) -> 
         if is_empty and analysis.best is None:
             return Composite(statistics=("median",))
         _check_best(analysis.best, names)
-    elif len(names) > 1:
-        raise InvalidParameter(
-            f"A {type(analysis).__struct_config__.tag} is made of one value per date; `value` has {len(names)} bands.",
-            pointer="/value/bands",
-        )
     if isinstance(analysis, Anomaly) and analysis.baseline[0] > analysis.baseline[1]:
         raise InvalidParameter("The baseline ends before it begins.", pointer="/analysis/baseline")
     return analysis
@@ -200,9 +195,14 @@ def _check_best(best: BestPixel | None, names: Sequence[str]) -> None:
 
 
 def bands(analysis: Analysis, names: Sequence[str], periods: Sequence[Period]) -> tuple[tuple[str, str | None], ...]:
-    """Name and unit of every band of the analysis, in order."""
+    """Name and unit of every band of the analysis, in order; of several bands those of the first come first."""
     if isinstance(analysis, Composite):
         return tuple(_composite_bands(analysis, names))
+    rows = _of_one_band(analysis, periods)
+    return rows if len(names) == 1 else tuple((f"{name}_{row}", unit) for name in names for row, unit in rows)
+
+
+def _of_one_band(analysis: Analysis, periods: Sequence[Period]) -> tuple[tuple[str, str | None], ...]:
     if isinstance(analysis, Curve):
         return tuple((period.name, None) for period in periods)
     if isinstance(analysis, Line):

@@ -1,9 +1,11 @@
 """Curves of zones: the value of every period averaged over every polygon, weighted by the exact fraction of a pixel.
 
-    days + zones ──plan──► windows of blocks ──measure──► accumulators (zone, block, period) ──table──► files and chart
+    days + zones ──plan──► windows of blocks ──measure──► accumulators (zone, block, curve) ──table──► files and chart
+
+A curve is a band of the value at every period, one band after the other.
 
 As in zonal statistics, accumulators are those of canonical blocks and are folded in one order, so neither shards nor
-workers change a bit of the answer. Every zone has a row for every period, measured or not.
+workers change a bit of the answer. Every zone has a row for every band and period, measured or not.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ from eorouter_compute.series import Analysis, Composite, Curve, Fill, Smooth
 from eorouter_kernels import coverage, zonal
 
 ROWS_MAX = 2_000_000
-"""Most zones times periods of one table."""
+"""Most zones times bands times periods of one table."""
 
 SHARD_BLOCKS = 4
 """Side of a shard in canonical blocks."""
@@ -42,6 +44,7 @@ class Work(Struct, frozen=True, kw_only=True):
     """What is measured, on which grid, in which zones; `zone_id` and `crs` as the caller gave them."""
 
     name: str
+    bands: tuple[str, ...]
     days: tuple[Day, ...]
     periods: tuple[Period, ...]
     grid: Grid
@@ -76,7 +79,7 @@ def plan(work: Work, bytes_read_per_pixel: float, held_bytes: int) -> tuple[tupl
     Raises:
         AoiOutside: no zone touches the grid; says how far away they are.
         InvalidGeometry: none of the zones has an area.
-        TooLarge: zones times periods exceed ROWS_MAX.
+        TooLarge: zones times bands times periods exceed ROWS_MAX.
     """
     grid, count = _asset(work.grid), 0
     if work.layer is None:
@@ -91,18 +94,19 @@ def plan(work: Work, bytes_read_per_pixel: float, held_bytes: int) -> tuple[tupl
         windows = list(zones.overlap(box, grid, SHARD_BLOCKS))
     if not windows:
         raise AoiOutside(zones.how_far(box, grid), pointer="/zones")
-    rows = count * len(work.periods)
+    depth = len(work.bands) * len(work.periods)
+    rows = count * depth
     if rows > ROWS_MAX:
         raise TooLarge(
-            f"{count:,} zones at {len(work.periods)} periods are {rows:,} rows; one job gives at most {ROWS_MAX:,}. "
-            "Ask for fewer zones or longer periods.",
+            f"{count:,} zones with {len(work.bands)} bands at {len(work.periods)} periods are {rows:,} rows; one job "
+            f"gives at most {ROWS_MAX:,}. Ask for fewer zones or bands, or longer periods.",
             pointer="/zones",
         )
     days = sum(len(period.members) for period in work.periods)
     shards = []
     for window in windows:
         blocks = max(-(-window.height // coverage.BLOCK) * -(-window.width // coverage.BLOCK), 1)
-        state = min(count * blocks, count + window.pixels) * len(work.periods) * zonal.STATE * 8
+        state = min(count * blocks, count + window.pixels) * depth * zonal.STATE * 8
         shards.append(
             Shard(
                 body=msgspec.msgpack.encode(window),
@@ -111,7 +115,9 @@ def plan(work: Work, bytes_read_per_pixel: float, held_bytes: int) -> tuple[tupl
                     bytes_read=int(window.pixels * bytes_read_per_pixel),
                     bytes_written=state + (1 << 16),
                     memory_bytes=held_bytes + 2 * STACK_BYTES + 3 * state + count * 8192 + (96 << 20) + warp.READ_BYTES,
-                    seconds=0.05 + window.pixels * (days * 4e-8 + bytes_read_per_pixel * 1e-8) + count * 2e-5,
+                    seconds=0.05
+                    + window.pixels * (len(work.bands) * days * 4e-8 + bytes_read_per_pixel * 1e-8)
+                    + count * 2e-5,
                 ),
             )
         )
@@ -130,23 +136,24 @@ def measure(work: Work, body: bytes, attempt: Attempt, seen: Seen) -> Part:
     window = msgspec.msgpack.decode(body, type=Window)
     _, shapes = _place(work)
     pairs = coverage.pairs(shapes, (window.row, window.col, window.row_stop, window.col_stop))
-    state = zonal.empty((len(pairs.zone), len(work.periods)))
+    bands = len(work.bands)
+    state = zonal.empty((len(pairs.zone), bands, len(work.periods)))
     cuts = np.flatnonzero((np.diff(pairs.block, axis=0) != 0).any(axis=1)) + 1
     for own in np.split(np.arange(len(pairs.zone)), cuts) if len(pairs.zone) else []:
         low, high = pairs.window[own, :2].min(axis=0), pairs.window[own, 2:].max(axis=0)
         part = Window(int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))
         some = coverage.Pairs(pairs.zone[own], pairs.block[own], pairs.window[own])
         areas = zones.row_areas(_asset(work.grid), part.row, part.height)
-        step = max(STACK_BYTES // (4 * part.pixels), 1)
+        step = max(STACK_BYTES // (4 * bands * part.pixels), 1)
         for first in range(0, len(work.periods), step):
             batch = work.periods[first : first + step]
-            values = observations.by_period(work.days, batch, part, seen).reshape(len(batch), part.height, part.width)
-            rows = zonal.empty((len(own), len(batch)))
+            values = observations.by_period(work.days, batch, part, seen).reshape(-1, part.height, part.width)
+            rows = zonal.empty((len(own), len(values)))
             for spans in coverage.spans(shapes, some):
                 zonal.update(spans, values, ~np.isnan(values), (part.row, part.col), areas, rows)
-            state[own, first : first + step] = rows
+            state[own, :, first : first + step] = rows.reshape(len(own), bands, len(batch), -1)
         attempt.advance(part.pixels)
-    touched = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=1)
+    touched = (state[..., zonal.WEIGHT] + state[..., zonal.MASKED] > 0.0).any(axis=(1, 2))
     data = msgspec.msgpack.encode(
         _Partials(
             pairs.zone[touched].astype(np.int32).tobytes(),
@@ -184,44 +191,56 @@ def table(
     fill: Fill | None,
     smooth: Smooth | None,
 ) -> tuple[tuple[OutputItem, ...], dict[str, Any]]:
-    """The table of zone and period with its chart, and with an analysis one row of numbers per zone; with a summary.
+    """The table of zone, band and period with a chart per band, and with an analysis a row of numbers per zone.
+
+    The second part of the answer is a summary.
 
     Raises:
         AoiOutside: no zone touches the grid.
     """
     placed, shapes = _place(work)
-    count, depth = len(placed), len(work.periods)
-    state = _folded(parts, count, depth)
+    count, bands, depth = len(placed), len(work.bands), len(work.periods)
+    state = _folded(parts, count, bands * depth)
     seen = state[..., zonal.WEIGHT] + state[..., zonal.MASKED]
     if not (seen > 0).any():
         raise AoiOutside(zones.how_far(zones.box_of(shapes), _asset(work.grid)), pointer="/zones")
     outside = np.maximum(shapes.areas - seen.max(axis=1), 0.0)
     numbers = zonal.finish(state, np.where(outside > zonal.SLIVER * shapes.areas, outside, 0.0))
-    curve = np.ascontiguousarray(numbers["mean"].T, np.float32)
-    raw = curve.copy()
+    raw = numbers["mean"].reshape(count, bands, depth).transpose(1, 2, 0).astype(np.float32)
+    smoothed = raw.copy()
     is_changed = fill is not None or smooth is not None
     if depth > 1:
-        series.prepare(curve, series.moments_of(work.periods), fill, smooth)
-    status = _statuses(placed, seen, state)
+        for curve in smoothed:
+            series.prepare(curve, series.moments_of(work.periods), fill, smooth)
+    status, curves_of_zones = _statuses(placed, seen, state), count * bands
     columns: dict[str, Any] = {
-        "zone_id": placed.ids.take(pa.array(np.repeat(np.arange(count), depth))),
-        "status": pa.array(np.repeat(np.array(status, object), depth).tolist()),
-        "period": pa.array([period.name for period in work.periods] * count),
-        "date": pa.array([(p.start + (p.stop - p.start - timedelta(days=1)) // 2) for p in work.periods] * count),
-        "dates": pa.array([len(period.members) for period in work.periods] * count),
+        "zone_id": placed.ids.take(pa.array(np.repeat(np.arange(count), bands * depth))),
+        "status": pa.array(np.repeat(np.array(status, object), bands * depth).tolist()),
+    }
+    if bands > 1:
+        columns["band"] = pa.array(np.tile(np.repeat(np.array(work.bands, object), depth), count).tolist())
+    middles = [period.start + (period.stop - period.start - timedelta(days=1)) // 2 for period in work.periods]
+    columns |= {
+        "period": pa.array([period.name for period in work.periods] * curves_of_zones),
+        "date": pa.array(middles * curves_of_zones),
+        "dates": pa.array([len(period.members) for period in work.periods] * curves_of_zones),
     }
     for name in COLUMNS:
         columns[name] = _column(numbers[name].reshape(-1))
     if is_changed:
-        columns["smoothed"] = _column(curve.T.reshape(-1).astype(np.float64))
+        columns["smoothed"] = _column(smoothed.transpose(2, 0, 1).reshape(-1).astype(np.float64))
     full = pa.table(columns)
     label = f"{work.name}_by_zone"
-    items = [_item(label, full, np.repeat(placed.geometries, depth), placed.crs, attempt)]
+    items = [_item(label, full, np.repeat(placed.geometries, bands * depth), placed.crs, attempt)]
     labels = [str(value) for value in placed.ids.to_pylist()]
-    items[0] = _with_chart(items[0], work, attempt, labels=labels, raw=raw, smooth=curve if is_changed else None)
+    charts = [
+        _chart(work, band, attempt, labels=labels, raw=raw[at], smooth=smoothed[at] if is_changed else None)
+        for at, band in enumerate(work.bands)
+    ]
+    items[0] = msgspec.structs.replace(items[0], assets=(*items[0].assets, *charts))
     if depth > 1 and not isinstance(analysis, Composite | Curve):
-        rows = series.analyse(analysis, curve, work.periods)
-        named = series.bands(analysis, (work.name,), work.periods)
+        rows = [row for curve in smoothed for row in series.analyse(analysis, curve, work.periods)]
+        named = series.bands(analysis, work.bands, work.periods)
         per_zone = pa.table({
             "zone_id": placed.ids,
             "status": pa.array(status),
@@ -256,30 +275,26 @@ def _item(name: str, full: pa.Table, shapes: NDArray[np.object_], crs: str, atte
     return OutputItem(name=name, assets=assets, footprint=footprint, bbox=bbox, title=name.replace("_", " "))
 
 
-def _with_chart(
-    item: OutputItem,
-    work: Work,
-    attempt: Attempt,
-    *,
-    labels: Sequence[str],
-    raw: np.ndarray,
-    smooth: np.ndarray | None,
-) -> OutputItem:
+def _chart(
+    work: Work, band: str, attempt: Attempt, *, labels: Sequence[str], raw: np.ndarray, smooth: np.ndarray | None
+) -> OutputAsset:
+    """The chart of one band's curves (period, zone)."""
     days = [period.middle.date() for period in work.periods]
     seen = [at for at in range(len(labels)) if np.isfinite(raw[:, at]).any()]
     names = {at: labels[at] if labels.count(labels[at]) == 1 else f"{labels[at]} ({at})" for at in seen}
     document = curves.draw(
         days,
         {names[at]: raw[:, at].tolist() for at in seen},
-        title=f"{work.name} by zone",
+        title=f"{band} by zone",
         lines=None if smooth is None else {names[at]: smooth[:, at].tolist() for at in seen},
     )
-    chart = OutputAsset(
-        key="chart",
-        object=attempt.write(f"{item.name}.svg", document),
+    is_one = len(work.bands) == 1
+    path = f"{work.name}_by_zone{'' if is_one else f'_{work.bands.index(band) + 1}'}.svg"
+    return OutputAsset(
+        key="chart" if is_one else f"chart_{work.bands.index(band) + 1}",
+        object=attempt.write(path, document),
         media_type="image/svg+xml",
         roles=("overview",),
-        filename=f"{item.name}.svg",
-        title="Curves of the zones",
+        filename=path,
+        title=f"Curves of the zones: {band}",
     )
-    return msgspec.structs.replace(item, assets=(*item.assets, chart))

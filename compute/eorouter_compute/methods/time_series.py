@@ -303,13 +303,12 @@ def _zones(
 ) -> zone_curves.Work | None:
     if params.zones is None:
         return None
-    if len(params.value.names) > 1:
-        raise InvalidParameter("Curves of zones are of one value; `value` has several bands.", pointer="/value/bands")
     layer = zones.layer_of(params.zones, inputs)
     if layer is not None and params.zone_id is not None:
         vector.refuse_unknown([params.zone_id], layer.fields, layer.key, "/zone_id")
     return zone_curves.Work(
         name=_label(params.value.names),
+        bands=params.value.names,
         days=days,
         periods=found,
         grid=grid,
@@ -372,9 +371,11 @@ def _bands(params: TimeSeriesParams, task: _Task, target: _Target, part: Window,
             rank = rank.reshape(len(members), -1)
         series.composite(task.analysis, stack, days, task.names, out, rank=rank)
         return out.reshape(shape)
-    curve = observations.by_period(task.days, target.periods, part, seen)
-    series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
-    return series.analyse(task.analysis, curve, target.periods).reshape(shape)
+    made = []
+    for curve in observations.by_period(task.days, target.periods, part, seen):
+        series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
+        made.append(series.analyse(task.analysis, curve, target.periods))
+    return (made[0] if len(made) == 1 else np.concatenate(made)).reshape(shape)
 
 
 # Bounds and words
@@ -386,7 +387,7 @@ def _depth(task: _Task, target: _Target) -> int:
     if isinstance(task.analysis, Composite):
         best = task.analysis.best
         return most * (len(task.names) + (best is not None and best.by == "clearest"))
-    return len(target.periods) + (max(1, most))
+    return len(task.names) * (len(target.periods) + max(1, most))
 
 
 def _side(task: _Task, target: _Target) -> int:

@@ -552,6 +552,43 @@ def test_a_table_by_zone_and_date_with_its_chart(tmp_path):
     assert again.items[0].assets[1].object.sha256 == result.items[0].assets[1].object.sha256
 
 
+def test_curves_of_several_bands_are_those_of_each_alone(tmp_path):
+    items, *_ = scenes(tmp_path, count=4)
+    a, _, c, _, e, f = items[0].rasters[0].transform
+    ring = [[c + x * a, f + y * e] for x, y in ((3, 4), (40.5, 6), (30, 50.2), (3, 4))]
+    fields = {
+        "masks": ["sentinel-2-scl"], "zones": {"type": "Polygon", "coordinates": [ring]}, "zones_crs": "EPSG:32632",
+        "smooth": {}, "analysis": {"type": "trend"}, "group": {"by": "month"},
+    }  # fmt: skip
+    both = run_local(task(value={"bands": ["red", "nir"]}, **fields), items)
+    table, trend = ([f["properties"] for f in msgspec.json.decode(_text(i, "geojson"))["features"]] for i in both.items)
+    assert [row["band"] for row in table] == sorted((row["band"] for row in table), reverse=True)
+    for place, band in enumerate(("red", "nir"), 1):
+        alone = run_local(task(value={"band": band}, **fields), items)
+        rows, line = (
+            [f["properties"] for f in msgspec.json.decode(_text(i, "geojson"))["features"]] for i in alone.items
+        )
+        assert [{k: v for k, v in row.items() if k != "band"} for row in table if row["band"] == band] == rows
+        assert {f"{band}_{k}": v for k, v in line[0].items() if k not in {"zone_id", "status"}}.items() <= trend[
+            0
+        ].items()
+        assert _text(both.items[0], f"chart_{place}") == _text(alone.items[0], "chart")
+    again = run_local(task(value={"bands": ["red", "nir"]}, **fields), items[::-1], shard_pixels=512 * 512, threads=2)
+    assert [a.object.sha256 for a in again.items[0].assets] == [a.object.sha256 for a in both.items[0].assets]
+
+
+@pytest.mark.parametrize("analysis", [{"type": "trend"}, {"type": "series"}, {"type": "harmonic", "harmonics": 1}])
+def test_an_analysis_of_several_bands_is_that_of_each_alone(tmp_path, analysis):
+    items, *_ = scenes(tmp_path, count=6, shape=(40, 30))
+    fields = {"masks": ["sentinel-2-scl"], "fill": {"by": "linear"}, "group": {"by": "month"}, "analysis": analysis}
+    both = run_local(task(value={"bands": ["red", "nir"]}, **fields), items).items[0]
+    parts = [run_local(task(value={"band": band}, **fields), items).items[0] for band in ("red", "nir")]
+    np.testing.assert_array_equal(pixels_of(both), np.concatenate([pixels_of(part) for part in parts]))
+    names = [f"{name}_{row.name}" for name, part in zip(("red", "nir"), parts, strict=True)
+             for row in part.assets[0].raster.bands]  # fmt: skip
+    assert [band.name for band in both.assets[0].raster.bands] == names
+
+
 def test_anomalies_of_a_month_against_earlier_years(tmp_path):
     items, values = [], []
     for number, (y, m) in enumerate([(y, m) for y in (2018, 2019, 2020, 2021) for m in (5, 6)]):
@@ -589,12 +626,6 @@ def test_anomalies_of_a_month_against_earlier_years(tmp_path):
         ),
         ({"value": {"band": "red"}, "aoi": [0, 0, 1, 1]}, AoiOutside, "km", "/aoi"),
         ({"value": {"band": "red"}, "smooth": {}}, InvalidParameter, "a composite has none", "/smooth"),
-        (
-            {"value": {"bands": ["red", "nir"]}, "analysis": {"type": "trend"}},
-            InvalidParameter,
-            "one value",
-            "/value/bands",
-        ),
         (
             {"value": {"band": "red"}, "analysis": {"type": "trend"}, "group": {"by": "all"}},
             InvalidParameter,
@@ -642,12 +673,6 @@ def test_anomalies_of_a_month_against_earlier_years(tmp_path):
             InvalidParameter,
             "the inputs are",
             "/zones/item_id",
-        ),
-        (
-            {"value": {"bands": ["red", "nir"]}, "zones": {"type": "Point"}},
-            InvalidParameter,
-            "several bands",
-            "/value/bands",
         ),
     ],
 )
