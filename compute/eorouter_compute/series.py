@@ -202,7 +202,9 @@ def bands(analysis: Analysis, names: Sequence[str], periods: Sequence[Period]) -
     return rows if len(names) == 1 else tuple((f"{name}_{row}", unit) for name in names for row, unit in rows)
 
 
-def _of_one_band(analysis: Analysis, periods: Sequence[Period]) -> tuple[tuple[str, str | None], ...]:
+def _of_one_band(
+    analysis: Curve | Line | Waves | Phenology | Anomaly, periods: Sequence[Period]
+) -> tuple[tuple[str, str | None], ...]:
     if isinstance(analysis, Curve):
         return tuple((period.name, None) for period in periods)
     if isinstance(analysis, Line):
