@@ -8,7 +8,7 @@ As in zonal statistics, accumulators are those of canonical blocks and are folde
 workers change a bit of the answer. Every zone has a row for every band and period, measured or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -212,24 +212,11 @@ def table(
     if depth > 1:
         for curve in smoothed:
             series.prepare(curve, series.moments_of(work.periods), fill, smooth)
-    status, curves_of_zones = _statuses(placed, seen, state), count * bands
-    columns: dict[str, Any] = {
-        "zone_id": placed.ids.take(pa.array(np.repeat(np.arange(count), bands * depth))),
-        "status": pa.array(np.repeat(np.array(status, object), bands * depth).tolist()),
-    }
-    if bands > 1:
-        columns["band"] = pa.array(np.tile(np.repeat(np.array(work.bands, object), depth), count).tolist())
-    middles = [period.start + (period.stop - period.start - timedelta(days=1)) // 2 for period in work.periods]
-    columns |= {
-        "period": pa.array([period.name for period in work.periods] * curves_of_zones),
-        "date": pa.array(middles * curves_of_zones),
-        "dates": pa.array([len(period.members) for period in work.periods] * curves_of_zones),
-    }
-    for name in COLUMNS:
-        columns[name] = _column(numbers[name].reshape(-1))
+    status = _statuses(placed, seen, state)
+    measures = {name: numbers[name] for name in COLUMNS}
     if is_changed:
-        columns["smoothed"] = _column(smoothed.transpose(2, 0, 1).reshape(-1).astype(np.float64))
-    full = pa.table(columns)
+        measures["smoothed"] = smoothed.transpose(2, 0, 1).astype(np.float64)
+    full = _rows(work, placed, status, measures)
     label = f"{work.name}_by_zone"
     items = [_item(label, full, np.repeat(placed.geometries, bands * depth), placed.crs, attempt)]
     labels = [str(value) for value in placed.ids.to_pylist()]
@@ -255,6 +242,24 @@ def table(
         "preview": full.slice(0, 20).to_pylist(),
     }
     return tuple(items), summary
+
+
+def _rows(
+    work: Work, placed: zones.Zones, status: Sequence[str], measures: Mapping[str, NDArray[np.float64]]
+) -> pa.Table:
+    """A row for every zone, band and period, in this order; so are the numbers of each measure."""
+    count, bands, depth = len(placed), len(work.bands), len(work.periods)
+    middles = [period.start + (period.stop - period.start - timedelta(days=1)) // 2 for period in work.periods]
+    zone = pa.array(np.repeat(np.arange(count), bands * depth))
+    columns: dict[str, Any] = {"zone_id": placed.ids.take(zone), "status": pa.array(status).take(zone)}
+    if bands > 1:
+        columns["band"] = pa.array(work.bands).take(pa.array(np.tile(np.repeat(np.arange(bands), depth), count)))
+    columns |= {
+        "period": pa.array([period.name for period in work.periods] * (count * bands)),
+        "date": pa.array(middles * (count * bands)),
+        "dates": pa.array([len(period.members) for period in work.periods] * (count * bands)),
+    }
+    return pa.table(columns | {name: _column(values.reshape(-1)) for name, values in measures.items()})
 
 
 def _column(values: NDArray[np.float64]) -> pa.Array:
