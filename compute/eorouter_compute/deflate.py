@@ -55,7 +55,7 @@ def _isal(data: bytes | np.ndarray, level: int) -> bytes:
 
     Where a stream starts without history, ISA-L 2.31 hashes the address of its own state in the place of the third
     byte (`igzip_icf_body_h1_gr_bt.asm`, `write_first_byte`), so one packing in some hundreds of a tile with areas of
-    nothing finds other matches than the rest. With a dictionary it never comes by that line (ADR 0008).
+    nothing finds other matches than the rest. With a dictionary it never comes by that line (ADR 0019).
     """
     from isal import isal_zlib
 

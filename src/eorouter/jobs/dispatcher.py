@@ -124,11 +124,12 @@ class Dispatcher:
         self._paces: dict[str, Pace] = {}
         self._costs = Costs()
         self._open: list[OpenJob] = []
-        self._open_until = 0.0
+        self._open_until = self._open_good_until = 0.0
         self._publishing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_at = utc_now()
         self._was_woken = True
+        self._stopping: set[str] = set()
         self._cluster_lost_at: float | None = None
 
     def stop(self) -> None:
@@ -139,6 +140,7 @@ class Dispatcher:
     def wake(self) -> None:
         """Something was committed; look at once."""
         self._was_woken = True
+        self._open_good_until = 0.0
         self._wakeup.set()
 
     async def run(self) -> None:
@@ -179,10 +181,10 @@ class Dispatcher:
             await asyncio.wait_for(self._wakeup.wait(), self._pause_s())
 
     def _pause_s(self) -> float:
-        """Until the next look: sooner while the list of open jobs may be old, or a dry job may have more."""
+        """Until the next look: sooner when the list of open jobs is old, or a dry job may have more."""
         now = time.monotonic()
-        moments = [self._open_until if self._flights else now + _IDLE_POLL_S, *self._dry.values()]
-        return min(max(min(moments) - now, 0.002), _IDLE_POLL_S)
+        old = max(self._open_until, self._open_good_until) if self._flights else now + _IDLE_POLL_S
+        return min(max(min(old, *self._dry.values(), now + _IDLE_POLL_S) - now, 0.002), _IDLE_POLL_S)
 
     async def _turn(self) -> bool:
         """Record and claim in one transaction; returns False when there was nothing to do."""
@@ -219,9 +221,10 @@ class Dispatcher:
         return bool(landed or taken.claims)
 
     async def _waiting(self) -> list[OpenJob]:
-        """Jobs that may have ready shards. Under load the list is read for a tenth of the time at most."""
+        """Jobs that may have ready shards. Read anew after commits, under load for a tenth of the time at most."""
         started = time.monotonic()
-        if started >= self._open_until or not self._flights:
+        if started >= max(self._open_until, self._open_good_until) or not self._flights:
+            self._open_good_until = started + _IDLE_POLL_S  # unless a commit comes while it is read
             async with self._stores.db.read() as tx:
                 self._open = await claiming.open_jobs(tx)
             ended = time.monotonic()
@@ -331,8 +334,10 @@ class Dispatcher:
         """Carry cancellations to the workers and progress back."""
         if not self._flights and not self._was_woken:
             return
-        self._was_woken = False
-        grounded = await self._grounded()
+        if self._was_woken:
+            self._was_woken = False
+            self._stopping = await self._grounded()
+        grounded = self._stopping & {run[0] for run in self._flights}
         if self._flights and self._cluster.is_healthy:
             late = {run_name(run) for run, flight in self._flights.items() if flight.is_overtime}
             for running in await self._cluster.pulse(grounded | late):
