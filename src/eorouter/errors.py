@@ -12,7 +12,7 @@
     ├── 415  UnsupportedMediaType
     ├── 416  RangeNotSatisfiable
     ├── 422  InvalidInput · IdempotencyKeyReused · SourceRefused · ComputeRefused (with the code of compute's class)
-    ├── 429  TooManyWaits
+    ├── 429  TooManyWaits · TooManyTries
     ├── 500  InternalFault
     └── 503  Unavailable
 
@@ -258,6 +258,12 @@ class TooManyWaits(ApiError):
     """As many requests of this caller wait for jobs as may; ask without waiting, or when one of them has ended."""
 
     code, status = "too_many_waits", 429
+
+
+class TooManyTries(ApiError):
+    """Too many failed log-ins from one address lately; `Retry-After` says when the next may be tried."""
+
+    code, status = "too_many_tries", 429
 
 
 class InternalFault(ApiError):

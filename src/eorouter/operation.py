@@ -123,6 +123,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         registry: every operation, for those that speak about operations.
         request_id: id in logs, errors and events.
         base_url: address under which the caller reached the API, without a slash at the end.
+        address: where the request comes from, of IPv6 the network; empty where nobody is told.
         content: raw body of the request, for operations that receive bytes.
     """
 
@@ -133,6 +134,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     registry: "Registry"
     request_id: str
     base_url: str
+    address: str = ""
     content: AsyncIterator[bytes] | None = None
 
 

@@ -20,11 +20,13 @@ from eorouter.errors import (
     InvalidInput,
     InvalidToken,
     MissingScope,
+    TooManyTries,
     Unauthenticated,
     WrongPassword,
 )
 from eorouter.identity import SessionTokens
 from eorouter.operation import ANY, PUBLIC, Context, Example, Route, Tier, operation
+from eorouter.storage import log_ins
 from eorouter.storage.tables import memberships, organisations, users
 from eorouter.types import Input, Mode, Output, Role, new_id
 
@@ -185,7 +187,7 @@ class AuthLoginInput(Input):
     "auth.login",
     tier=Tier.WRITE,
     scope=PUBLIC,
-    errors=(InvalidCredentials,),
+    errors=(InvalidCredentials, TooManyTries),
     routes=(Route("POST", "/v1/auth/login"),),
     examples=(
         Example(summary="Log in", request={"email": "ada@example.org", "password": "four unrelated words here"}),
@@ -195,9 +197,20 @@ async def login(ctx: Context, request: AuthLoginInput) -> Session:
     """Log in with e-mail and password.
 
     Answers `invalid_credentials` where the two do not belong together; the answer and the time it takes do not tell
-    whether the address has an account.
+    whether the address has an account. After five failed tries with one account, or thirty with any, from one network
+    address it answers `too_many_tries` until a quarter of an hour has passed.
     """
-    tokens = await identity.log_in(ctx.stores, ctx.settings, request.email, request.password, now=ctx.clock())
+    now, account = ctx.clock(), request.email.strip().lower()
+    try:
+        await log_ins.take(ctx.stores.db, account, ctx.address, now=now)
+    except log_ins.TooMany as error:
+        wait_s = int(error.wait_s) + 1
+        raise TooManyTries(
+            f"Too many failed log-ins from your network. Try again in {wait_s} s.",
+            headers={"Retry-After": str(wait_s)},
+        ) from None
+    tokens = await identity.log_in(ctx.stores, ctx.settings, request.email, request.password, now=now)
+    await log_ins.forgive(ctx.stores.db, account, ctx.address)
     async with ctx.stores.db.read() as tx:
         return await _session(tx, tokens)
 

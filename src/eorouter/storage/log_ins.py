@@ -1,6 +1,6 @@
-"""Failed log-ins of operators lately, by account and address and by address alone, for all API processes together.
+"""Failed log-ins lately, by account and address and by address alone, for all API processes together.
 
-Not by account alone: then anybody could lock the operator out. The rows are bounded: what is older than the window is
+Not by account alone: then anybody could lock its owner out. The rows are bounded: what is older than the window is
 deleted, and of the rest what is oldest where there are too many.
 """
 

@@ -31,6 +31,7 @@ from eorouter.operation import Route as IdiomaticRoute
 from eorouter.settings import Settings
 from eorouter.storage import Stores
 from eorouter.surface import binding, blobs, meters, problems, readiness, replay, streams
+from eorouter.surface.callers import address_of
 from eorouter.surface.envelope import Envelope
 from eorouter.surface.faults import did_you_mean
 from eorouter.types import ANONYMOUS, Principal, utc_now
@@ -150,6 +151,7 @@ class _Service:
             registry=self._registry,
             request_id=state["request_id"],
             base_url=self._base_url(request),
+            address=address_of(request),
             content=content,
         )
         asked = await self._bind(op, way, request)

@@ -19,6 +19,7 @@ from eorouter.errors import (
     InvalidInput,
     InvalidToken,
     MissingScope,
+    TooManyTries,
     Unauthenticated,
     WrongPassword,
 )
@@ -33,6 +34,7 @@ from eorouter.operations.auth import (
     AuthSignupInput,
     AuthUpdateInput,
 )
+from eorouter.storage import log_ins
 from eorouter.storage.tables import memberships, organisations, sessions, users
 from eorouter.types import Mode, Principal, Role, utc_now
 
@@ -175,6 +177,27 @@ async def test_login_with_wrong_password_or_unknown_or_odd_address_gets_one_and_
             await log_in(make(), password, email)
         messages.add(refusal.value.message)
     assert len(messages) == 1
+
+
+async def test_login_after_many_failures_from_one_address_waits_and_says_how_long(make, sign_up):
+    await sign_up()
+    begun = utc_now()
+    here = {"address": "192.0.2.1", "clock": lambda: begun}
+    for _ in range(log_ins.PAIR_LIMIT):
+        with pytest.raises(InvalidCredentials):
+            await log_in(make(**here), "wrong")
+    with pytest.raises(TooManyTries) as refusal:
+        await log_in(make(**here), email="ADA@example.org")
+    assert 0 < int(refusal.value.headers["Retry-After"]) <= log_ins.WINDOW.total_seconds() + 1
+    assert (await log_in(make(address="192.0.2.2", clock=lambda: begun))).user.email == "ada@example.org"
+    later = begun + log_ins.WINDOW
+    assert (await log_in(make(address="192.0.2.1", clock=lambda: later))).user.email == "ada@example.org"
+
+
+async def test_login_that_goes_well_counts_for_nothing(make, sign_up):
+    await sign_up()
+    for _ in range(log_ins.PAIR_LIMIT + 1):
+        await log_in(make(address="192.0.2.1"))
 
 
 async def test_login_of_an_unknown_address_verifies_a_hash_all_the_same(make, monkeypatch):

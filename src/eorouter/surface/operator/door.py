@@ -12,7 +12,6 @@ is `SameSite=Strict`, and `Origin` has to be ours besides.
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -27,6 +26,7 @@ from eorouter.operation import Registry
 from eorouter.settings import Settings
 from eorouter.storage import Stores, log_ins, operators
 from eorouter.storage.operators import Operator
+from eorouter.surface.callers import address_of
 
 PATH = "/operator"
 COOKIE = "eorouter_operator"
@@ -102,7 +102,7 @@ class Door:
         self.check_origin(request)
         form = await _form(request)
         email, password, now = form.get("email", ""), form.get("password", ""), self._clock()
-        account, address = email.strip().lower()[:320], _address(request)
+        account, address = email.strip().lower()[:320], address_of(request)
         await log_ins.take(self._stores.db, account, address, now=now)
         if len(password) > identity.PASSWORD_LENGTH_MAX:
             password = ""  # which is nobody's
@@ -172,13 +172,3 @@ async def _form(request: Request[Any, Any, Any]) -> dict[str, str]:
             break
     fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
     return {name: values[0] for name, values in fields.items()}
-
-
-def _address(request: Request[Any, Any, Any]) -> str:
-    """Where a request comes from; of IPv6 the network, which is one customer's."""
-    host = request.client.host if request.client is not None else ""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    return str(ip_network((address, 64), strict=False)) if isinstance(address, IPv6Address) else host
