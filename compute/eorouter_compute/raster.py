@@ -51,8 +51,8 @@ DRIVERS = ("GTiff", "JP2OpenJPEG")
 """Formats that are read. Both are single files, carry their own georeference and are read window by window. Raw formats
 with headers beside them, containers with links (VRT, SAFE, HDF) and pictures without a place on Earth are not."""
 
-DTYPES = frozenset({"uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"})
-"""Pixel types that are read; complex and 64-bit integers are not."""
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+"""Pixel types that are read; `ingest` makes narrower ones of 64-bit integers. Complex ones are not."""
 
 BLOCK_PIXELS_MAX = 1 << 28
 """Most pixels (of all bands together) one read may ask for."""
@@ -403,11 +403,9 @@ def _inspected(dataset: Any, href: str, key: str) -> Inspection:
     if dataset.count < 1 or dataset.count > BANDS_MAX:
         raise UnsupportedFormat(f"{href} has {dataset.count} bands; 1 to {BANDS_MAX} are read.", source=href)
     dtypes = tuple(dataset.dtypes)
-    if set(dtypes) - DTYPES:
-        raise UnsupportedFormat(
-            f"{href} holds {', '.join(sorted(set(dtypes) - DTYPES))} pixels; {', '.join(sorted(DTYPES))} are read.",
-            source=href,
-        )
+    if other := sorted(set(dtypes).difference(DTYPES)):
+        advice = f"{', '.join(DTYPES)} are read. Of complex pixels upload the intensity."
+        raise UnsupportedFormat(f"{href} holds {', '.join(other)} pixels; {advice}", source=href)
     block_height, block_width = dataset.block_shapes[0]
     samples = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
     tile_bytes = block_height * block_width * samples * np.dtype(dtypes[0]).itemsize

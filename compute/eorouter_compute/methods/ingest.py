@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from datetime import datetime as Datetime  # noqa: N812 - the parameter is called datetime, as in STAC
+from math import isqrt
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from eorouter_compute.errors import (
     SourceUnreadable,
     UnsupportedFormat,
 )
-from eorouter_compute.grid import Transform, Window, footprint
+from eorouter_compute.grid import Transform, Window, footprint, tiles
 from eorouter_compute.method import (
     Band,
     Bound,
@@ -53,6 +54,8 @@ RATIO_FROM_BYTES = 1 << 30
 
 _CHUNK = 8 << 20
 _MEMORY_BYTES = raster.TILE_BYTES_MAX + product.PIECE_BYTES + (320 << 20)
+_WIDE = frozenset({"int64", "uint64"})
+_NARROWER = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _VECTOR_MEDIA_TYPES = {
     ".gpkg": "application/geopackage+sqlite3",
     ".parquet": "application/vnd.apache.parquet",
@@ -141,7 +144,7 @@ def plan(params: IngestParams, inputs: Sequence[InputItem]) -> Plan:
             body=str(number).encode(),
             bound=Bound(
                 pixels=params.pixels_max,
-                bytes_read=3 * file.declared_bytes + (1 << 20),
+                bytes_read=4 * file.declared_bytes + (1 << 20),
                 bytes_written=16 * params.pixels_max + file.declared_bytes,
                 memory_bytes=_MEMORY_BYTES,
                 seconds=1.0 + file.declared_bytes * 4e-8 + params.pixels_max * 4e-8,
@@ -185,13 +188,16 @@ def _taken_in(params: IngestParams, attempt: Attempt) -> Part:
         raise NoCrs(_named(params, found.problem), source=params.href)
     asset = _hinted(params, found.asset)
     reasons = _reasons_to_rewrite(found, asset)
+    source, indexes = asset, [band.index for band in asset.bands]
+    if asset.bands[0].dtype in _WIDE:
+        asset = _narrowed(params, source, attempt)
+        reasons.append(f"its 64-bit integers all have a place in {asset.bands[0].dtype}")
     spec = _spec(asset, found)
     report = ReadReport()
-    indexes = [band.index for band in asset.bands]
 
     def compute(window: Window) -> Stored:
         nonlocal report
-        made = verbatim.read(spec, asset, indexes, window)
+        made = verbatim.read(spec, asset, indexes, window) if source is asset else _narrow(source, spec, window)
         valid = window.pixels if made.valid is None else int(np.count_nonzero(made.valid.any(axis=0)))
         report += ReadReport(reads=1, pixels=window.pixels, valid_pixels=valid)
         return made
@@ -200,8 +206,9 @@ def _taken_in(params: IngestParams, attempt: Attempt) -> Part:
         statistics = cog.measure(spec, lambda window: compute(window)[:2], advance=attempt.advance)
         verdict = Verdict(asset=asset, spec=spec, statistics=statistics)
         return Part(body=msgspec.msgpack.encode(verdict), report=report)
-    spec = cog.with_best_predictor(spec, [raster.read_block(asset, indexes, place).pixels for place in _samples(asset)])
-    size = len(spec.bands) * np.dtype(spec.dtype).itemsize
+    samples = (raster.read_block(source, indexes, place).pixels.astype(spec.dtype) for place in _samples(asset))
+    spec = cog.with_best_predictor(spec, tuple(samples))
+    size = len(spec.bands) * np.dtype(source.bands[0].dtype).itemsize
     side = product.piece_side(spec, 2.0 * (size + len(spec.bands)))
     segment, objects = product.encode(spec, spec.window, side, attempt, compute)
     verdict = Verdict(asset=asset, spec=spec, segment=segment, reasons=tuple(reasons))
@@ -367,6 +374,43 @@ def _spec(asset: RasterAsset, found: raster.Inspection) -> CogSpec:
         has_mask=has_mask,
         overview_resampling="mode" if "palette" in found.color_interpretation else "average",
     )
+
+
+def _narrowed(params: IngestParams, asset: RasterAsset, attempt: Attempt) -> RasterAsset:
+    """The asset in the narrowest type that holds every number of it; what hides pixels, but has no place, is a mask's.
+
+    Raises:
+        UnsupportedFormat: numbers beyond ±2⁵³ that no other type holds either.
+    """
+    low, high = 0, 0
+    indexes = [band.index for band in asset.bands]
+    side = max(isqrt(product.PIECE_BYTES // (20 * len(indexes))) // 16 * 16, 16)
+    for place in tiles(asset.window, side):
+        block = raster.read_block(asset, indexes, place)
+        known = block.pixels if block.valid is None else block.pixels[block.valid]
+        if known.size:
+            low, high = min(low, int(known.min())), max(high, int(known.max()))
+        attempt.advance(0)
+    holding = (dtype for dtype in _NARROWER if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max)
+    dtype = next(holding, "float64" if max(-low, high) <= 1 << 53 else None)
+    if dtype is None:
+        raise UnsupportedFormat(
+            f"{params.filename} holds whole numbers from {low} to {high}; 64-bit integers are kept up to ±2⁵³. Number "
+            "them anew, or spread them over two bands.",
+            source=params.href,
+        )
+    narrow = (
+        msgspec.structs.replace(band, dtype=dtype, nodata=raster.storable(band.nodata, dtype)) for band in asset.bands
+    )
+    hides = any(band.nodata is not None and raster.storable(band.nodata, dtype) is None for band in asset.bands)
+    return msgspec.structs.replace(asset, bands=tuple(narrow), has_mask=asset.has_mask or hides)
+
+
+def _narrow(source: RasterAsset, spec: CogSpec, window: Window) -> Stored:
+    """Pixels of a window in the type they go to; those that are missing are anything."""
+    block = raster.read_block(source, [band.index for band in source.bands], window)
+    pixels = block.pixels if block.valid is None else np.where(block.valid, block.pixels, 0)
+    return Stored(pixels.astype(spec.dtype), block.valid, {})
 
 
 def _samples(asset: RasterAsset) -> list[Window]:

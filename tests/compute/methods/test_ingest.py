@@ -232,3 +232,55 @@ def test_the_plan_is_one_shard_and_pure():
     params = IngestParams(href="s3://nowhere/x", filename="x", declared_bytes=100, pixels_max=1000)
     assert len(method.plan(params, []).shards) == 1
     assert method.get("ingest").is_internal
+
+
+@pytest.mark.parametrize(
+    ("numbers", "dtype", "kept"),
+    [
+        ([0, 3, 255], "int64", "uint8"),
+        ([-128, 5, 127], "int64", "int8"),
+        ([0, 256], "uint64", "uint16"),
+        ([-1, 300], "int64", "int16"),
+        ([0, 1 << 31], "int64", "uint32"),
+        ([-1, 1 << 20], "int64", "int32"),
+        ([-1, 1 << 40], "int64", "float64"),
+        ([0, 1 << 53], "uint64", "float64"),
+    ],
+)
+def test_64_bit_integers_become_the_narrowest_type_that_holds_them(tmp_path, numbers, dtype, kept):
+    pixels = np.resize(np.array(numbers, dtype), (1, 300, 270))
+    write_raster(tmp_path / "a.tif", pixels, nodata=None)
+    result = ingest(tmp_path / "a.tif", tmp_path / "out")
+    asset = result.items[0].assets[0].raster
+    assert asset.bands[0].dtype == kept
+    assert any("64-bit" in reason for reason in result.summary["rewritten_because"])
+    block = raster.read_block(asset, [1], asset.window)
+    assert block.valid is None
+    assert block.pixels.dtype == kept
+    assert (block.pixels.astype(dtype) == pixels).all()
+
+
+@pytest.mark.parametrize("nodata", [-(2**63), -9999, 7])
+def test_missing_pixels_of_64_bit_integers_stay_missing(tmp_path, nodata):
+    pixels = np.resize(np.array([1, 2, nodata, 9], "int64"), (1, 64, 64))
+    write_raster(tmp_path / "a.tif", pixels, nodata=nodata)
+    asset = ingest(tmp_path / "a.tif", tmp_path / "out").items[0].assets[0].raster
+    assert asset.bands[0].dtype == "uint8"
+    block = raster.read_block(asset, [1], asset.window)
+    np.testing.assert_array_equal(block.valid, pixels != nodata)
+    np.testing.assert_array_equal(block.pixels[block.valid], pixels[pixels != nodata])
+    assert asset.has_mask is (nodata != 7)
+
+
+def test_whole_numbers_that_no_other_type_holds_are_refused(tmp_path):
+    write_raster(tmp_path / "a.tif", np.full((1, 20, 20), (1 << 53) + 1, "int64"), nodata=None)
+    with pytest.raises(UnsupportedFormat, match="2⁵³"):
+        ingest(tmp_path / "a.tif", tmp_path / "out")
+
+
+def test_complex_pixels_say_what_to_upload_instead(tmp_path):
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", width=8, height=8, count=1, dtype="complex64",
+                       crs="EPSG:32632", transform=rasterio.Affine(10, 0, 0, 0, -10, 0)) as target:  # fmt: skip
+        target.write(np.ones((1, 8, 8), "complex64"))
+    with pytest.raises(UnsupportedFormat, match="intensity"):
+        ingest(tmp_path / "a.tif", tmp_path / "out")

@@ -8,7 +8,6 @@ import sqlalchemy as sa
 from eorouter import identity, signing
 from eorouter.storage.log_ins import PAIR_LIMIT, WINDOW
 from eorouter.storage.tables import sessions
-from eorouter.surface.operator import door
 from eorouter.surface.operator.door import COOKIE, LIFE
 from eorouter.types import utc_now
 
