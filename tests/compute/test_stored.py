@@ -81,6 +81,7 @@ def test_a_number_in_single_precision_is_looked_for_as_the_file_holds_it(tmp_pat
     asset = write_raster(tmp_path / "0.tif", pixels)
     band = msgspec.structs.replace(asset.bands[0], nodata=0.1)
     (found,) = Reader(None).read(warp.placed(asset, asset.grid), [band], asset.window, "slot")
+    assert (found.pixels[:30].astype(np.float64) == found.nodata).all()
     np.testing.assert_array_equal(known(found), np.arange(SHAPE[0])[:, None] * np.ones(SHAPE) >= 30)
 
 
