@@ -180,7 +180,8 @@ def _fill(directory: Directory, dtype: np.dtype[Any] | None) -> float | None:
     except ValueError:
         return None
     if dtype.kind == "f":
-        return value if not np.isfinite(value) or abs(value) <= np.finfo(dtype).max else None
+        with np.errstate(over="ignore"):  # the type may round a number a little beyond its largest back to it
+            return value if not np.isfinite(value) or np.isfinite(dtype.type(value)) else None
     info = np.iinfo(dtype)
     return value if value.is_integer() and info.min <= value <= info.max else None
 

@@ -158,13 +158,15 @@ def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Bloc
 def read_stored(asset: RasterAsset, bands: Sequence[int], window: Window, out: np.ndarray) -> np.ndarray | None:
     """Read bands (counted from 1) of a window into `out` (band, y, x); what the file's own mask says, None for all.
 
-    The quick way for who tests for nodata himself: nodata and NaN are left to the caller (`missing_number`).
+    The quick way for who tests for nodata himself: nodata and NaN are left to the caller.
 
     Raises:
         SourceUnreadable, SourceTruncated: as `read_block`.
     """
-    found = blocks.read(asset.href, asset.shape, out.dtype.name, bands, window, with_mask=asset.has_mask, out=out)
+    with witness.reading():
+        found = blocks.read(asset.href, asset.shape, out.dtype.name, bands, window, with_mask=asset.has_mask, out=out)
     if found is not None:
+        witness.count_read(out.nbytes)
         return found[1]
     block = read_block(asset, bands, window)
     out[...] = block.pixels

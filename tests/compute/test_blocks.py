@@ -69,6 +69,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("dtype", sorted(set(raster.DTYPES) - {"int64", "uint64"}))  # which are GDAL's to read
 @pytest.mark.parametrize("compress", ["none", "deflate", "lzw", "zstd"])
 def test_every_way_gdal_stores_pixels_is_read(tmp_path, dtype, compress):
+    is_ours = dtype not in {"int64", "uint64"}  # those are read once, when they are taken in, by GDAL
     pixels = asymmetric((75, 101), bands=3, dtype=dtype)
     mask = np.random.default_rng(0).random((75, 101)) > 0.3
     predictors = [1] if compress == "none" else ([1, 3] if "float" in dtype else [1, 2])
@@ -78,10 +79,10 @@ def test_every_way_gdal_stores_pixels_is_read(tmp_path, dtype, compress):
         options = {"predictor": predictor} if predictor > 1 else {}
         where = {"interleave": interleave, "endianness": order, "bigtiff": "YES" if number % 3 else "NO"}
         write_raster(path, pixels, compress=compress, **where, **options, **layout)
-        assert assert_as_gdal(path)
+        assert assert_as_gdal(path) == is_ours
         np.testing.assert_array_equal(rasterio.open(path).read(), pixels)
     write_raster(tmp_path / "mask.tif", pixels, compress=compress, mask=mask)
-    assert assert_as_gdal(tmp_path / "mask.tif", with_mask=True)
+    assert assert_as_gdal(tmp_path / "mask.tif", with_mask=True) == is_ours
 
 
 @pytest.mark.parametrize("nodata", [None, 7, -9999])

@@ -17,11 +17,11 @@ from distributed.core import Status
 from distributed.versions import get_versions
 
 from eorouter_compute import cluster as cluster_module
-from eorouter_compute import method, orders
+from eorouter_compute import method
 from eorouter_compute.build import build
 from eorouter_compute.cluster import Cluster
 from eorouter_compute.method import Part, Result
-from eorouter_compute.orders import MERGE, Outcome, ShardOrder, pulse, run_order
+from eorouter_compute.orders import MERGE, ShardOrder
 
 TOYS = Path(__file__).resolve().parents[1] / "toys"
 MEMORY_BYTES = 700 << 20
@@ -231,23 +231,6 @@ async def test_what_ran_out_of_memory_is_forgotten_before_its_address_is_another
     assert bare._killed(order(), died).failure.kind == "machine"
 
 
-async def test_pulse_forgets_what_silent_senders_gave_up_unless_it_runs_here(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(orders.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(orders, "_cancelled", {})
-    monkeypatch.setattr(orders, "_heard_at", {})
-    monkeypatch.setattr(orders, "_running", {("job_here", 0, 1): 5})
-    for number in range(500):
-        now[0] += 1.0
-        pulse([f"job_{number}", "job_here"], f"dispatcher_{number}")
-    assert len(orders._cancelled["dispatcher_0"]) == 1
-    assert len(orders._cancelled["dispatcher_499"]) == 2
-    orders._running.clear()
-    now[0] += 100.0
-    assert pulse([], "another") == []
-    assert (orders._cancelled, orders._heard_at) == ({}, {})
-
-
 async def test_run_without_a_cluster_is_a_lost_try(order):
     bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
     failure = (await bare.run(order())).failure
@@ -278,15 +261,6 @@ async def test_check_versions_says_which_library_differs():
         cluster_module.check_versions(mine, {"tls://h:1": mine, "tls://h:2": other})
     with pytest.raises(cluster_module.OtherBuild, match="than the dispatcher"):
         cluster_module.check_versions(other, {})
-
-
-async def test_run_order_with_shared_parameters_reads_them_from_their_object(cluster, order, tmp_path):
-    (tmp_path / "shared").write_bytes(
-        msgspec.msgpack.encode((msgspec.json.encode({"method": "toy"}), msgspec.msgpack.encode([])))
-    )
-    shared = msgspec.structs.replace(order(5), task=b"", inputs=b"", shared=f"file://{tmp_path}/shared")
-    answer = run_order(msgspec.msgpack.encode(shared))
-    assert msgspec.msgpack.decode(answer, type=Outcome).failure is None
 
 
 async def test_run_out_of_memory_is_a_named_result(cluster, order):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rio_cogeo import cog_validate
 
-from eorouter_compute import cog, cogfile, tiff
+from eorouter_compute import cog, tiff
 from eorouter_compute.cog import CogSpec
 from eorouter_compute.grid import tiles
 from eorouter_compute.method import Band
@@ -215,35 +215,6 @@ def test_image_and_mask_tiles_stand_side_by_side_with_leader_and_trailer(tmp_pat
     assert b"MASK_INTERLEAVED_WITH_IMAGERY=YES" in data[:300]
 
 
-def test_offsets_beyond_four_gigabytes_make_a_big_tiff():
-    pixels = np.zeros((1, 40000, 40000), np.uint8)[:, :1, :1]
-    spec = spec_for(pixels, shape=(40000, 40000), has_mask=True)
-    rng = np.random.default_rng(0)
-    sizes = [
-        rng.integers(600_000, 900_000, (rows * cols, 2)).astype("<u4")
-        for rows, cols in (spec.tile_grid(level) for level in range(spec.level_count + 1))
-    ]
-    nothing = cog.BandStatistics(minimum=None, maximum=None, mean=None, stdev=None, valid_fraction=0.0)
-    start, is_big = cogfile.front(spec, [nothing], sizes)
-    assert is_big
-    assert start[:4] == b"II+\0"
-    size = len(start) + sum(int(s.astype(np.int64).sum()) + 8 * s.size for s in sizes)
-    found = tiff.directories(lambda a, b: start[a:b], len(start))
-    assert not tiff.ends_early(found, size)
-    assert tiff.ends_early(found, size - 5)
-    # Every tile begins four bytes after the end of the one before, smallest level first, in reading order.
-    place = len(start)
-    for level in reversed(range(spec.level_count + 1)):
-        images, masks = found[2 * level].tile_spans[0], found[2 * level + 1].tile_spans[0]
-        for number in range(len(images)):
-            assert images[number] == place + 4
-            place += 8 + int(sizes[level][number, 0])
-            assert masks[number] == place + 4
-            place += 8 + int(sizes[level][number, 1])
-    assert place == size > tiff.CLASSIC_LIMIT
-    assert cogfile.front(spec, [nothing], [s // 9 for s in sizes])[1] is False
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_lerc_is_lossless(tmp_path, dtype):
     pixels = asymmetric((100, 130), dtype=dtype)
@@ -315,12 +286,3 @@ def test_missing_integers_need_a_place_to_say_so():
     with pytest.raises(ValueError, match="neither nodata nor mask"):
         cog.encode(spec_for(pixels), spec_for(pixels).window, lambda w: (pixels, np.eye(20) > 0), io.BytesIO(),
                    href="x", piece_side=512)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"dtype": "complex64"}, {"block_size": 500}, {"nodata": -1.0}, {"nodata": 0.5}, {"shape": (0, 5)}, {"bands": ()}],
-)
-def test_impossible_specs_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"must be|cannot hold|nothing to write|holds one of"):
-        spec_for(asymmetric((20, 20)), **wrong)

@@ -30,7 +30,7 @@ from eorouter_compute.method import (
 )
 
 PIXELS = 1000
-Ill = Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory"]
+Ill = Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory", "full", "odd"]
 
 
 class ToyParams(Params, tag="toy"):
@@ -63,6 +63,7 @@ def plan(params, inputs):
 
 
 def turn(params, inputs, number, parts, attempt):
+    assert 1 <= number < params.rounds
     bound = Bound(pixels=PIXELS, bytes_written=PIXELS)
     numbers = [msgspec.msgpack.decode(part.body, type=int) + 1 for part in parts]
     assert all(len(read_object(part.objects["numbers"].href)) == PIXELS for part in parts)
@@ -83,14 +84,16 @@ def run(params, inputs, body, attempt):
 
 def misbehave(params, number):
     ill = params.ills.get(str(number))
-    if ill == "request":
-        raise InvalidParameter(f"Number {number} is not liked.", pointer="/ills")
-    if ill == "source":
-        raise SourceTruncated("The file ends early.", source="scene")
-    if ill == "fault":
-        raise ShardFault("The machine is tired.")
-    if ill == "defect":
-        raise KeyError("a bug")
+    raised = {
+        "request": InvalidParameter(f"Number {number} is not liked.", pointer="/ills"),
+        "source": SourceTruncated("The file ends early.", source="scene"),
+        "fault": ShardFault("The machine is tired."),
+        "odd": ShardFault("The machine is odd.", at=Path("here"), size=3),
+        "full": MemoryError(),
+        "defect": KeyError("a bug"),
+    }
+    if ill in raised:
+        raise raised[ill]
     if ill == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if ill == "die_once":
