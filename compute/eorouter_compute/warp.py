@@ -221,7 +221,7 @@ class _Output(NamedTuple):
         self.lost.append(part.pixels)
 
     def block(self) -> raster.Block:
-        """The pixels, and `missing` turned where it stands into what is valid: new memory may take ten times as long."""
+        """The pixels, and `missing` turned in place into what is valid: new memory may take ten times as long."""
         return raster.Block(self.pixels, np.logical_not(self.missing, out=self.missing) if sum(self.lost) else None)
 
 
