@@ -221,8 +221,8 @@ def table(
     items = [_item(label, full, np.repeat(placed.geometries, bands * depth), placed.crs, attempt)]
     labels = [str(value) for value in placed.ids.to_pylist()]
     charts = [
-        _chart(work, band, attempt, labels=labels, raw=raw[at], smooth=smoothed[at] if is_changed else None)
-        for at, band in enumerate(work.bands)
+        _chart(work, number, attempt, labels=labels, raw=raw[number], smooth=smoothed[number] if is_changed else None)
+        for number in range(bands)
     ]
     items[0] = msgspec.structs.replace(items[0], assets=(*items[0].assets, *charts))
     if depth > 1 and not isinstance(analysis, Composite | Curve):
@@ -281,25 +281,25 @@ def _item(name: str, full: pa.Table, shapes: NDArray[np.object_], crs: str, atte
 
 
 def _chart(
-    work: Work, band: str, attempt: Attempt, *, labels: Sequence[str], raw: np.ndarray, smooth: np.ndarray | None
+    work: Work, number: int, attempt: Attempt, *, labels: Sequence[str], raw: np.ndarray, smooth: np.ndarray | None
 ) -> OutputAsset:
     """The chart of one band's curves (period, zone)."""
+    suffix = f"_{number + 1}" if len(work.bands) > 1 else ""
     days = [period.middle.date() for period in work.periods]
     seen = [at for at in range(len(labels)) if np.isfinite(raw[:, at]).any()]
     names = {at: labels[at] if labels.count(labels[at]) == 1 else f"{labels[at]} ({at})" for at in seen}
     document = curves.draw(
         days,
         {names[at]: raw[:, at].tolist() for at in seen},
-        title=f"{band} by zone",
+        title=f"{work.bands[number]} by zone",
         lines=None if smooth is None else {names[at]: smooth[:, at].tolist() for at in seen},
     )
-    is_one = len(work.bands) == 1
-    path = f"{work.name}_by_zone{'' if is_one else f'_{work.bands.index(band) + 1}'}.svg"
+    path = f"{work.name}_by_zone{suffix}.svg"
     return OutputAsset(
-        key="chart" if is_one else f"chart_{work.bands.index(band) + 1}",
+        key=f"chart{suffix}",
         object=attempt.write(path, document),
         media_type="image/svg+xml",
         roles=("overview",),
         filename=path,
-        title=f"Curves of the zones: {band}",
+        title=f"Curves of the zones: {work.bands[number]}",
     )

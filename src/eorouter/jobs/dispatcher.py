@@ -183,8 +183,10 @@ class Dispatcher:
     def _pause_s(self) -> float:
         """Until the next look: sooner when the list of open jobs is old, or a dry job may have more."""
         now = time.monotonic()
-        old = max(self._open_until, self._open_good_until) if self._flights else now + _IDLE_POLL_S
-        return min(max(min(old, *self._dry.values(), now + _IDLE_POLL_S) - now, 0.002), _IDLE_POLL_S)
+        moments = [now + _IDLE_POLL_S, *self._dry.values()]
+        if self._flights:
+            moments.append(max(self._open_until, self._open_good_until))
+        return max(min(moments) - now, 0.002)
 
     async def _turn(self) -> bool:
         """Record and claim in one transaction; returns False when there was nothing to do."""

@@ -202,15 +202,14 @@ async def login(ctx: Context, request: AuthLoginInput) -> Session:
     """
     now, account = ctx.clock(), request.email.strip().lower()
     try:
-        await log_ins.take(ctx.stores.db, account, ctx.address, now=now)
+        async with log_ins.trying(ctx.stores.db, account, ctx.address, now=now):
+            tokens = await identity.log_in(ctx.stores, ctx.settings, request.email, request.password, now=now)
     except log_ins.TooMany as error:
         wait_s = int(error.wait_s) + 1
         raise TooManyTries(
             f"Too many failed log-ins from your network. Try again in {wait_s} s.",
             headers={"Retry-After": str(wait_s)},
         ) from None
-    tokens = await identity.log_in(ctx.stores, ctx.settings, request.email, request.password, now=now)
-    await log_ins.forgive(ctx.stores.db, account, ctx.address)
     async with ctx.stores.db.read() as tx:
         return await _session(tx, tokens)
 

@@ -4,9 +4,12 @@ Not by account alone: then anybody could lock its owner out. The rows are bounde
 deleted, and of the rest what is oldest where there are too many.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 
@@ -16,6 +19,8 @@ from eorouter.storage.tables import log_in_tries
 PAIR_LIMIT, ADDRESS_LIMIT = 5, 30
 WINDOW = timedelta(minutes=15)
 ROWS_MAX = 10_000
+
+_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 class TooMany(Exception):
@@ -28,6 +33,22 @@ class TooMany(Exception):
 
 def _key(*who: str) -> str:
     return hashlib.sha256("\0".join(who).encode()).hexdigest()
+
+
+@asynccontextmanager
+async def trying(db: Database, account: str, address: str, *, now: datetime) -> AsyncIterator[None]:
+    """A try: counted before it is made, and forgiven when it ends without an error.
+
+    Tries from one address take turns in a process. A dozen log-ins at once that all go well would be refused otherwise:
+    while they are made they count like failures.
+
+    Raises:
+        TooMany: see `take`.
+    """
+    async with _turns.setdefault(address, asyncio.Lock()):
+        await take(db, account, address, now=now)
+        yield
+        await forgive(db, account, address)
 
 
 async def take(db: Database, account: str, address: str, *, now: datetime) -> None:

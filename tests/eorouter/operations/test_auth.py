@@ -200,6 +200,15 @@ async def test_login_that_goes_well_counts_for_nothing(make, sign_up):
         await log_in(make(address="192.0.2.1"))
 
 
+async def test_many_logins_at_once_that_go_well_are_all_let_in(make, sign_up):
+    await sign_up()
+    at_once = (log_in(make(address="192.0.2.1")) for _ in range(2 * log_ins.PAIR_LIMIT + 2))
+    assert len({session.session_id for session in await asyncio.gather(*at_once)}) == 2 * log_ins.PAIR_LIMIT + 2
+    failing = (log_in(make(address="192.0.2.1"), "wrong") for _ in range(2 * log_ins.PAIR_LIMIT))
+    kinds = [type(error) for error in await asyncio.gather(*failing, return_exceptions=True)]
+    assert kinds.count(InvalidCredentials) == kinds.count(TooManyTries) == log_ins.PAIR_LIMIT
+
+
 async def test_login_of_an_unknown_address_verifies_a_hash_all_the_same(make, monkeypatch):
     asked: list[str | None] = []
     real = identity.verify_password

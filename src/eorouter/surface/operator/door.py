@@ -103,15 +103,14 @@ class Door:
         form = await _form(request)
         email, password, now = form.get("email", ""), form.get("password", ""), self._clock()
         account, address = email.strip().lower()[:320], address_of(request)
-        await log_ins.take(self._stores.db, account, address, now=now)
         if len(password) > identity.PASSWORD_LENGTH_MAX:
             password = ""  # which is nobody's
         try:
-            tokens = await identity.log_in(self._stores, self._settings, email, password, now=now, as_operator=True)
+            async with log_ins.trying(self._stores.db, account, address, now=now):
+                tokens = await identity.log_in(self._stores, self._settings, email, password, now=now, as_operator=True)
         except InvalidCredentials:
             log.warning("operator.log_in.refused", address=address)
             raise
-        await log_ins.forgive(self._stores.db, account, address)
         log.info("operator.log_in.opened", address=address, user=tokens.user_id)
         token = signing.sign(self._settings, _PURPOSE, tokens.session_id, expires_at=now + LIFE)
         return self._cookie(request, token, int(LIFE.total_seconds()))
