@@ -21,7 +21,7 @@ from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import FailedRead, RasterAsset
 from eorouter_compute.positions import TOLERANCE_PX, Locator, Mesh
 from eorouter_compute.target_grid import aligned
-from eorouter_kernels import reductions, resample
+from eorouter_kernels import positions, reductions, resample
 
 Resampling = Literal["nearest", "bilinear", "cubic", "lanczos", "average", "mode", "min", "max", "median", "sum"]
 
@@ -299,7 +299,7 @@ def _resample(work: _Work, block: raster.Block, origin: tuple[int, int], out: _O
 def _needed(mesh: Mesh, part: Window, resampling: Resampling, source: Grid, *, wraps: bool) -> Window:
     """Source pixels that a part of the target needs; columns beyond the raster where it wraps."""
     clip = (part.row, part.col, part.row_stop, part.col_stop)
-    bounds = resample.source_bounds(mesh.leaves, mesh.nodes, clip, _REACH.get(resampling, 0.5), mesh.period)
+    bounds = positions.source_bounds(mesh.leaves, mesh.nodes, clip, _REACH.get(resampling, 0.5), mesh.period)
     if not np.isfinite(bounds).all():
         return Window(0, 0, 0, 0)
     height, width = source.shape

@@ -9,9 +9,12 @@ way to vectorise over target pixels, whose neighbourhoods lie anywhere; it is th
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from eorouter_kernels._jit import kernel
 
 _INT32 = ir.IntType(32)
 
@@ -83,7 +86,69 @@ def _summing(lanes: int, rows: int) -> Callable[..., Any]:
     return intrinsic(typed)
 
 
-two_by_two = _summing(2, 2)
-four_by_four = _summing(4, 4)
-four_wide = _summing(4, 0)
-eight_wide = _summing(8, 0)
+_two_by_two = _summing(2, 2)
+_three_by_two = _summing(2, 3)
+_four_by_four = _summing(4, 4)
+_five_by_four = _summing(4, 5)
+_six_by_four = _summing(4, 6)
+_two_wide = _summing(2, 0)
+_four_wide = _summing(4, 0)
+_eight_wide = _summing(8, 0)
+"""Rows by columns, or columns alone where the number of rows is free."""
+
+
+@kernel
+def lane_count(columns: int) -> int:
+    """Columns that a whole neighbourhood is read in; those beyond its own have no weight."""
+    return 2 if columns <= 2 else 4 if columns <= 4 else (columns + 7) // 8 * 8
+
+
+@kernel
+def weighted_sums(
+    source: np.ndarray, band: int, origin: tuple[int, int], first_y: np.ndarray, first_x: np.ndarray,
+    taps: tuple[int, int], wy: np.ndarray, wx: np.ndarray, run: tuple[int, int], sums: np.ndarray,
+) -> None:  # fmt: skip
+    """Weighted sums of neighbourhoods that are there whole, lanes beyond the taps too; most time is spent here.
+
+    Shapes: source (band, y, x), C-contiguous; first_y, first_x, sums (≥ run[1],); wy (≥ rows, n), wx (≥ lanes, n).
+        `run` is the first pixel and the end; `taps` rows and columns. Columns are added up first, then across.
+    """
+    zero = wx.dtype.type(0)
+    width = source.shape[2]
+    start = (band * source.shape[1] - origin[0]) * width - origin[1]
+    # A loop each: one that chooses inside takes 0.6 ns more per pixel.
+    if taps == (2, 2):
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _two_by_two(source, at, width, 2, wy, wx, 0, j, zero)
+    elif taps == (3, 2):
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _three_by_two(source, at, width, 3, wy, wx, 0, j, zero)
+    elif taps == (4, 4):
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _four_by_four(source, at, width, 4, wy, wx, 0, j, zero)
+    elif taps == (5, 4):
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _five_by_four(source, at, width, 5, wy, wx, 0, j, zero)
+    elif taps == (6, 4):
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _six_by_four(source, at, width, 6, wy, wx, 0, j, zero)
+    elif taps[1] <= 2:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _two_wide(source, at, width, taps[0], wy, wx, 0, j, zero)
+    elif taps[1] <= 4:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            sums[j] = _four_wide(source, at, width, taps[0], wy, wx, 0, j, zero)
+    else:
+        for j in range(run[0], run[1]):
+            at = start + np.int64(first_y[j]) * width + np.int64(first_x[j])
+            total = zero
+            for column in range(0, taps[1], 8):
+                total = _eight_wide(source, at + column, width, taps[0], wy, wx, column, j, total)
+            sums[j] = total

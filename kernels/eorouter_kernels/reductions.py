@@ -1,10 +1,11 @@
 # ruff: noqa: PLR0917  numba passes arguments by position
-"""Mode, minimum, maximum and median of what lies under each pixel of another grid; positions as in `resample`."""
+"""Mode, minimum, maximum and median of what lies under each pixel of another grid; positions as in `positions`."""
 
 import numpy as np
 
 from eorouter_kernels._jit import kernel
-from eorouter_kernels.resample import COL, HEIGHT, ROW, SLIVER, WIDTH, row_positions
+from eorouter_kernels.positions import COL, HEIGHT, ROW, WIDTH, row_positions
+from eorouter_kernels.resample import SLIVER
 
 MODE, MIN, MAX, MEDIAN = range(4)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eorouter_kernels import reductions, resample
+from eorouter_kernels import positions, reductions, resample
 from eorouter_kernels.reference import reductions as plain_reductions
 from eorouter_kernels.reference import resample as plain
 
@@ -76,6 +76,36 @@ def test_weighted_is_its_twin(matrix, kind, how):
         expected = np.where(known, np.clip(expected, 0, 65535), 0)
         # Half a step of rounding and what float32 sums are off by.
         assert np.abs(out - expected).max() < 0.51
+
+
+@pytest.mark.parametrize("down", [1.0, 1.2, 1.4, 1.7, 2.6])
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_weighted_is_its_twin_for_any_number_of_rows(kind, down):
+    """Columns are not widened, rows more and more: neighbourhoods of two to sixteen rows."""
+    shape = (9, 13)
+    leaves, nodes = mesh(shape, np.array([[1.0, 0.02, 7.3137], [-0.03, down, 1.7241]]))
+    source = pixels("uint16", shape=(31, 29))
+    out, known = run_weighted(kind, leaves, nodes, source, NONE, shape)
+    expected, expected_known = plain.weighted(
+        kind, plain.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
+    )
+    np.testing.assert_array_equal(known, expected_known)
+    assert np.abs(out - np.where(known, np.clip(expected, 0, 65535), 0)).max() < 0.51
+
+
+@pytest.mark.parametrize("matrix", [SAME, SHRINK], ids=["same", "shrink"])
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_weighted_is_its_twin_where_much_is_missing(matrix, kind):
+    """Tiles of the source that are void, clear and mixed, and a target that reaches beyond it."""
+    shape = (60, 50)
+    leaves, nodes = mesh(shape, matrix)
+    source = pixels("uint16", shape=(75, 70))
+    valid = np.random.default_rng(1).random(source.shape) > 0.05
+    valid[0, :40], valid[1, :, 35:], valid[:, 40:, :33] = False, False, True
+    out, known = run_weighted(kind, leaves, nodes, source, valid, shape)
+    expected, expected_known = plain.weighted(kind, plain.positions(leaves, nodes, shape), source, valid)
+    np.testing.assert_array_equal(known, expected_known)
+    assert np.abs(out - np.where(known, np.clip(expected, 0, 65535), 0)).max() < 0.51
 
 
 @pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
@@ -155,7 +185,7 @@ def test_bounds_hold_every_pixel_that_is_touched():
     for matrix in (SAME, SHRINK, GROW, TURNED):
         leaves, nodes = mesh(shape, matrix)
         where = plain.positions(leaves, nodes, shape)[3:9, 2:11].reshape(-1, 5)
-        low_y, high_y, low_x, high_x = resample.source_bounds(leaves, nodes, (3, 2, 9, 11), 3.0, 0.0)
+        low_y, high_y, low_x, high_x = positions.source_bounds(leaves, nodes, (3, 2, 9, 11), 3.0, 0.0)
         reach = 3.0 * np.maximum(where[:, 2:4], 1.0)
         assert low_x <= (where[:, 0] - reach[:, 0]).min()
         assert high_x >= (where[:, 0] + reach[:, 0]).max()
