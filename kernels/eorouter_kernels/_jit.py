@@ -19,6 +19,16 @@ R = TypeVar("R")
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function for arrays; the checker keeps seeing the signature that was written."""
+    """Compile a function for arrays that makes none itself; the checker keeps seeing the signature that was written.
+
+    No references are counted in it: numba counts those of every array that a function is given, and of every view, and
+    where a pixel took a call, that was more than the pixel. So it must not return an array, nor call what makes one.
+    """
+    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)  # noqa: TID251
+    return cast("Callable[P, R]", compiled)
+
+
+def allocating_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """The same for a function that makes arrays."""
     compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)  # noqa: TID251
     return cast("Callable[P, R]", compiled)

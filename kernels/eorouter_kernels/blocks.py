@@ -6,7 +6,7 @@ All kernels but the last see unsigned words of the pixel's width: differences wr
 
 import numpy as np
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Window = tuple[int, int, int, int]
 Corner = tuple[int, int]
@@ -53,7 +53,7 @@ def take_sums(block: np.ndarray, samples: np.ndarray, window: Window, out: np.nd
                 target[c] = word
 
 
-@kernel
+@allocating_kernel
 def take_planes(block: np.ndarray, samples: np.ndarray, window: Window, out: np.ndarray, corner: Corner) -> None:
     """`take` from a block of floats stored byte plane by byte plane, as differences.
 
@@ -156,7 +156,7 @@ def put_differences(pixels: np.ndarray, row: int, col: int, block: np.ndarray) -
                 target[c] = 0
 
 
-@kernel
+@allocating_kernel
 def put_planes(pixels: np.ndarray, row: int, col: int, block: np.ndarray) -> None:
     """`put` of floats, byte plane by byte plane, as differences.
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ def _tail(z: float, dof: int) -> float:
     return min(out, 1.0)
 
 
-@kernel
+@allocating_kernel
 def chi_square_tail(z: Doubles, dof: int, out: Doubles) -> None:
     """Probability that a chi-square variable of `dof` degrees of freedom exceeds z; NaN stays NaN.
 
@@ -131,7 +131,7 @@ def _products(rows: Doubles, weighted: Doubles, used: int, lanes: Doubles) -> No
             pair += 1
 
 
-@kernel
+@allocating_kernel
 def reweighted_sums(
     before: Floats, after: Floats, span: tuple[int, int], centre: Doubles, matrix: Doubles, out: Doubles
 ) -> None:
@@ -167,7 +167,7 @@ def reweighted_sums(
             pair += 1
 
 
-@kernel
+@allocating_kernel
 def chi_squares(before: Floats, after: Floats, matrix: Doubles, out: Floats) -> None:
     """Squared length of the variates of each pixel, and the probability that so much is change.
 
@@ -237,7 +237,7 @@ def _next_change(logs: Doubles, values: Doubles, start: int, looks: float, level
     return 0
 
 
-@kernel
+@allocating_kernel
 def omnibus(stack: Floats, looks: float, level: float, out: Floats) -> None:
     """Wishart test for equal intensities at all dates, and when they changed.
 

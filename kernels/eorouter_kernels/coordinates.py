@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -133,8 +133,6 @@ def _rounded(digits: np.uint64, power: int, as_bits: NDArray[np.uint64], as_floa
     """
     if digits == 0:
         return 0.0
-    if digits < np.uint64(1 << 53) and -_EXACT <= power <= _EXACT:
-        return float(digits) / _TENS[-power] if power < 0 else float(digits) * _TENS[power]
     if power < _POWER_LOW or power > _POWER_HIGH:
         return np.nan
     one = np.uint64(1)
@@ -170,21 +168,33 @@ def _number(text: Text, at: int, stop: int, as_bits: NDArray[np.uint64], as_floa
     is_negative = text[at] == 45
     if is_negative:
         at += 1
+    zero, ten = np.uint64(48), np.uint64(10)
     digits = np.uint64(0)
     power = count = 0
     begin = at
-    while at < stop and 48 <= text[at] <= 57:
-        digits = digits * np.uint64(10) + np.uint64(text[at] - 48)
-        count += count > 0 or text[at] != 48
+    while at < stop:
+        digit = np.uint64(text[at]) - zero  # what lies below 48 becomes very large
+        if digit >= ten:
+            break
+        digits = digits * ten + digit
         at += 1
     bad = at == begin
+    if at > begin and text[begin] != 48:
+        count = at - begin
     if at < stop and text[at] == 46:
         at += 1
         begin = at
-        while at < stop and 48 <= text[at] <= 57:
-            digits = digits * np.uint64(10) + np.uint64(text[at] - 48)
-            count += count > 0 or text[at] != 48
+        if count == 0:
+            while at < stop and text[at] == 48:
+                at += 1
+        first = at
+        while at < stop:
+            digit = np.uint64(text[at]) - zero
+            if digit >= ten:
+                break
+            digits = digits * ten + digit
             at += 1
+        count += at - first
         power = begin - at
         bad |= at == begin
     if at < stop and (text[at] | 32) == 101:
@@ -201,7 +211,10 @@ def _number(text: Text, at: int, stop: int, as_bits: NDArray[np.uint64], as_floa
         bad |= at == begin
     if bad or count > _DIGITS_MAX:
         return at, np.nan
-    found = _rounded(digits, power, as_bits, as_float)
+    if digits < np.uint64(1 << 53) and -_EXACT <= power <= _EXACT:
+        found = float(digits) / _TENS[-power] if power < 0 else float(digits) * _TENS[power]
+    else:
+        found = _rounded(digits, power, as_bits, as_float)
     return at, -found if is_negative else found
 
 
@@ -268,7 +281,7 @@ def _read_one(  # noqa: PLR0911
     return is_over
 
 
-@kernel
+@allocating_kernel
 def _read(
     text: Text, first: Ints, depth: Ints, vertices: Floats, rings: Ints, polygons: Ints, geometries: Ints,
     strange: NDArray[np.bool_],
@@ -298,18 +311,17 @@ def _read(
 @kernel
 def _write_number(value: float, decimals: int, out: Text, at: int) -> int:
     """Write a number in fixed point; returns where the next byte goes."""
-    scaled = np.int64(np.rint(value * _TENS[decimals]))
-    if scaled < 0:
+    signed = np.int64(np.rint(value * _TENS[decimals]))
+    if signed < 0:
         out[at] = 45
         at += 1
-        scaled = -scaled
-    while decimals > 0 and scaled % 10 == 0:
-        scaled //= 10
+    ten, digits = np.uint64(10), np.uint64(abs(signed))
+    while decimals > 0 and digits // ten * ten == digits:
+        digits //= ten
         decimals -= 1
-    length = 1
-    rest = scaled // 10
-    while rest > 0:
-        rest //= 10
+    length, limit = 1, ten
+    while digits >= limit:
+        limit *= ten
         length += 1
     length = max(length, decimals + 1)
     stop = at + length + (decimals > 0)
@@ -318,8 +330,9 @@ def _write_number(value: float, decimals: int, out: Text, at: int) -> int:
         if i == decimals and decimals > 0:
             out[place] = 46
             place -= 1
-        out[place] = 48 + scaled % 10
-        scaled //= 10
+        rest = digits // ten
+        out[place] = np.uint8(np.uint64(48) + (digits - rest * ten))
+        digits = rest
         place -= 1
     return stop
 

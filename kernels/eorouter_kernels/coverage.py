@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -264,7 +264,7 @@ def _crossings(
                     ends[place] += 1
 
 
-@kernel
+@allocating_kernel
 def _between(columns: Ints, ends: Ints, out: NDArray[np.bool_]) -> None:
     """Fill rows between their crossings, two by two; `columns` gets sorted row by row."""
     start = 0

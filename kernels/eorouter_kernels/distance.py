@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel
 
 
-@kernel
+@allocating_kernel
 def distance(flags: npt.NDArray[np.bool_], reach: int, out: npt.NDArray[np.float32]) -> None:
     """Distance to the nearest flagged pixel, centre to centre, at most `reach`: min √(Δx² + Δy²).
 

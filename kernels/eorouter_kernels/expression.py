@@ -19,7 +19,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -267,7 +267,7 @@ def pack_values(
         out[i] = stored if known else fill
 
 
-@kernel
+@allocating_kernel
 def run_program(
     code: Ints,
     constants: Floats,

@@ -8,7 +8,7 @@ parts of an area may be added in any order.
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]
@@ -31,7 +31,7 @@ def _join(parent: Ints, one: int, other: int) -> int:
     return low
 
 
-@kernel
+@allocating_kernel
 def label(groups: Bytes, is_eight: bool, out: Labels) -> int:
     """Label areas of equal nonzero groups (y, x), joined along sides, with `is_eight` at corners, too; their number."""
     height, width = groups.shape

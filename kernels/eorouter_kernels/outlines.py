@@ -9,7 +9,7 @@ are joined along sides, so has one shell, and with its holes it is a valid polyg
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Labels = npt.NDArray[np.int32]
 Ints = npt.NDArray[np.int64]
@@ -49,12 +49,12 @@ def _emit(stack: Labels, begin: int, end: int, used: int, xy: Labels) -> int:
     for k in range(begin, end):
         after = k + 1 if k + 1 < end else begin
         twice += stack[k, 0] * stack[after, 1] - stack[after, 0] * stack[k, 1]
-        xy[used + k - begin] = stack[k]
-    xy[used + end - begin] = stack[begin]
+        xy[used + k - begin, 0], xy[used + k - begin, 1] = stack[k, 0], stack[k, 1]
+    xy[used + end - begin, 0], xy[used + end - begin, 1] = stack[begin, 0], stack[begin, 1]
     return twice
 
 
-@kernel
+@allocating_kernel
 def trace(areas: Labels, parts: Labels, xy: Labels, ends: Ints, owners: Labels, holes: Flags) -> int:
     """Rings of all nonzero areas, and how many.
 
@@ -122,7 +122,7 @@ def trace(areas: Labels, parts: Labels, xy: Labels, ends: Ints, owners: Labels, 
     return rings
 
 
-@kernel
+@allocating_kernel
 def stitch(
     after: Ints, knots: Ints, points: Labels, parts: Ints, xy: Labels, ends: Ints, owners: Ints, holes: Flags
 ) -> int:
@@ -177,9 +177,9 @@ def _emit_corners(
         after = points[stack[k + 1 if k + 1 < end else begin]]
         twice += int(here[0]) * after[1] - int(after[0]) * here[1]
         if last[0] != after[0] and last[1] != after[1]:
-            xy[used] = here
+            xy[used, 0], xy[used, 1] = here[0], here[1]
             used += 1
-    xy[used] = xy[first]
+    xy[used, 0], xy[used, 1] = xy[first, 0], xy[first, 1]
     holes[ring] = twice < 0
     return used + 1
 

@@ -8,7 +8,7 @@ and column for the size of the last pixels. The centre of the source's first pix
 
 import numpy as np
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 ROW, COL, HEIGHT, WIDTH, ROW_SPAN, COL_SPAN, DENSE, START = range(8)
 """Columns of `leaves`: first row and column, pixels covered, distance in pixels between the corner nodes, 1 for a node
@@ -71,7 +71,7 @@ def row_positions(
     area[:count] = covered
 
 
-@kernel
+@allocating_kernel
 def source_bounds(
     leaves: np.ndarray, nodes: np.ndarray, clip: tuple[int, int, int, int], reach: float, period: float
 ) -> tuple[float, float, float, float]:

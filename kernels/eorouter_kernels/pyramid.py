@@ -7,7 +7,7 @@ the common case then costs no memory traffic for a mask.
 
 import numpy as np
 
-from eorouter_kernels._jit import WARM_DTYPES, kernel
+from eorouter_kernels._jit import WARM_DTYPES, allocating_kernel, kernel
 
 MOMENTS = 5
 """Numbers per tile and band: count, mean, sum of squared deviations, minimum, maximum."""
@@ -114,7 +114,7 @@ def halve_mean_floats(
                 target_valid[width // 2] = n > 0
 
 
-@kernel
+@allocating_kernel
 def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray) -> None:
     """Most frequent valid value of each 2 × 2 cell; of equally frequent ones the first in reading order.
 
@@ -160,7 +160,7 @@ def halve_mode(pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.nda
                 out_valid[b, r, c] = n > 0
 
 
-@kernel
+@allocating_kernel
 def halve_ranked(  # noqa: PLR0917 - kernels take no keywords
     pixels: np.ndarray, valid: np.ndarray, rank: int, nodata: float, out: np.ndarray, out_valid: np.ndarray
 ) -> None:
@@ -195,7 +195,7 @@ def halve_ranked(  # noqa: PLR0917 - kernels take no keywords
                     out_valid[b, r, c] = n > 0
 
 
-@kernel
+@allocating_kernel
 def tile_moments(pixels: np.ndarray, valid: np.ndarray, tile: int, out: np.ndarray) -> None:
     """Count, mean, sum of squared deviations, minimum and maximum of every tile and band.
 

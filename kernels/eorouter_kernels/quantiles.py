@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 from eorouter_kernels.coverage import BIT_INDEX, DE_BRUIJN, Spans
 from eorouter_kernels.zonal import SLIVER
 
@@ -311,7 +311,7 @@ def _join_narrow(
         first[owner + 1] = made
 
 
-@kernel
+@allocating_kernel
 def _sort(n: Count, key: Keys, index: Ints32, other_key: Keys, other_index: Ints32) -> None:
     """Sort keys 0 … n - 1 in place, and say in `index` where each came from; equal keys in any order.
 
@@ -379,7 +379,7 @@ def _condense(
     return made
 
 
-@kernel
+@allocating_kernel
 def _collect_wide(
     batch: Spans, key: Keys, valid: NDArray[np.bool_], has_mask: bool, row0: int, col0: int,
     seen: Keys, whole: Ints, part: Ints, index: Ints32, other_key: Keys, other_index: Ints32,
@@ -411,7 +411,7 @@ def _collect_wide(
         first[pair + 1] = made
 
 
-@kernel
+@allocating_kernel
 def _join_wide(
     groups: Ints, begin: Ints, stop: Ints, key: Keys, whole: Ints, part: Ints,
     seen: Keys, cells: Ints, rests: Ints, index: Ints32, other_key: Keys, other_index: Ints32,

@@ -7,7 +7,7 @@ columns already filled in, one row per line of the table, and interpolate along 
 
 import numpy as np
 
-from eorouter_kernels._jit import WARM_DTYPES, kernel
+from eorouter_kernels._jit import WARM_DTYPES, allocating_kernel, kernel
 
 
 @kernel
@@ -33,7 +33,7 @@ def between_lines(table: np.ndarray, lines: np.ndarray, row: int, out: np.ndarra
             out[y, x] = table[lower, x] + part * (table[upper, x] - table[lower, x])
 
 
-@kernel
+@allocating_kernel
 def calibrate(
     pixels: np.ndarray,
     valid: np.ndarray,

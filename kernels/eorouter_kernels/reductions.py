@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 from eorouter_kernels.positions import COL, HEIGHT, ROW, WIDTH, row_positions
 from eorouter_kernels.resample import SLIVER
 
@@ -57,7 +57,7 @@ def _ranked(kind: int, values: np.ndarray, weights: np.ndarray, count: int) -> f
     return best
 
 
-@kernel
+@allocating_kernel
 def ordered(
     kind: int, leaves: np.ndarray, nodes: np.ndarray, clip: tuple[int, int, int, int], period: float,
     source: np.ndarray, valid: np.ndarray, origin: tuple[int, int], corner: tuple[int, int],

@@ -7,7 +7,7 @@ on; that is why results do not depend on how work is cut.
 
 import numpy as np
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 from eorouter_kernels.neighbourhood import lane_count, weighted_sums
 from eorouter_kernels.positions import COL, DENSE, HEIGHT, ROW, WIDTH, row_positions, source_bounds
 
@@ -140,7 +140,7 @@ def _weights(
     for j in range(count):
         whole[j] = zero
     _lobes(kind, taps, rows, is_wide, count, offset, inverse, whole, weights)
-    if kind == SUM or (not is_wide and kind in {BILINEAR, CUBIC}):
+    if kind == SUM or (not is_wide and kind <= CUBIC):
         return
     for j in range(count):
         whole[j] = one / whole[j] if whole[j] != zero else one
@@ -149,7 +149,7 @@ def _weights(
             weights[k, j] *= whole[j]
 
 
-@kernel
+@allocating_kernel
 def nearest(
     leaves: np.ndarray, nodes: np.ndarray, clip: tuple[int, int, int, int], source: np.ndarray, valid: np.ndarray,
     origin: tuple[int, int], corner: tuple[int, int], out: np.ndarray, missing: np.ndarray,
@@ -207,7 +207,7 @@ def nearest(
     return lost
 
 
-@kernel
+@allocating_kernel
 def _tile_states(valid: np.ndarray) -> np.ndarray:
     """`CLEAR`, `MIXED` or `VOID` of tiles of 32 × 32 pixels: (band, tile row, tile column) int8."""
     bands, height, width = valid.shape
@@ -409,7 +409,7 @@ def _settled(
     return wide_x, wide_y, False
 
 
-@kernel
+@allocating_kernel
 def weighted(
     kind: int, leaves: np.ndarray, nodes: np.ndarray, clip: tuple[int, int, int, int], period: float,
     source: np.ndarray, valid: np.ndarray, origin: tuple[int, int], corner: tuple[int, int],

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ def fill_linear(series: Floats, times: Doubles, widest: float) -> None:
             last = t
 
 
-@kernel
+@allocating_kernel
 def whittaker(series: Floats, times: Doubles, roughness: float) -> None:
     """Smooth with a penalty on second differences; what is missing between first and last value is filled.
 
@@ -107,7 +107,7 @@ def whittaker(series: Floats, times: Doubles, roughness: float) -> None:
             series[t, p] = z[t] if first <= t <= last else np.nan
 
 
-@kernel
+@allocating_kernel
 def savitzky_golay(series: Floats, times: Doubles, window: int, order: int) -> None:
     """Replace every value by that of the least-squares polynomial through the samples around it.
 

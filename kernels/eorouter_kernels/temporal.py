@@ -10,7 +10,7 @@ which sorts twelve dates in a few nanoseconds per pixel.
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -104,7 +104,11 @@ def _selected(
     for k in range(w):
         low[k] = np.int32(level * max(count[k] - np.int32(1), np.int32(0)))
         most = max(most, low[k])
-    below[:], above[:] = rows[places[0], :w], rows[places[min(1, places.size - 1)], :w]
+    first, second = places[0], places[min(1, places.size - 1)]
+    for k in range(w):
+        below[k] = rows[first, k]
+    for k in range(w):
+        above[k] = rows[second, k]
     for j in range(1, min(np.int64(most) + 2, places.size)):
         row, at, before = rows[places[j]], np.int32(j), np.int32(j - 1)
         for k in range(w):
@@ -120,7 +124,7 @@ def _selected(
         out[k] = np.float32(value) if count[k] > 0 else np.float32(np.nan)
 
 
-@kernel
+@allocating_kernel
 def _ranks(stack: Floats, moves: Ints, places: Ints, levels: Doubles, work: Floats, out: Floats) -> None:
     times, pixels = stack.shape
     width = work.shape[1]
@@ -162,7 +166,7 @@ def ranks(stack: Floats, levels: Doubles, out: Floats) -> None:
     _ranks(stack, *network(times, wanted), levels, np.zeros((times + 2, width), np.float32), out)
 
 
-@kernel
+@allocating_kernel
 def moments(stack: Floats, out: Floats) -> None:
     """Count, mean, standard deviation, minimum and maximum over time.
 
@@ -222,7 +226,7 @@ def _complete(stack: Floats, pixel: int, values: Doubles) -> int:
     return n
 
 
-@kernel
+@allocating_kernel
 def medoid(stack: Floats, out: Floats) -> None:
     """The date whose bands have the least sum of distances to those of all other dates; the earliest of equals.
 
@@ -253,7 +257,7 @@ def medoid(stack: Floats, out: Floats) -> None:
             out[b, p] = values[best, b] if n > 0 else np.nan
 
 
-@kernel
+@allocating_kernel
 def _settle(x: Floats, known: Floats, y: Floats) -> None:
     """Move the point onto the date next to it, if that date is the median: the iteration creeps up to such a date.
 
@@ -307,7 +311,7 @@ def _load(stack: Floats, start: int, x: Floats, known: Floats, y: Floats, count:
             y[b, k] = y[b, k] / max(count[k], one)
 
 
-@kernel
+@allocating_kernel
 def _pull(x: Floats, known: Floats, y: Floats, target: Floats, total: Floats, same: Floats) -> None:
     """Where the dates pull the point: their mean weighted by 1 / distance, the sum of weights, how many lie upon it."""
     times, bands, _ = x.shape
@@ -331,7 +335,7 @@ def _pull(x: Floats, known: Floats, y: Floats, target: Floats, total: Floats, sa
                 target[b, k] += weight[k] * x[t, b, k]
 
 
-@kernel
+@allocating_kernel
 def geometric_median(stack: Floats, out: Floats) -> None:
     """The point of band space with the least sum of distances to all dates.
 
@@ -527,7 +531,7 @@ def look_up(stored: npt.NDArray[np.generic], table: Flags, clear: Flags) -> None
         _looked_up(stored, table, clear)
 
 
-@kernel
+@allocating_kernel
 def count_whole(values: Floats) -> int:
     """How many pixels of values (band, pixel) have every band."""
     bands, pixels = values.shape

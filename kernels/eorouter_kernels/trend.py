@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from eorouter_kernels._jit import kernel
+from eorouter_kernels._jit import allocating_kernel, kernel
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -87,7 +87,7 @@ def _gathered(series: Floats, times: Doubles, pixel: int, x: Doubles, y: Doubles
     return n
 
 
-@kernel
+@allocating_kernel
 def least_squares(series: Floats, times: Doubles, least: int, out: Floats) -> None:
     """The straight line of least squares, with the two-sided probability of its slope if there were none.
 
@@ -127,7 +127,7 @@ def least_squares(series: Floats, times: Doubles, least: int, out: Floats) -> No
             out[3, p] = student_p(slope / error, n - 2.0) if error > 0.0 else 0.0
 
 
-@kernel
+@allocating_kernel
 def _middle(values: Doubles) -> float:
     """Median, by sorting in place."""
     values.sort()
@@ -135,7 +135,7 @@ def _middle(values: Doubles) -> float:
     return values[n // 2] if n % 2 else 0.5 * (values[n // 2 - 1] + values[n // 2])
 
 
-@kernel
+@allocating_kernel
 def theil_sen(series: Floats, times: Doubles, least: int, out: Floats) -> None:
     """Median of the slopes of all pairs, and the Mann–Kendall test for a trend, ties counted.
 
@@ -211,7 +211,7 @@ def _solve(a: Doubles, b: Doubles, n: int) -> bool:
     return True
 
 
-@kernel
+@allocating_kernel
 def harmonic(series: Floats, basis: Doubles, harmonics: int, period: float, out: Floats, fitted: Floats) -> None:
     """Least squares of a mean, a slope (optional) and waves.
 
@@ -277,7 +277,7 @@ def basis(times: Doubles, harmonics: int, period: float, *, has_slope: bool) -> 
     return np.ascontiguousarray(np.stack(columns, axis=1))
 
 
-@kernel
+@allocating_kernel
 def anomaly(series: Floats, season: npt.NDArray[np.int64], baseline: npt.NDArray[np.bool_], least: int,
             out: Floats, score: Floats) -> None:  # fmt: skip
     """How far each value lies from the mean of its season in the baseline, and in standard deviations of it.

@@ -117,6 +117,22 @@ def test_import_stays_light(statement):
     assert done.stdout.strip() == "[]"
 
 
+def test_no_kernel_returns_an_array():
+    """It counts no references, so what it returned would be given back twice."""
+    plain = [
+        (name(path), node)
+        for path in SOURCES
+        for node in functions(path)
+        if any(isinstance(by, ast.Name) and by.id == "kernel" for by in node.decorator_list)
+    ]
+    assert len(plain) > 50
+    scalars = {"None", "int", "float", "bool", "tuple", "np", "int64", "uint64", "float64", "Count", "Key"}
+    for place, node in plain:
+        assert node.returns is not None, f"{place}: {node.name} does not say what it returns"
+        words = set(re.findall(r"\w+", ast.unparse(node.returns)))
+        assert words <= scalars, f"{place}: {node.name} returns {ast.unparse(node.returns)}"
+
+
 def test_every_error_code_is_documented_and_unique():
     rows = docs.error_rows()
     page = (ROOT / "docs/reference/errors.md").read_text()
