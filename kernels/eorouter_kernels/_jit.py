@@ -6,7 +6,7 @@ numba's workqueue layer aborts the process when two Python threads enter paralle
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
 
@@ -24,7 +24,8 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
     No references are counted in it: numba counts those of every array that a function is given, and of every view, and
     where a pixel took a call, that was more than the pixel. So it must not return an array, nor call what makes one.
     """
-    compiled = numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function)  # noqa: TID251
+    options: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+    compiled = numba.njit(**options)(function)  # noqa: TID251
     return cast("Callable[P, R]", compiled)
 
 
