@@ -74,6 +74,7 @@ _DASK_CONFIG: Mapping[str, Any] = {
 
 _PULSE_WAIT_S, _PULSE_GAP_S = 1.0, 10.0
 _REMEMBERED_S = 300.0
+_NANNY_WAIT_S = 0.5
 _FROZEN_S = 30.0  # Dask itself gives a worker five minutes
 
 _MEMORY = "MEMORY"
@@ -181,6 +182,7 @@ class Link(ABC):
         try:
             outcome = msgspec.msgpack.decode(await future, type=Outcome)
         except KilledWorker as error:
+            await self._hear_nanny_of(error.last_worker.address)
             return self._killed(order, error)
         except FutureCancelledError as error:
             return _lost(f"The scheduler lost the shard ({error}).", is_bystander=True)
@@ -190,6 +192,12 @@ class Link(ABC):
             runs.discard(order.run)
         waited_s = max(time.perf_counter() - submitted - outcome.seconds, 0.0)
         return msgspec.structs.replace(outcome, waited_s=waited_s)
+
+    async def _hear_nanny_of(self, worker: str) -> None:
+        """Leave a nanny time to say that memory ran out: the scheduler may see sooner that the worker is gone."""
+        deadline = time.monotonic() + _NANNY_WAIT_S
+        while worker not in self._out_of_memory and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
 
     def _killed(self, order: ShardOrder, error: KilledWorker) -> Outcome:
         worker = error.last_worker.address

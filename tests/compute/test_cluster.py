@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import pytest
 import pytest_asyncio
 from dask import config as dask_config
 from distributed.core import Status
+from distributed.scheduler import KilledWorker
 from distributed.versions import get_versions
 
 from eorouter_compute import cluster as cluster_module
@@ -215,6 +217,27 @@ async def test_only_silence_on_pulse_after_pulse_ends_a_worker(monkeypatch):
     for _ in range(31):
         await bare._end_frozen(["a"])
     assert ended == ["a"]
+
+
+async def test_a_nanny_that_is_heard_after_the_scheduler_is_believed(order, monkeypatch):
+    bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
+
+    class Lost(asyncio.Future[bytes]):
+        def release(self) -> None: ...
+
+    def submit(*_: object, **__: object) -> Lost:
+        future = Lost()
+        future.set_exception(KilledWorker("it", SimpleNamespace(address="tls://1"), 1))
+        return future
+
+    monkeypatch.setattr(Cluster, "is_healthy", True)
+    bare._client = SimpleNamespace(submit=submit)
+    asyncio.get_running_loop().call_later(0.1, bare._note_out_of_memory, (0.0, {"worker": "tls://1", "rss": 3 << 20}))
+    assert (await bare.run(order())).failure.kind == "memory"
+    began = time.monotonic()
+    bare._out_of_memory = {}
+    assert (await bare.run(order())).failure.kind != "memory"
+    assert time.monotonic() - began >= 0.5
 
 
 async def test_what_ran_out_of_memory_is_forgotten_before_its_address_is_anothers(order, monkeypatch):
