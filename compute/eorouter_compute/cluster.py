@@ -182,7 +182,9 @@ class Link(ABC):
         try:
             outcome = msgspec.msgpack.decode(await future, type=Outcome)
         except KilledWorker as error:
-            await self._hear_nanny_of(error.last_worker.address)
+            if error.last_worker.address not in self._out_of_memory:
+                # Its nanny may be about to say why: the scheduler sees sooner that a worker is gone.
+                await asyncio.sleep(_NANNY_WAIT_S)
             return self._killed(order, error)
         except FutureCancelledError as error:
             return _lost(f"The scheduler lost the shard ({error}).", is_bystander=True)
@@ -192,12 +194,6 @@ class Link(ABC):
             runs.discard(order.run)
         waited_s = max(time.perf_counter() - submitted - outcome.seconds, 0.0)
         return msgspec.structs.replace(outcome, waited_s=waited_s)
-
-    async def _hear_nanny_of(self, worker: str) -> None:
-        """Leave a nanny time to say that memory ran out: the scheduler may see sooner that the worker is gone."""
-        deadline = time.monotonic() + _NANNY_WAIT_S
-        while worker not in self._out_of_memory and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
 
     def _killed(self, order: ShardOrder, error: KilledWorker) -> Outcome:
         worker = error.last_worker.address

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,10 +233,8 @@ async def test_a_nanny_that_is_heard_after_the_scheduler_is_believed(order, monk
     bare._client = SimpleNamespace(submit=submit)
     asyncio.get_running_loop().call_later(0.1, bare._note_out_of_memory, (0.0, {"worker": "tls://1", "rss": 3 << 20}))
     assert (await bare.run(order())).failure.kind == "memory"
-    began = time.monotonic()
     bare._out_of_memory = {}
-    assert (await bare.run(order())).failure.kind != "memory"
-    assert time.monotonic() - began >= 0.5
+    assert (await bare.run(order())).failure.kind == "machine"
 
 
 async def test_what_ran_out_of_memory_is_forgotten_before_its_address_is_anothers(order, monkeypatch):
