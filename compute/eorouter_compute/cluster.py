@@ -182,10 +182,14 @@ class Link(ABC):
         try:
             outcome = msgspec.msgpack.decode(await future, type=Outcome)
         except KilledWorker as error:
-            if error.last_worker.address not in self._out_of_memory:
+            worker = error.last_worker.address
+            # Asked now: the next pulse forgets what a worker that is gone was doing.
+            is_bystander = self._is_bystander(order, worker)
+            self._forget_out_of_memory()
+            if worker not in self._out_of_memory:
                 # Its nanny may be about to say why: the scheduler sees sooner that a worker is gone.
                 await asyncio.sleep(_NANNY_WAIT_S)
-            return self._killed(order, error)
+            return self._killed(order, worker, is_bystander=is_bystander)
         except FutureCancelledError as error:
             return _lost(f"The scheduler lost the shard ({error}).", is_bystander=True)
         finally:
@@ -195,11 +199,9 @@ class Link(ABC):
         waited_s = max(time.perf_counter() - submitted - outcome.seconds, 0.0)
         return msgspec.structs.replace(outcome, waited_s=waited_s)
 
-    def _killed(self, order: ShardOrder, error: KilledWorker) -> Outcome:
-        worker = error.last_worker.address
-        self._forget_out_of_memory()
+    def _killed(self, order: ShardOrder, worker: str, *, is_bystander: bool) -> Outcome:
         if worker not in self._out_of_memory:
-            return _lost(f"The worker of shard {order.number} died.", is_bystander=self._is_bystander(order, worker))
+            return _lost(f"The worker of shard {order.number} died.", is_bystander=is_bystander)
         failure = Failure(
             kind="memory",
             code=ShardOutOfMemory.code,
@@ -210,7 +212,7 @@ class Link(ABC):
                 "Ask for a smaller area or fewer inputs, or raise EOROUTER_WORKER_MEMORY_MB."
             ),
         )
-        return Outcome(failure=failure, worker=worker, is_bystander=self._is_bystander(order, worker))
+        return Outcome(failure=failure, worker=worker, is_bystander=is_bystander)
 
     def _is_bystander(self, order: ShardOrder, worker: str) -> bool:
         """The order only waited at the worker that died: the last pulse saw another execute, which never ended."""

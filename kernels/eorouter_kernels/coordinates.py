@@ -68,7 +68,7 @@ def read(text: bytes, first: NDArray[np.int64], depth: NDArray[np.int64]) -> Pos
     """Positions of polygons from the JSON of their `coordinates`.
 
     Args:
-        text: all coordinates, one after the other.
+        text: all coordinates, one after the other, known to be JSON.
         first: (geometry + 1) where each begins in the text.
         depth: (geometry) `POLYGON` or `MULTIPOLYGON`; 0 for what shall be left alone.
     """

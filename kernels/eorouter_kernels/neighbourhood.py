@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from eorouter_kernels._jit import kernel
@@ -37,20 +38,22 @@ def _pixels(context: Any, builder: Any, kind: Any, data: Any, at: Any, lanes: in
 
 
 def _summing(lanes: int, rows: int) -> Callable[..., Any]:
-    """Make `(flat, at, width, taps, wy, wx, column, j, total) -> total`.
+    """Make `(source, at, width, taps, wy, wx, column, j, total) -> total`; `at` counts pixels of all rows and bands.
 
     It adds `lanes` columns of a neighbourhood to `total`: Σ over columns k of wx[column + k, j] · Σ over rows r of
-    wy[r, j] · flat[at + r · width + k], sums from the first to the last. `rows` is their number where it is fixed,
+    wy[r, j] · source[at + r · width + k], sums from the first to the last. `rows` is their number where it is fixed,
     0 where `taps` says it.
     """
 
-    def typed(context: Any, flat: Any, at: Any, width: Any, taps: Any, wy: Any, wx: Any, column: Any, j: Any,
+    def typed(context: Any, source: Any, at: Any, width: Any, taps: Any, wy: Any, wx: Any, column: Any, j: Any,
               total: Any) -> Any:  # fmt: skip
+        if any(each.layout != "C" for each in (source, wy, wx)):
+            raise TypingError("pixels and weights must be C-contiguous: places in them are counted, not looked up")
         whole = types.int64
-        signature = total(flat, whole, whole, whole, wy, wx, whole, whole, total)
+        signature = total(source, whole, whole, whole, wy, wx, whole, whole, total)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pixels = context.make_array(flat)(context, builder, args[0])
+            pixels = context.make_array(source)(context, builder, args[0])
             down = context.make_array(wy)(context, builder, args[4])
             over = context.make_array(wx)(context, builder, args[5])
             at, width, taps, column, j = args[1], args[2], args[3], args[6], args[7]
@@ -61,7 +64,7 @@ def _summing(lanes: int, rows: int) -> Callable[..., Any]:
             def row(number: Any) -> Any:
                 weight = builder.load(builder.gep(down.data, [builder.add(builder.mul(number, long_down), j)]))
                 place = builder.add(at, builder.mul(number, width))
-                values = _pixels(context, builder, flat, pixels.data, place, lanes, real)
+                values = _pixels(context, builder, source, pixels.data, place, lanes, real)
                 return builder.fmul(_splat(builder, weight, lanes), values)
 
             if rows:

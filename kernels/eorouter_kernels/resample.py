@@ -262,6 +262,8 @@ def _patched(
         r, c = int(np.floor(centre[0] + _TIE)), int(np.floor(centre[1] + _TIE))
         if r < 0 or c < 0 or r >= height or c >= width or (valid.size > 0 and not valid[band, r, c]):
             return False, 0.0
+    # Of a widened kernel's many weights each is small; of a box any counts.
+    least = 0.0 if is_box else _NO_WEIGHT / (scale[0] * scale[1])
     total = wx.dtype.type(0)
     for kx in range(taps[1]):
         c = first[1] + kx
@@ -269,7 +271,7 @@ def _patched(
         for ky in range(taps[0]):
             r = first[0] + ky
             if r < 0 or c < 0 or r >= height or c >= width or (valid.size > 0 and not valid[band, r, c]):
-                is_whole = is_whole and abs(wy[ky, j] * wx[kx, j]) < _NO_WEIGHT
+                is_whole = is_whole and abs(wy[ky, j] * wx[kx, j]) <= least
             else:
                 part += wy[ky, j] * wx.dtype.type(source[band, r, c])
         total += wx[kx, j] * part

@@ -231,8 +231,16 @@ async def test_a_nanny_that_is_heard_after_the_scheduler_is_believed(order, monk
 
     monkeypatch.setattr(Cluster, "is_healthy", True)
     bare._client = SimpleNamespace(submit=submit)
-    asyncio.get_running_loop().call_later(0.1, bare._note_out_of_memory, (0.0, {"worker": "tls://1", "rss": 3 << 20}))
-    assert (await bare.run(order())).failure.kind == "memory"
+    bare._executing = {"tls://1": {("another", 7, 1)}}
+
+    def pulse() -> None:
+        bare._executing = {}
+        bare._note_out_of_memory((0.0, {"worker": "tls://1", "rss": 3 << 20}))
+
+    asyncio.get_running_loop().call_later(0.1, pulse)
+    outcome = await bare.run(order())
+    assert outcome.failure.kind == "memory"
+    assert outcome.is_bystander
     bare._out_of_memory = {}
     assert (await bare.run(order())).failure.kind == "machine"
 
@@ -241,14 +249,13 @@ async def test_what_ran_out_of_memory_is_forgotten_before_its_address_is_another
     bare = Cluster(worker_count=1, worker_threads=1, worker_memory_bytes=1, dashboard_port=0, scratch=Path())
     now = [0.0]
     monkeypatch.setattr(cluster_module.time, "monotonic", lambda: now[0])
-    died = SimpleNamespace(last_worker=SimpleNamespace(address="tls://7"))
     for number in range(1000):
         now[0] += 1.0
         bare._note_out_of_memory((0.0, {"worker": f"tls://{number}", "rss": 3 << 20}))
         if number == 8:
-            assert bare._killed(order(), died).failure.kind == "memory"
+            assert bare._killed(order(), "tls://7", is_bystander=False).failure.kind == "memory"
     assert len(bare._out_of_memory) <= 300
-    assert bare._killed(order(), died).failure.kind == "machine"
+    assert bare._killed(order(), "tls://7", is_bystander=False).failure.kind == "machine"
 
 
 async def test_run_without_a_cluster_is_a_lost_try(order):

@@ -117,15 +117,19 @@ def test_import_stays_light(statement):
     assert done.stdout.strip() == "[]"
 
 
-def test_no_kernel_returns_an_array():
-    """It counts no references, so what it returned would be given back twice."""
-    plain = [
-        (name(path), node)
-        for path in SOURCES
-        for node in functions(path)
-        if any(isinstance(by, ast.Name) and by.id == "kernel" for by in node.decorator_list)
-    ]
+def test_no_kernel_returns_or_makes_an_array():
+    """It counts no references, so what it returned would be given back twice, and what it made, never."""
+    by_decorator: dict[str, list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]] = {}
+    for path in SOURCES:
+        for node in functions(path):
+            for by in (by.id for by in node.decorator_list if isinstance(by, ast.Name)):
+                by_decorator.setdefault(by, []).append((name(path), node))
+    plain = by_decorator["kernel"]
     assert len(plain) > 50
+    allocating = {node.name for _, node in by_decorator["allocating_kernel"]}
+    for place, node in plain:
+        called = {part.func.id for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)}
+        assert not called & allocating, f"{place}: {node.name} calls {called & allocating}"
     scalars = {"None", "int", "float", "bool", "tuple", "np", "int64", "uint64", "float64", "Count", "Key"}
     for place, node in plain:
         assert node.returns is not None, f"{place}: {node.name} does not say what it returns"

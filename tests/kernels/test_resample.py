@@ -108,6 +108,22 @@ def test_weighted_is_its_twin_where_much_is_missing(matrix, kind):
     assert np.abs(out - np.where(known, np.clip(expected, 0, 65535), 0)).max() < 0.51
 
 
+@pytest.mark.parametrize("kind", WEIGHTED[:4])
+def test_what_is_missing_is_missed_among_a_million_pixels(kind):
+    """The weight of each of so many is next to nothing, and yet a third of them are a third of the answer."""
+    leaves, nodes = mesh((1, 1), np.array([[1100.0, 0.0, 600.0], [0.0, 1100.0, 600.0]]))
+    source = np.full((1, 2300, 2300), 100.0, np.float32)
+    valid = np.ones(source.shape, np.bool_)
+    valid[:, :, ::3], source[:, :, ::3] = False, 0.0
+    out, known = run_weighted(kind, leaves, nodes, source, valid, (1, 1))
+    assert known.all()
+    np.testing.assert_allclose(out, 100.0, rtol=1e-5)
+    valid[:] = False
+    valid[:, 1701, 1701] = True  # one more than an average takes, in a tile that it touches
+    _, known = run_weighted(kind, leaves, nodes, source, valid, (1, 1))
+    assert not known.any()
+
+
 @pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
 def test_weighted_takes_every_type(dtype):
     shape = (11, 12)

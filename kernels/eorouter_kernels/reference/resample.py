@@ -93,7 +93,7 @@ def weighted(kind: int, where: np.ndarray, source: np.ndarray, valid: np.ndarray
                 continue
             there = np.pad(there, int(reach))
             values = np.where(there, np.pad(values, int(reach)), 0)
-            if there[np.abs(weights) > 1e-6].all() and full.any():
+            if there[np.abs(weights) > 1e-6 / (sx * sy)].all() and full.any():
                 out[b, row, col], known[b, row, col] = (weights * values).sum(), True
                 continue
             share = triangle[there].sum()

@@ -45,6 +45,7 @@ async def trying(db: Database, account: str, address: str, *, now: datetime) -> 
     Raises:
         TooMany: see `take`.
     """
+    await _looked(db, {_key(address): ADDRESS_LIMIT}, now)  # a flood is refused without waiting for a turn
     async with _turns.setdefault(address, asyncio.Lock()):
         await take(db, account, address, now=now)
         yield
