@@ -16,6 +16,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ class Link(ABC):
         self._silent_since: dict[str, float] = {}
         self._pulsed_at = 0.0
         self._out_of_memory: dict[str, tuple[float, int]] = {}  # when, and how much it had
+        self._told = asyncio.Event()  # set at the next word of a nanny
 
     @property
     @abstractmethod
@@ -186,9 +188,7 @@ class Link(ABC):
             # Asked now: the next pulse forgets what a worker that is gone was doing.
             is_bystander = self._is_bystander(order, worker)
             self._forget_out_of_memory()
-            if worker not in self._out_of_memory:
-                # Its nanny may be about to say why: the scheduler sees sooner that a worker is gone.
-                await asyncio.sleep(_NANNY_WAIT_S)
+            await self._hear_nanny_of(worker)
             return self._killed(order, worker, is_bystander=is_bystander)
         except FutureCancelledError as error:
             return _lost(f"The scheduler lost the shard ({error}).", is_bystander=True)
@@ -198,6 +198,16 @@ class Link(ABC):
             runs.discard(order.run)
         waited_s = max(time.perf_counter() - submitted - outcome.seconds, 0.0)
         return msgspec.structs.replace(outcome, waited_s=waited_s)
+
+    async def _hear_nanny_of(self, worker: str) -> None:
+        """Wait until a nanny says that memory ran out, or is not going to.
+
+        Its word takes another connection than the scheduler's that the worker is gone, and may come after it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_NANNY_WAIT_S):
+                while worker not in self._out_of_memory:
+                    await self._told.wait()
 
     def _killed(self, order: ShardOrder, worker: str, *, is_bystander: bool) -> Outcome:
         if worker not in self._out_of_memory:
@@ -265,6 +275,8 @@ class Link(ABC):
     def _note_out_of_memory(self, event: tuple[float, dict[str, Any]]) -> None:
         self._forget_out_of_memory()
         self._out_of_memory[event[1]["worker"]] = time.monotonic(), event[1]["rss"]
+        self._told.set()
+        self._told = asyncio.Event()
 
     def _forget_out_of_memory(self) -> None:
         """Its shards have come back by then, and another worker, which dies of something else, may have the address."""

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eorouter_kernels import positions, reductions, resample
+from eorouter_kernels.reference import positions as plain_positions
 from eorouter_kernels.reference import reductions as plain_reductions
 from eorouter_kernels.reference import resample as plain
 
@@ -68,7 +69,7 @@ def test_weighted_is_its_twin(matrix, kind, how):
     leaves, nodes = mesh(shape, matrix, bend=0.3, is_dense=how == "dense", hole=how == "dense")
     source = pixels("uint16")
     valid = np.random.default_rng(1).random(source.shape) > 0.15
-    where = plain.positions(leaves, nodes, shape)
+    where = plain_positions.positions(leaves, nodes, shape)
     for each in (valid, np.ones_like(valid)):
         out, known = run_weighted(kind, leaves, nodes, source, NONE if each.all() else each, shape)
         expected, expected_known = plain.weighted(kind, where, source, each)
@@ -87,7 +88,7 @@ def test_weighted_is_its_twin_for_any_number_of_rows(kind, down):
     source = pixels("uint16", shape=(31, 29))
     out, known = run_weighted(kind, leaves, nodes, source, NONE, shape)
     expected, expected_known = plain.weighted(
-        kind, plain.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
+        kind, plain_positions.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
     )
     np.testing.assert_array_equal(known, expected_known)
     assert np.abs(out - np.where(known, np.clip(expected, 0, 65535), 0)).max() < 0.51
@@ -103,7 +104,7 @@ def test_weighted_is_its_twin_where_much_is_missing(matrix, kind):
     valid = np.random.default_rng(1).random(source.shape) > 0.05
     valid[0, :40], valid[1, :, 35:], valid[:, 40:, :33] = False, False, True
     out, known = run_weighted(kind, leaves, nodes, source, valid, shape)
-    expected, expected_known = plain.weighted(kind, plain.positions(leaves, nodes, shape), source, valid)
+    expected, expected_known = plain.weighted(kind, plain_positions.positions(leaves, nodes, shape), source, valid)
     np.testing.assert_array_equal(known, expected_known)
     assert np.abs(out - np.where(known, np.clip(expected, 0, 65535), 0)).max() < 0.51
 
@@ -131,7 +132,7 @@ def test_weighted_takes_every_type(dtype):
     source = pixels(dtype)
     out, known = run_weighted(resample.CUBIC, leaves, nodes, source, NONE, shape)
     expected, expected_known = plain.weighted(
-        resample.CUBIC, plain.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
+        resample.CUBIC, plain_positions.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
     )
     np.testing.assert_array_equal(known, expected_known)
     if source.dtype.kind == "f":
@@ -151,7 +152,7 @@ def test_ordered_is_its_twin(matrix, kind):
         leaves, nodes = mesh(shape, matrix, bend=0.3, is_dense=is_dense, hole=is_dense)
         out, missing = np.empty((2, *shape), np.uint8), np.zeros((2, *shape), np.bool_)
         lost = reductions.ordered(kind, leaves, nodes, (0, 0, *shape), 0.0, source, valid, (0, 0), (0, 0), out, missing)
-        expected, known = plain_reductions.ordered(kind, plain.positions(leaves, nodes, shape), source, valid)
+        expected, known = plain_reductions.ordered(kind, plain_positions.positions(leaves, nodes, shape), source, valid)
         np.testing.assert_array_equal(~missing, known)
         np.testing.assert_array_equal(out, expected)
         assert lost == missing.sum()
@@ -163,7 +164,7 @@ def test_nearest_is_its_twin(is_dense):
     source = pixels("uint16")
     valid = np.random.default_rng(1).random(source.shape) > 0.15
     leaves, nodes = mesh(shape, SHRINK, bend=0.3, is_dense=is_dense, hole=is_dense)
-    where = plain.positions(leaves, nodes, shape)
+    where = plain_positions.positions(leaves, nodes, shape)
     for each in (valid, np.ones_like(valid)):
         out, missing = np.empty((2, *shape), np.uint16), np.zeros((2, *shape), np.bool_)
         lost = resample.nearest(
@@ -200,7 +201,7 @@ def test_bounds_hold_every_pixel_that_is_touched():
     shape = (17, 13)
     for matrix in (SAME, SHRINK, GROW, TURNED):
         leaves, nodes = mesh(shape, matrix)
-        where = plain.positions(leaves, nodes, shape)[3:9, 2:11].reshape(-1, 5)
+        where = plain_positions.positions(leaves, nodes, shape)[3:9, 2:11].reshape(-1, 5)
         low_y, high_y, low_x, high_x = positions.source_bounds(leaves, nodes, (3, 2, 9, 11), 3.0, 0.0)
         reach = 3.0 * np.maximum(where[:, 2:4], 1.0)
         assert low_x <= (where[:, 0] - reach[:, 0]).min()
