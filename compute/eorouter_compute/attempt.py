@@ -6,8 +6,6 @@ dispatcher decides afterwards whether they count. `reads` names what earlier sta
 
 import hashlib
 import io
-import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,20 +17,18 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from eorouter_compute import faults, witness
+from eorouter_compute import faults, localfile, witness
 from eorouter_compute.errors import AttemptExists, Cancelled
 
 _BESIDE_FROM_BYTES = 32 << 20
 _WAITING_BYTES = 8 << 20
-_EARLY_BYTES = 2 << 20
-_BUFFER_BYTES = 1 << 17  # larger tiles go to the file without being copied here
 
 
 class ObjectRef(msgspec.Struct, frozen=True, kw_only=True):
     """A finished object: `href` is its URL, `sha256` the digest of its `size` bytes.
 
     No digest is taken, and `sha256` is empty, of what shards hand to the merge of their own job: nobody would ever
-    compare it.
+    compare it. Nor is the disk waited for: what a lost machine takes along is made anew (`PartsLost`).
     """
 
     href: str
@@ -102,29 +98,6 @@ class HashingWriter(io.RawIOBase):
         return "" if self._digest is None else self._digest.hexdigest()
 
 
-class _EarlyFile(io.RawIOBase):
-    """A local file whose bytes start on their way to the disk while more are made: little is waited for at the end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
-        self._size = self._begun = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        size = memoryview(data).nbytes
-        self._file.write(data)
-        self._size += size
-        if self._size - self._begun >= _EARLY_BYTES and hasattr(os, "posix_fadvise"):
-            self._file.flush()
-            # Linux begins to write pages it is told to drop; those not yet written it keeps.
-            os.posix_fadvise(self._file.fileno(), self._begun, self._size - self._begun, os.POSIX_FADV_DONTNEED)
-            self._begun = self._size
-        return size
-
-
 class Attempt:
     """The hands of one shard.
 
@@ -165,7 +138,7 @@ class Attempt:
     def create(self, name: str, *, is_passing: bool = False) -> Iterator[BinaryIO]:
         """Open object `name` of this attempt for writing, append-only; it appears whole when the block ends, or never.
 
-        What `is_passing` is read by the job's own merge alone, and gets no digest.
+        What `is_passing` is read by what follows in the job alone: it gets no digest, and nobody waits for the disk.
 
         Raises:
             AttemptExists: the object is there already: two processes run the same attempt, and this one lost.
@@ -177,7 +150,7 @@ class Attempt:
         href = self.prefix + name
         try:
             with (
-                _Timed(_create_once(href)) as target,
+                _Timed(_create_once(href, is_durable=not is_passing)) as target,
                 closing(HashingWriter(target, is_digested=not is_passing)) as writer,
             ):
                 yield cast("BinaryIO", writer)
@@ -213,25 +186,17 @@ class _Timed:
 
 
 @contextmanager
-def _create_once(href: str) -> Iterator[IO[bytes]]:
+def _create_once(href: str, *, is_durable: bool) -> Iterator[IO[bytes]]:
     path = local_path(href)
     if path is None:
         with _create_once_remote(href) as target:
             yield target
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb", buffering=_BUFFER_BYTES) as target:
-            yield cast("IO[bytes]", _EarlyFile(target))
-            target.flush()
-            os.fsync(target.fileno())
-        try:
-            path.hardlink_to(temporary)  # fails when the name is taken, which a rename would not
-        except FileExistsError as error:
-            raise AttemptExists(f"{href} was already written by another process.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with localfile.create_once(path, is_durable=is_durable) as target:
+            yield target
+    except FileExistsError as error:
+        raise AttemptExists(f"{href} was already written by another process.") from error
 
 
 @contextmanager
@@ -276,29 +241,35 @@ def read_object(href: str, start: int = 0, stop: int | None = None) -> bytes:
     return data
 
 
-def read_once(href: str, start: int, stop: int) -> bytes:
-    """Bytes of an object that nobody reads again: the memory that a local file's took is free for what is made of them.
+def read_exactly(href: str, start: int, stop: int) -> bytes:
+    """Bytes `start … stop - 1` of an object, every one of them.
 
     Raises:
         OSError: the object ends before `stop`.
     """
-    path = local_path(href)
-    if path is None:
-        return read_object(href, start, stop)
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        data = file.read(stop - start)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+    data = read_object(href, start, stop)
     if len(data) != stop - start:
         raise OSError(f"{href} ends at byte {start + len(data)}, expected {stop}")
     return data
 
 
+def is_whole(ref: ObjectRef) -> bool:
+    """Whether an object is there, with all its bytes."""
+    import obstore
+    from obstore.exceptions import NotFoundError
+
+    path = local_path(ref.href)
+    try:
+        size = obstore.head(*remote_store(ref.href))["size"] if path is None else path.stat().st_size
+    except (FileNotFoundError, NotFoundError):
+        return False
+    return size == ref.size
+
+
 def _bytes_of(href: str, start: int, stop: int | None) -> bytes:
     path = local_path(href)
     if path is not None:
-        with path.open("rb") as source:
+        with path.open("rb", buffering=0) as source:
             source.seek(start)
             return source.read() if stop is None else source.read(stop - start)
     import obstore

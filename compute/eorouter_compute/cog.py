@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from eorouter_compute import deflate
-from eorouter_compute.attempt import read_once
+from eorouter_compute.attempt import read_exactly
 from eorouter_compute.cogfile import LEAD, BandStatistics, CogSpec, front, span
 from eorouter_compute.grid import Window, tiles
 from eorouter_kernels import blocks, pyramid
@@ -464,7 +464,7 @@ def _carried(spec: CogSpec, piece: Piece, href: str, level: int, side: int) -> t
     begin = (
         piece.start + int(np.frombuffer(piece.sizes, "<u4").astype(np.int64).sum()) + 2 * LEAD * (len(piece.sizes) // 4)
     )
-    data = read_once(href, begin, begin + piece.carry)
+    data = read_exactly(href, begin, begin + piece.carry)
     shape = (len(spec.bands), height, width)
     used = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
     # Copied: an array that may not be written to would be another type for every kernel, compiled while somebody waits.
@@ -542,7 +542,7 @@ def _copy_level(spec: CogSpec, pieces: Sequence[tuple[Piece, str]], level: int, 
             bounds.append((href, list(accumulate((int(span) for span in spans), initial=begin))))
         for place in range(len(bounds[0][1]) - 1):
             for href, places in bounds:
-                out.write(read_once(href, places[place], places[place + 1]))
+                out.write(read_exactly(href, places[place], places[place + 1]))
 
 
 def _statistics(spec: CogSpec, pieces: Sequence[tuple[Piece, str]], piece_side: int) -> tuple[BandStatistics, ...]:

@@ -7,7 +7,7 @@
     ├── SourceFault       a file is not what it should be; the caller can replace it
     │   └── NotARaster · NoCrs · SourceTruncated · SourceUnreadable · DecompressionBomb · UnsupportedFormat · NotAVector
     └── ShardFault        the machine, not the request
-        └── Cancelled · AttemptExists · ShardOutOfMemory
+        └── Cancelled · AttemptExists · PartsLost · ShardOutOfMemory
 
 `code` is part of the public contract. `pointer` is a JSON pointer into the parameters, empty where none applies.
 """
@@ -153,6 +153,12 @@ class AttemptExists(ShardFault):
     """An object of this attempt was already written: another process runs the same attempt."""
 
     code = "attempt_exists"
+
+
+class PartsLost(ShardFault):
+    """What shards handed on is gone, or not whole; `places` says of which, in the order of the parts."""
+
+    code = "parts_lost"
 
 
 class ShardOutOfMemory(ShardFault):

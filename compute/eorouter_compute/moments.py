@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from eorouter_compute import observations, warp, witness
-from eorouter_compute.attempt import read_object
+from eorouter_compute.attempt import read_exactly
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import InputItem
@@ -21,7 +21,7 @@ Moments = Sequence[Sequence[Day]]
 STACK_BYTES = 64 << 20
 """Most bytes of the dates read together, unless a part of 64 × 64 pixels needs more."""
 
-_READ_BYTES = 16 << 20
+_READ_BYTES = 2 << 20
 _THREADS = 2  # objects are put together between rounds, when a worker's threads have no shards of the job
 _UNDATED = datetime(1970, 1, 1, 12, tzinfo=UTC)
 
@@ -101,7 +101,7 @@ def read_planes(planes: np.ndarray, href: str) -> None:
     count = max(_READ_BYTES // size, 1)
     for first in range(0, len(planes), count):
         some = planes[first : first + count]
-        data = read_object(href, first * size, (first + len(some)) * size)
+        data = read_exactly(href, first * size, (first + len(some)) * size)
         some[...] = np.frombuffer(data, np.float32).reshape(some.shape)
 
 

@@ -21,9 +21,17 @@ from msgspec import Struct
 
 import eorouter_kernels
 from eorouter_compute import faults, meters, method, raster, tracing, witness
-from eorouter_compute.attempt import Attempt, read_object
+from eorouter_compute.attempt import Attempt, is_whole, read_object
 from eorouter_compute.build import build
-from eorouter_compute.errors import AttemptExists, ComputeError, RequestFault, ShardFault, ShardOutOfMemory, SourceFault
+from eorouter_compute.errors import (
+    AttemptExists,
+    ComputeError,
+    PartsLost,
+    RequestFault,
+    ShardFault,
+    ShardOutOfMemory,
+    SourceFault,
+)
 from eorouter_compute.method import InputItem, Part
 from eorouter_compute.witness import Line, Witness
 
@@ -227,11 +235,18 @@ def _execute(order: ShardOrder, run: tuple[str, int, int]) -> Any:
         return chosen.run(params, inputs, order.body, attempt)
     parts = [msgspec.msgpack.decode(part, type=Part) for part in order.parts]
     faults.reached("merge")
-    if order.number == MERGE:
-        return chosen.merge(params, inputs, parts, attempt)
-    if chosen.turn is None:
+    if order.number < MERGE and chosen.turn is None:
         raise TypeError(f"{chosen.id} plans later rounds and has no turn")
-    return chosen.turn(params, inputs, MERGE - order.number, parts, attempt)
+    try:
+        if chosen.turn is not None and order.number < MERGE:
+            return chosen.turn(params, inputs, MERGE - order.number, parts, attempt)
+        return chosen.merge(params, inputs, parts, attempt)
+    except Exception as error:
+        places = [place for place, part in enumerate(parts) if not all(map(is_whole, part.objects.values()))]
+        if not places:
+            raise
+        lost = f"What {len(places)} of {len(parts)} shards handed on is gone or not whole; they run again."
+        raise PartsLost(lost, places=places) from error
 
 
 class _Tagged(Struct):

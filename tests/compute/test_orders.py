@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from eorouter_compute import method, orders
-from eorouter_compute.attempt import read_object
+from eorouter_compute.attempt import local_path, read_object
 from eorouter_compute.method import Part, Result, Shard
 from eorouter_compute.orders import MERGE, Outcome, ShardOrder, pulse
 
@@ -78,6 +78,22 @@ def test_rounds_go_through_a_turn_to_the_merge(order):
     data = read_object(result.items[0].assets[0].object.href)
     assert bytes(data) == b"".join(bytes([number]) * 1000 for number in (1, 2, 3))
     assert merged.read_bytes == merged.written_bytes == 3000
+
+
+@pytest.mark.parametrize(("stump", "is_lost"), [(None, True), (b"short", True), (bytes([1]) * 1000, False)])
+def test_a_merge_that_fails_tells_whose_objects_are_gone(order, stump, is_lost, monkeypatch):
+    parts = tuple(run(order(number)).part for number in range(3))
+    path = local_path(msgspec.msgpack.decode(parts[1], type=Part).objects["numbers"].href)
+    path.unlink()
+    if stump is not None:
+        path.write_bytes(stump)
+        monkeypatch.setattr("toy_method.read_object", lambda _: 1 / 0)
+    failure = run(order(MERGE, parts=parts)).failure
+    if not is_lost:
+        assert (failure.kind, failure.code) == ("defect", "internal_fault")
+        return
+    assert (failure.kind, failure.code, failure.data) == ("machine", "parts_lost", {"places": [1]})
+    assert "1 of 3 shards" in failure.message
 
 
 def test_a_turn_of_a_method_that_has_none_is_a_defect(order):

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from eorouter_compute.attempt import read_object
+from eorouter_compute.attempt import local_path, read_object
 from eorouter_compute.errors import InvalidParameter, ShardFault, SourceTruncated
 from eorouter_compute.method import (
     Bound,
@@ -30,7 +30,20 @@ from eorouter_compute.method import (
 )
 
 PIXELS = 1000
-Ill = Literal["request", "source", "fault", "defect", "die", "die_once", "deaf", "memory", "full", "odd"]
+Ill = Literal[
+    "request",
+    "source",
+    "fault",
+    "defect",
+    "die",
+    "die_once",
+    "deaf",
+    "memory",
+    "full",
+    "odd",
+    "forgets",
+    "forgets_once",
+]
 
 
 class ToyParams(Params, tag="toy"):
@@ -66,6 +79,7 @@ def turn(params, inputs, number, parts, attempt):
     assert 1 <= number < params.rounds
     bound = Bound(pixels=PIXELS, bytes_written=PIXELS)
     numbers = [msgspec.msgpack.decode(part.body, type=int) + 1 for part in parts]
+    forget(params, [number - 1 for number in numbers], parts)
     assert all(len(read_object(part.objects["numbers"].href)) == PIXELS for part in parts)
     return [Shard(body=msgspec.msgpack.encode(number), bound=bound) for number in numbers]
 
@@ -111,11 +125,20 @@ def misbehave(params, number):
             time.sleep(0.02)
 
 
+def forget(params, numbers, parts):
+    """What a lost machine does to objects that nobody waited for."""
+    for number, part in zip(numbers, parts, strict=True):
+        ill, path = params.ills.get(str(number)), local_path(part.objects["numbers"].href)
+        if ill == "forgets" or (ill == "forgets_once" and path.parent.name == "1"):  # the first token's
+            path.unlink()
+
+
 def merge(params, inputs, parts, attempt):
     numbers = [msgspec.msgpack.decode(part.body, type=int) for part in parts]
     summary = {"sum": sum(numbers), "numbers": len(numbers)}
     if not params.makes_item:
         return Result(summary=summary)
+    forget(params, numbers, parts)
     data = b"".join(read_object(part.objects["numbers"].href) for part in parts)
     asset = OutputAsset(
         key="sums", object=attempt.write("sums.bin", data), media_type="application/octet-stream",

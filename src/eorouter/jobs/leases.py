@@ -27,6 +27,7 @@ from eorouter.storage import uploads
 from eorouter.storage.deletions import delete_later
 from eorouter.storage.tables import job_shards, jobs
 from eorouter_compute import method
+from eorouter_compute.errors import PartsLost
 from eorouter_compute.method import Bound, Retries, Shard, total
 from eorouter_compute.orders import MERGE, Failure, Outcome
 
@@ -227,11 +228,13 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
     limits = {"request": 0, "source": retries.source_attempts, "memory": _MEMORY_ATTEMPT_LIMIT}
     limit = limits.get(failure.kind, retries.attempts)
     gives_up = tries >= limit and failure.kind != "cancelled"
+    lost = failure.data["places"] if failure.code == PartsLost.code and claim.number <= MERGE else ()
+    state = ShardState.FAILED if gives_up else ShardState.WAITING if lost else ShardState.READY
     changed = await tx.execute(
         sa.update(job_shards)
         .where(*_current(claim))
         .values(
-            state=ShardState.FAILED.value if gives_up else ShardState.READY.value,
+            state=state.value,
             attempt=tries,
             owner=None,
             lease_until=None,
@@ -263,7 +266,36 @@ async def fail_shard(tx: AsyncConnection, job: sa.Row[Any], landed: Landed, now:
         return True
     data = {"shard": claim.number, "attempt": claim.attempt, "code": failure.code, "message": failure.message}
     await append(tx, job.id, "shard.retried", data, now)
+    if lost:
+        await _make_anew(tx, job, claim, lost, now)
     return False
+
+
+async def _make_anew(tx: AsyncConnection, job: sa.Row[Any], claim: Claim, places: Sequence[int], now: datetime) -> None:
+    """Ready shards that were done, by their places in the round before: the claimed turn or merge waits for them again.
+
+    They keep their tries, so what is lost again and again fails the job in the end.
+    """
+    mine = (job_shards.c.job_id == job.id) & (job_shards.c.number > MERGE) & (job_shards.c.round == claim.round - 1)
+    rows = (
+        await tx.execute(sa.select(job_shards.c.number, job_shards.c.bound).where(mine).order_by(job_shards.c.number))
+    ).all()
+    gone = [rows[place] for place in places]
+    await tx.execute(_ANEW, [{"at_job": job.id, "at_number": row.number, "at_time": now} for row in gone])
+    # What a blind plan's shard did was counted as it came, and is not known any more.
+    pixels = 0 if method.is_blind(job.method) else sum(int(row.bound["pixels"]) for row in gone)
+    counts = {"shards_done": jobs.c.shards_done - len(gone), "pixels_done": jobs.c.pixels_done - pixels}
+    await tx.execute(sa.update(jobs).where(jobs.c.id == job.id).values(counts))
+
+
+_ANEW = (
+    sa.update(job_shards)
+    .where(job_shards.c.job_id == sa.bindparam("at_job"), job_shards.c.number == sa.bindparam("at_number"))
+    .values(
+        state=ShardState.READY.value, part=sa.null(), owner=sa.null(), timing=sa.null(),
+        ready_at=sa.bindparam("at_time"),
+    )
+)  # fmt: skip
 
 
 def _judged(claim: Claim, outcome: Outcome) -> tuple[Failure, bool]:

@@ -17,6 +17,7 @@ from eorouter.storage.tables import items, job_events, job_shards, jobs, organis
 from eorouter.types import Principal, utc_now
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.method import Retries
+from eorouter_compute.orders import MERGE
 
 ALICE = Principal(kind="user", id="usr_alice", org_id="org_a", scopes=frozenset(), user_id="usr_alice")
 BOB = Principal(kind="user", id="usr_bob", org_id="org_b", scopes=frozenset(), user_id="usr_bob")
@@ -132,6 +133,34 @@ async def test_shard_that_always_breaks_fails_its_job_after_four_tries(stores, c
     retried = [data for kind, data in await events_of(stores, job_id) if kind == "shard.retried"]
     assert [data["attempt"] for data in retried] == [1, 2, 3]
     assert "Traceback" not in str(row.problem)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.usefixtures("dispatcher")
+async def test_what_a_lost_machine_took_along_is_made_anew(stores, create, rounds):
+    job_id = await create(shards=3, rounds=rounds, ills={"1": "forgets_once", "2": "forgets_once"})
+    row = await queue.wait(stores.db, job_id, 120)
+    assert (row.state, row.problem) == ("completed", None)
+    assert row.result["summary"] == {"sum": 3 * rounds, "numbers": 3}
+    expected = b"".join(bytes([number + rounds - 1]) * 1000 for number in range(3))
+    assert row.result["checksums"] == {"sums/sums": hashlib.sha256(expected).hexdigest()}
+    assert (row.shards_done, row.pixels_done) == (3 * rounds, 3000 * rounds + 10)
+    retried = [data for kind, data in await events_of(stores, job_id) if kind == "shard.retried"]
+    assert {(data["shard"], data["code"]) for data in retried} == {(MERGE - n, "parts_lost") for n in range(rounds)}
+    async with stores.db.read() as tx:
+        query = sa.select(job_shards.c.number, job_shards.c.attempt).where(job_shards.c.number >= 0)
+        tries = {row.number: row.attempt for row in await tx.execute(query.where(job_shards.c.job_id == job_id))}
+    # Of two rounds the first had the numbers 0, 1, 2 and the second 1, 2, 3; a shard of its first try forgot them.
+    assert tries == ({0: 1, 1: 2, 2: 2} if rounds == 1 else {0: 1, 1: 2, 2: 2, 3: 2, 4: 2, 5: 1})
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.usefixtures("dispatcher")
+async def test_what_is_lost_again_and_again_fails_the_job_by_name(stores, create, shards):
+    job_id = await create(shards=shards, ills={"0": "forgets"})
+    row = await queue.wait(stores.db, job_id, 120)
+    assert (row.state, row.problem["code"]) == ("failed", "parts_lost")
+    assert f"1 of {shards} shards" in row.problem["message"]
 
 
 async def test_cancel_queued_job_ends_at_once(stores, create):
