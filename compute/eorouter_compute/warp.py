@@ -21,15 +21,15 @@ from eorouter_compute.grid import Grid, Window
 from eorouter_compute.method import FailedRead, RasterAsset
 from eorouter_compute.positions import TOLERANCE_PX, Locator, Mesh
 from eorouter_compute.target_grid import aligned
-from eorouter_kernels import positions, reductions, resample
+from eorouter_kernels import lobes, positions, reductions, resample
 
 Resampling = Literal["nearest", "bilinear", "cubic", "lanczos", "average", "mode", "min", "max", "median", "sum"]
 
 READ_BYTES = 64 << 20
 """Most bytes of source pixels and their valid flags that are held at a time, as long as one target pixel allows."""
 
-_WEIGHTED = {"bilinear": resample.BILINEAR, "cubic": resample.CUBIC, "lanczos": resample.LANCZOS,
-             "average": resample.AVERAGE, "sum": resample.SUM}  # fmt: skip
+_WEIGHTED = {"bilinear": lobes.BILINEAR, "cubic": lobes.CUBIC, "lanczos": lobes.LANCZOS,
+             "average": lobes.AVERAGE, "sum": lobes.SUM}  # fmt: skip
 _ORDERED = {"mode": reductions.MODE, "min": reductions.MIN, "max": reductions.MAX, "median": reductions.MEDIAN}
 _REACH = {"nearest": 0.0, "bilinear": 1.0, "cubic": 2.0, "lanczos": 3.0}
 _NONE = np.empty((0, 0, 0), np.bool_)

@@ -4,8 +4,8 @@
 import numpy as np
 
 from eorouter_kernels._jit import allocating_kernel, kernel
+from eorouter_kernels.lobes import SLIVER
 from eorouter_kernels.positions import COL, HEIGHT, ROW, WIDTH, row_positions
-from eorouter_kernels.resample import SLIVER
 
 MODE, MIN, MAX, MEDIAN = range(4)
 

@@ -8,145 +8,22 @@ on; that is why results do not depend on how work is cut.
 import numpy as np
 
 from eorouter_kernels._jit import allocating_kernel, kernel
+from eorouter_kernels.lobes import AVERAGE, BILINEAR, SCALE_MIN, SLIVER, SUM, taps, weights_along
 from eorouter_kernels.neighbourhood import lane_count, weighted_sums
 from eorouter_kernels.positions import COL, DENSE, HEIGHT, ROW, WIDTH, row_positions, source_bounds
 
-BILINEAR, CUBIC, LANCZOS, AVERAGE, SUM = range(5)
-
-SCALE_MIN = 1.05
-"""Kernels are widened where a target pixel is more than this many source pixels wide, as GDAL does (0.95⁻¹)."""
-
 SHARE_MIN = 0.5
 """Least share of a widened kernel's weight that valid pixels must have."""
-
-SLIVER = 1e-6
-"""Overlaps narrower than this, in source pixels, are rounding."""
 
 TILE = 32
 VOID, MIXED, CLEAR = -1, 0, 1
 """Side of the tiles of source pixels that are looked at for missing ones, and what can be said of one."""
 
+_VAST = 16
+"""A kernel of so many more pixels than twice the source's never sees it whole: its weights need not be written down."""
+
 _TIE = 1e-10
 _NO_WEIGHT = 1e-6
-
-
-@kernel
-def _taps(kind: int, scale: float) -> int:
-    """Source pixels that a kernel of this width can touch along one axis."""
-    if kind >= AVERAGE:
-        return int(np.ceil(scale)) + 1
-    radius = 1.0 if kind == BILINEAR else 2.0 if kind == CUBIC else 3.0
-    return int(np.ceil(2.0 * radius * scale))
-
-
-@kernel
-def _lobes(
-    kind: int, taps: int, rows: int, is_wide: bool, count: int, offset: np.ndarray, inverse: np.ndarray,
-    whole: np.ndarray, weights: np.ndarray,
-) -> None:  # fmt: skip
-    """The kernel at every tap, and in `whole` the sum over them where it is not 1 by construction.
-
-    Shapes: offset, inverse, whole (≥ count,); weights (≥ rows, ≥ count), zero in rows from `taps` on. `offset` is the
-        centre, counted from the first tap, `inverse` one over the kernel's width; of a box they are its lower end and
-        its width.
-    """
-    real = weights.dtype.type
-    zero, one, two = real(0), real(1), real(2)
-    for k in range(rows):
-        if k >= taps:
-            for j in range(count):
-                weights[k, j] = zero
-        elif kind >= AVERAGE:
-            for j in range(count):
-                cut = min(real(k) + one, offset[j] + inverse[j]) - max(real(k), offset[j])
-                weights[k, j] = cut if cut > real(SLIVER) else zero
-                whole[j] += weights[k, j]
-        elif kind == CUBIC and not is_wide and 1 <= k <= 2:
-            for j in range(count):
-                d = abs(real(k) - offset[j])
-                weights[k, j] = (real(1.5) * d - real(2.5)) * d * d + one
-        elif kind == CUBIC and not is_wide:
-            for j in range(count):
-                d = abs(real(k) - offset[j])
-                weights[k, j] = ((real(2.5) - real(0.5) * d) * d - real(4)) * d + two
-        elif kind == BILINEAR and not is_wide:
-            for j in range(count):
-                weights[k, j] = one - abs(real(k) - offset[j])
-        elif kind == BILINEAR:
-            for j in range(count):
-                weights[k, j] = max(one - abs(real(k) - offset[j]) * inverse[j], zero)
-                whole[j] += weights[k, j]
-        elif kind == CUBIC:
-            for j in range(count):
-                d = abs(real(k) - offset[j]) * inverse[j]
-                near = (real(1.5) * d - real(2.5)) * d * d + one
-                far = ((real(2.5) - real(0.5) * d) * d - real(4)) * d + two
-                weights[k, j] = near if d < one else (far if d < two else zero)
-                whole[j] += weights[k, j]
-        else:
-            for j in range(count):
-                d = abs(float(k) - offset[j]) * inverse[j]
-                s = np.sin(np.pi / 3.0 * d)
-                # sin 3a = sin a (3 − 4 sin² a): one sine instead of two.
-                lobe = s * s * (3.0 - 4.0 * s * s) * 3.0 / (np.pi * np.pi * max(d * d, 1e-12))
-                weights[k, j] = real(1.0 if d < 1e-6 else lobe if d < 3.0 else 0.0)
-                whole[j] += weights[k, j]
-
-
-@kernel
-def _weights(
-    kind: int, centre: np.ndarray, scale: np.ndarray, taps: int, rows: int, is_wide: bool, is_even: bool, count: int,
-    first: np.ndarray, weights: np.ndarray, offset: np.ndarray, inverse: np.ndarray, whole: np.ndarray,
-) -> None:  # fmt: skip
-    """First source pixel and weights of a kernel along one axis, for pixels of one row.
-
-    Shapes: centre, scale (≥ count,) float64; first (≥ count,) int32; weights (≥ rows, ≥ count), zero in rows from
-        `taps` on; offset, inverse, whole (≥ count,) are room to work in.
-    Units: source pixels. The weights of each pixel sum to 1; of SUM they are overlaps. `is_even` says that the scales
-        are all alike.
-    Reference: triangle; Keys 1981, IEEE ASSP 29(6), a = −1/2; Lanczos with three lobes; box overlap.
-    """
-    real = weights.dtype.type
-    zero, one = real(0), real(1)
-    radius = 0.5 if kind >= AVERAGE else 1.0 if kind == BILINEAR else 2.0 if kind == CUBIC else 3.0
-    # One array per loop, see `row_positions`.
-    if kind >= AVERAGE:
-        for j in range(count):
-            low = np.floor(centre[j] - 0.5 * scale[j] + SLIVER)
-            first[j] = np.int32(min(max(low, -1e9), 1e9))
-        for j in range(count):
-            offset[j] = real(centre[j] - 0.5 * scale[j] - first[j])
-        for j in range(count):
-            inverse[j] = real(scale[j])
-    elif is_wide:
-        for j in range(count):
-            low = np.floor(centre[j] - 0.5 - radius * scale[j]) + 1.0
-            first[j] = np.int32(min(max(low, -1e9), 1e9))
-        for j in range(count):
-            offset[j] = real(centre[j] - 0.5 - first[j])
-        if is_even:
-            inverse[:count] = real(1.0 / scale[0])
-        else:
-            for j in range(count):
-                inverse[j] = real(1.0 / scale[j])
-    else:
-        for j in range(count):
-            low = np.floor(centre[j] - 0.5) + (1.0 - radius)
-            first[j] = np.int32(min(max(low, -1e9), 1e9))
-        for j in range(count):
-            offset[j] = real(centre[j] - 0.5 - first[j])
-        for j in range(count):
-            inverse[j] = one
-    for j in range(count):
-        whole[j] = zero
-    _lobes(kind, taps, rows, is_wide, count, offset, inverse, whole, weights)
-    if kind == SUM or (not is_wide and kind <= CUBIC):
-        return
-    for j in range(count):
-        whole[j] = one / whole[j] if whole[j] != zero else one
-    for k in range(taps):
-        for j in range(count):
-            weights[k, j] *= whole[j]
 
 
 @allocating_kernel
@@ -243,61 +120,117 @@ def _all_are(states: np.ndarray, band: int, box: tuple[int, int, int, int], want
 
 
 @kernel
+def _clipped(first: int, taps: int, size: int) -> tuple[int, int]:
+    """The taps that lie on the source: the first of them, and the one behind the last."""
+    low = min(max(-first, 0), taps)
+    return low, max(min(size - first, taps), low)
+
+
+@kernel
+def _heaviest(weights: np.ndarray, j: int, start: int, stop: int) -> float:
+    """Largest weight of a pixel's taps `start … stop - 1`, by its absolute value."""
+    found = 0.0
+    for k in range(start, stop):
+        found = max(found, abs(float(weights[k, j])))
+    return found
+
+
+@kernel
 def _patched(
     kind: int, source: np.ndarray, valid: np.ndarray, band: int, first: tuple[int, int], taps: tuple[int, int],
-    centre: tuple[float, float], scale: tuple[float, float], wy: np.ndarray, wx: np.ndarray, j: int,
+    centre: tuple[float, float], scale: tuple[float, float], area: float, wy: np.ndarray, wx: np.ndarray, j: int,
 ) -> tuple[bool, float]:  # fmt: skip
     """One pixel some of whose source pixels may be missing: (is it known, its value).
 
     Shapes: source, valid (band, y, x), valid of size 0 when all are data; wy, wx (≥ taps, > j). Pairs are (y, x);
         `first` and `centre` are counted from the array's first pixel.
-    Nodata: with all its pixels at hand the value is the plain sum. Else cubic and Lanczos kernels, whose negative lobes
-        must not be scaled up, give way to the triangle, and weights are renormalised over what is valid. Where nothing
-        was widened the pixel the centre falls into must be valid; a widened kernel needs `SHARE_MIN` of its weight; an
-        average or sum any.
+    Nodata: with all its pixels at hand the value is the plain sum; else see `_share`. Where nothing was widened the
+        pixel the centre falls into must be valid.
     """
     height, width = source.shape[1], source.shape[2]
-    is_box, is_whole = kind >= AVERAGE, True
-    is_wide = scale[0] > 1.0 or scale[1] > 1.0
-    if not is_box and not is_wide:
+    is_box = kind >= AVERAGE
+    if not is_box and not (scale[0] > 1.0 or scale[1] > 1.0):
         r, c = int(np.floor(centre[0] + _TIE)), int(np.floor(centre[1] + _TIE))
         if r < 0 or c < 0 or r >= height or c >= width or (valid.size > 0 and not valid[band, r, c]):
             return False, 0.0
     # Of a widened kernel's many weights each is small; of a box any counts.
     least = 0.0 if is_box else _NO_WEIGHT / (scale[0] * scale[1])
+    (top, bottom), (west, east) = _clipped(first[0], taps[0], height), _clipped(first[1], taps[1], width)
+    outside_y = max(_heaviest(wy, j, 0, top), _heaviest(wy, j, bottom, taps[0]))
+    outside_x = max(_heaviest(wx, j, 0, west), _heaviest(wx, j, east, taps[1]))
+    is_whole = outside_y * _heaviest(wx, j, 0, taps[1]) <= least and outside_x * _heaviest(wy, j, 0, taps[0]) <= least
     total = wx.dtype.type(0)
-    for kx in range(taps[1]):
-        c = first[1] + kx
+    for kx in range(west, east):
+        if not is_whole:
+            break
         part = wx.dtype.type(0)
-        for ky in range(taps[0]):
-            r = first[0] + ky
-            if r < 0 or c < 0 or r >= height or c >= width or (valid.size > 0 and not valid[band, r, c]):
+        for ky in range(top, bottom):
+            r, c = first[0] + ky, first[1] + kx
+            if valid.size > 0 and not valid[band, r, c]:
                 is_whole = is_whole and abs(wy[ky, j] * wx[kx, j]) <= least
             else:
                 part += wy[ky, j] * wx.dtype.type(source[band, r, c])
         total += wx[kx, j] * part
     if is_whole:
         return True, total
-    every, got, summed = 0.0, 0.0, 0.0
-    for ky in range(taps[0]):
-        r = first[0] + ky
-        weight_y = float(wy[ky, j]) if is_box else max(1.0 - abs(r + 0.5 - centre[0]) / scale[0], 0.0)
+    return _share(kind, source, valid, band, centre, scale, area)
+
+
+@kernel
+def _weight_at(is_box: bool, k: int, centre: float, scale: float) -> float:
+    """Overlap of source pixel `k` with a box, or the triangle at its centre."""
+    if not is_box:
+        return max(1.0 - abs(k + 0.5 - centre) / scale, 0.0)
+    cut = min(k + 1.0, centre + 0.5 * scale) - max(k + 0.0, centre - 0.5 * scale)
+    return cut if cut > SLIVER else 0.0
+
+
+@kernel
+def _triangle_sum(centre: float, scale: float) -> float:
+    """Sum of the triangle over all pixels, there or not: on either side of the centre an arithmetic series."""
+    past = centre - 0.5 - np.floor(centre - 0.5)
+    total = 0.0
+    for nearest_px in (past, 1.0 - past):
+        count = max(np.ceil(scale - nearest_px), 0.0)
+        total += count - (count * nearest_px + 0.5 * count * (count - 1.0)) / scale
+    return total
+
+
+@kernel
+def _share(
+    kind: int, source: np.ndarray, valid: np.ndarray, band: int, centre: tuple[float, float],
+    scale: tuple[float, float], area: float,
+) -> tuple[bool, float]:  # fmt: skip
+    """One pixel of what there is of its source pixels: (is it known, its value); arguments as of `_patched`.
+
+    Nodata: cubic and Lanczos kernels, whose negative lobes must not be scaled up, give way to the triangle, and weights
+        are renormalised over what is valid. A widened kernel needs `SHARE_MIN` of its weight; an average or sum any.
+        A sum is of overlaps, times `area`.
+    """
+    is_box = kind >= AVERAGE
+    reach_y, reach_x = (0.5 * scale[0], 0.5 * scale[1]) if is_box else scale
+    top, bottom = max(np.floor(centre[0] - reach_y), 0.0), min(np.ceil(centre[0] + reach_y), source.shape[1] + 0.0)
+    west, east = max(np.floor(centre[1] - reach_x), 0.0), min(np.ceil(centre[1] + reach_x), source.shape[2] + 0.0)
+    got, summed = 0.0, 0.0
+    for r in range(int(top), int(bottom)):
+        weight_y = _weight_at(is_box, r, centre[0], scale[0])
         if weight_y == 0.0:
             continue
-        for kx in range(taps[1]):
-            c = first[1] + kx
-            weight = float(wx[kx, j]) if is_box else max(1.0 - abs(c + 0.5 - centre[1]) / scale[1], 0.0)
-            weight *= weight_y
-            every += weight
-            if r < 0 or c < 0 or r >= height or c >= width or weight == 0.0:
-                continue
+        for c in range(int(west), int(east)):
             if valid.size > 0 and not valid[band, r, c]:
                 continue
+            weight = weight_y * _weight_at(is_box, c, centre[1], scale[1])
             got += weight
-            summed += weight * source[band, r, c]
-    if got <= 0.0 or (not is_box and is_wide and got < SHARE_MIN * every):
+            if weight > 0.0:
+                summed += weight * source[band, r, c]
+    if got <= 0.0:
         return False, 0.0
-    return True, summed if kind == SUM else summed / got
+    if kind == SUM:
+        return True, summed * area
+    is_widened = not is_box and (scale[0] > 1.0 or scale[1] > 1.0)
+    if is_widened and got < SHARE_MIN * _triangle_sum(centre[0], scale[0]) * _triangle_sum(centre[1], scale[1]):
+        return False, 0.0
+    return True, summed / got
 
 
 @kernel
@@ -343,16 +276,16 @@ def _void_until(
 def _patchy_sums(
     kind: int, source: np.ndarray, valid: np.ndarray, states: np.ndarray, origin: tuple[int, int],
     first_y: np.ndarray, first_x: np.ndarray, taps: tuple[int, int], lanes: int,
-    place: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], wy: np.ndarray, wx: np.ndarray, count: int,
-    sums: np.ndarray, missing: np.ndarray, start: tuple[int, int, int],
+    place: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], wy: np.ndarray, wx: np.ndarray,
+    count: int, sums: np.ndarray, missing: np.ndarray, start: tuple[int, int, int],
 ) -> int:  # fmt: skip
     """Weighted sums of a row, run by run: neighbourhoods that are there whole or not at all at once, others one by one.
 
-    Shapes: as in `weighted`; `place` holds y, x and their scales; `start` is (band, row, column) of `missing`.
+    Shapes: as in `weighted`; `place` holds y, x, their scales and areas; `start` is (band, row, column) of `missing`.
         Returns how many pixels are missing.
     """
     lost, j, size = 0, 0, (source.shape[1], source.shape[2])
-    y, x, sy, sx = place
+    y, x, sy, sx, area = place
     band, row, col = start
     while j < count:
         stop = _whole_until(first_y, first_x, origin, size, (taps[0], lanes), states, band, j, count)
@@ -369,7 +302,7 @@ def _patchy_sums(
             continue
         known, value = _patched(
             kind, source, valid, band, (first_y[j] - origin[0], first_x[j] - origin[1]), taps,
-            (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j]), wy, wx, j,
+            (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j]), area[j], wy, wx, j,
         )  # fmt: skip
         sums[j] = value
         if not known:
@@ -380,11 +313,64 @@ def _patchy_sums(
 
 
 @kernel
+def _box(
+    first_y: np.ndarray, first_x: np.ndarray, count: int, origin: tuple[int, int], reach: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Box (row, col, row_stop, col_stop) of the array that the neighbourhoods of a row's pixels lie in."""
+    top, bottom, west, east = first_y[0], first_y[0], first_x[0], first_x[0]
+    for j in range(count):
+        top, bottom = min(top, first_y[j]), max(bottom, first_y[j])
+        west, east = min(west, first_x[j]), max(east, first_x[j])
+    return top - origin[0], west - origin[1], bottom - origin[0] + reach[0], east - origin[1] + reach[1]
+
+
+@kernel
+def _store(
+    sums: np.ndarray, count: int, limits: tuple[float, float], out: np.ndarray, start: tuple[int, int, int]
+) -> None:
+    """Put a row's sums in their place (band, row, column) as the output's type has them; `limits` as in `weighted`."""
+    cut = out[start[0], start[1], start[2] : start[2] + count]
+    if limits[0] <= limits[1]:
+        low, high = sums.dtype.type(limits[0]), sums.dtype.type(limits[1])
+        for j in range(count):
+            cut[j] = min(max(np.rint(sums[j]), low), high)
+    else:
+        for j in range(count):
+            # −0 becomes 0: which of them a sum of nothing is depends on the path it took.
+            cut[j] = sums[j] + 0.0
+
+
+@kernel
+def _vast_row(
+    kind: int, source: np.ndarray, valid: np.ndarray, origin: tuple[int, int],
+    place: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], count: int, sums: np.ndarray,
+    limits: tuple[float, float], out: np.ndarray, missing: np.ndarray, start: tuple[int, int],
+) -> int:  # fmt: skip
+    """Fill a row whose kernels are far larger than the source, of which they never see but a share, from `start` on.
+
+    Shapes: `place` holds y, x, their scales and areas. Returns how many values are missing.
+    """
+    y, x, sy, sx, area = place
+    row, col = start
+    lost = 0
+    for b in range(source.shape[0]):
+        for j in range(count):
+            at, scale = (y[j] - origin[0], x[j] - origin[1]), (sy[j], sx[j])
+            known, value = _share(kind, source, valid, b, at, scale, area[j])
+            sums[j] = value
+            if not known:
+                missing[b, row, col + j] = True
+                lost += 1
+        _store(sums, count, limits, out, (b, row, col))
+    return lost
+
+
+@kernel
 def _settled(
     kind: int, is_dense: bool, count: int, x: np.ndarray, y: np.ndarray, sx: np.ndarray, sy: np.ndarray,
     area: np.ndarray,
 ) -> tuple[float, float, bool]:  # fmt: skip
-    """Make positions and sizes fit for `_weights`, in place; gives the largest sizes and whether all are alike.
+    """Make positions and sizes fit for `weights_along`, in place; gives the largest sizes and whether all are alike.
 
     Shapes: all (≥ count,) float64.
     Nodata: what has no position is put far outside, where nothing is valid.
@@ -427,7 +413,7 @@ def weighted(
         is exact where the grids run alike; a sum is scaled by the footprint's true area over that rectangle's.
     """
     bands, height, width = source.shape
-    has_valid, is_whole = valid.size > 0, limits[0] <= limits[1]
+    has_valid = valid.size > 0
     states = _tile_states(valid)
     long = 1
     for n in range(leaves.shape[0]):
@@ -436,52 +422,50 @@ def weighted(
     first_x, first_y = np.empty(long, np.int32), np.empty(long, np.int32)
     wx, wy, sums = np.empty((8, long), total.dtype), np.empty((8, long), total.dtype), np.empty(long, total.dtype)
     offset, inverse, whole = np.empty(long, total.dtype), np.empty(long, total.dtype), np.empty(long, total.dtype)
-    low, high = total.dtype.type(limits[0]), total.dtype.type(limits[1])
     lost = 0
     # Arrays are passed whole, with indices: a view costs two calls that count references, and a dozen of them per row
     # took as long as the pixels of a leaf's row.
     for n in range(leaves.shape[0]):
         leaf = leaves[n]
         left, right = max(leaf[COL], clip[1]), min(leaf[COL] + leaf[WIDTH], clip[3])
-        count = right - left
-        if count <= 0:
-            continue
         for row in range(max(leaf[ROW], clip[0]), min(leaf[ROW] + leaf[HEIGHT], clip[2])):
-            row_positions(leaf, nodes, row, left, count, period, x, y, sx, sy, area)
-            wide_x, wide_y, is_even = _settled(kind, leaf[DENSE] == 1, count, x, y, sx, sy, area)
-            nx, ny = _taps(kind, wide_x), _taps(kind, wide_y)
-            lanes = lane_count(nx)
-            if max(lanes, ny) > wx.shape[0]:
-                wx = np.empty((max(lanes, ny), long), total.dtype)
-                wy = np.empty((max(lanes, ny), long), total.dtype)
-            _weights(kind, x, sx, nx, lanes, wide_x > 1.0, is_even, count, first_x, wx, offset, inverse, whole)
-            _weights(kind, y, sy, ny, ny, wide_y > 1.0, is_even, count, first_y, wy, offset, inverse, whole)
-            if kind == SUM:
-                for k in range(ny):
-                    for j in range(count):
-                        wy[k, j] *= area[j]
-            top, bottom, west, east = first_y[0], first_y[0], first_x[0], first_x[0]
-            for j in range(count):
-                top, bottom = min(top, first_y[j]), max(bottom, first_y[j])
-                west, east = min(west, first_x[j]), max(east, first_x[j])
-            box = (top - origin[0], west - origin[1], bottom - origin[0] + ny, east - origin[1] + lanes)
-            is_inside = box[0] >= 0 and box[1] >= 0 and box[2] <= height and box[3] <= width
-            for b in range(bands):
-                if is_inside and (not has_valid or _all_are(states, b, box, CLEAR)):
-                    weighted_sums(source, b, origin, first_y, first_x, (ny, nx), wy, wx, (0, count), sums)
-                else:
-                    lost += _patchy_sums(
-                        kind, source, valid, states, origin, first_y, first_x, (ny, nx), lanes, (y, x, sy, sx), wy, wx,
-                        count, sums, missing, (b, row - corner[0], left - corner[1]),
-                    )  # fmt: skip
-                cut = out[b, row - corner[0], left - corner[1] : right - corner[1]]
-                if is_whole:
-                    for j in range(count):
-                        cut[j] = min(max(np.rint(sums[j]), low), high)
-                else:
-                    for j in range(count):
-                        # −0 becomes 0: which of them a sum of nothing is depends on the path it took.
-                        cut[j] = sums[j] + 0.0
+            start, count = left, right - left
+            while start < right:
+                row_positions(leaf, nodes, row, start, count, period, x, y, sx, sy, area)
+                wide_x, wide_y, is_even = _settled(kind, leaf[DENSE] == 1, count, x, y, sx, sy, area)
+                nx, ny = taps(kind, wide_x), taps(kind, wide_y)
+                is_vast = nx > 2 * width + _VAST or ny > 2 * height + _VAST
+                if is_vast and not is_even and count > 1:
+                    count = 1  # the sizes differ: the rest of the row goes pixel by pixel, each as vast as it is
+                    continue
+                place = (row - corner[0], start - corner[1])
+                if is_vast:
+                    every = (y, x, sy, sx, area)
+                    lost += _vast_row(kind, source, valid, origin, every, count, sums, limits, out, missing, place)
+                    start += count
+                    continue
+                lanes = lane_count(nx)
+                if max(lanes, ny) > wx.shape[0]:
+                    wx = np.empty((max(lanes, ny), long), total.dtype)
+                    wy = np.empty((max(lanes, ny), long), total.dtype)
+                weights_along(kind, x, sx, nx, lanes, wide_x > 1.0, is_even, count, first_x, wx, offset, inverse, whole)
+                weights_along(kind, y, sy, ny, ny, wide_y > 1.0, is_even, count, first_y, wy, offset, inverse, whole)
+                if kind == SUM:
+                    for k in range(ny):
+                        for j in range(count):
+                            wy[k, j] *= area[j]
+                box = _box(first_y, first_x, count, origin, (ny, lanes))
+                is_inside = box[0] >= 0 and box[1] >= 0 and box[2] <= height and box[3] <= width
+                for b in range(bands):
+                    if is_inside and (not has_valid or _all_are(states, b, box, CLEAR)):
+                        weighted_sums(source, b, origin, first_y, first_x, (ny, nx), wy, wx, (0, count), sums)
+                    else:
+                        lost += _patchy_sums(
+                            kind, source, valid, states, origin, first_y, first_x, (ny, nx), lanes,
+                            (y, x, sy, sx, area), wy, wx, count, sums, missing, (b, *place),
+                        )  # fmt: skip
+                    _store(sums, count, limits, out, (b, *place))
+                start += count
     return lost
 
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eorouter_kernels import positions, reductions, resample
+from eorouter_kernels import lobes, positions, reductions, resample
 from eorouter_kernels.reference import positions as plain_positions
 from eorouter_kernels.reference import reductions as plain_reductions
 from eorouter_kernels.reference import resample as plain
 
 NONE = np.empty((0, 0, 0), np.bool_)
-WEIGHTED = [resample.BILINEAR, resample.CUBIC, resample.LANCZOS, resample.AVERAGE, resample.SUM]
+WEIGHTED = [lobes.BILINEAR, lobes.CUBIC, lobes.LANCZOS, lobes.AVERAGE, lobes.SUM]
 ORDERED = [reductions.MODE, reductions.MIN, reductions.MAX, reductions.MEDIAN]
 
 
@@ -125,14 +125,65 @@ def test_what_is_missing_is_missed_among_a_million_pixels(kind):
     assert not known.any()
 
 
+VAST = np.array([[170.0, 0.0, -71.0], [0.0, 90.0, -44.0]])
+LONG = np.array([[52.0, 0.0, -6.0], [0.0, 1.3, 1.0]])
+
+
+@pytest.mark.parametrize("matrix", [VAST, LONG], ids=["both", "columns"])
+@pytest.mark.parametrize("kind", WEIGHTED)
+@pytest.mark.parametrize("how", ["straight", "dense"])
+def test_pixels_far_larger_than_the_source_are_the_twins(matrix, kind, how):
+    shape = (4, 3)
+    leaves, nodes = mesh(shape, matrix, bend=4.0, is_dense=how == "dense")
+    source = pixels("float32", shape=(15, 40))
+    valid = np.random.default_rng(1).random(source.shape) > 0.1
+    where = plain_positions.positions(leaves, nodes, shape)
+    for each in (valid, np.ones_like(valid)):
+        out, known = run_weighted(kind, leaves, nodes, source, NONE if each.all() else each, shape)
+        expected, expected_known = plain.weighted(kind, where, source, each)
+        np.testing.assert_array_equal(known, expected_known)
+        assert known.any() == (kind >= lobes.AVERAGE or matrix is LONG)
+        np.testing.assert_allclose(out, np.where(known, expected, 0), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_pixels_are_as_vast_as_they_are_whoever_is_beside_them(kind):
+    """A dense row, from pixels of the source's own size to some a hundred times as wide."""
+    shape = (2, 9)
+    edges = np.array([-5.0, -4.0, -3.0, -1.0, 2.0, 4.0, 9.0, 60.0, 300.0, 900.0])
+    nodes = np.array([(x, y) for y in (0.4, 1.5, 2.7) for x in edges])
+    leaves = np.array([[0, 0, 2, 9, 2, 9, 1, 0]])
+    source = pixels("float32", shape=(4, 7))
+    whole, known = run_weighted(kind, leaves, nodes, source, NONE, shape)
+    assert known.any()
+    for row in range(2):
+        for col in range(9):
+            clip = (row, col, row + 1, col + 1)
+            alone, alone_known = run_weighted(kind, leaves, nodes, source, NONE, shape, clip)
+            np.testing.assert_array_equal(alone[:, 0, 0], whole[:, row, col])
+            np.testing.assert_array_equal(alone_known[:, 0, 0], known[:, row, col])
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_a_pixel_of_a_hundred_million_is_made_of_the_few_there_are(kind):
+    """As many weights would not fit into the memory, nor their products into a year."""
+    leaves, nodes = mesh((1, 1), np.array([[1e8, 0.0, -5e7], [0.0, 1e8, -5e7]]))
+    source = pixels("float32", bands=1, shape=(20, 30))
+    out, known = run_weighted(kind, leaves, nodes, source, NONE, (1, 1))
+    assert known.all() == (kind >= lobes.AVERAGE)
+    if kind >= lobes.AVERAGE:
+        expected = source.sum(dtype=np.float64) if kind == lobes.SUM else source.mean(dtype=np.float64)
+        np.testing.assert_allclose(out[0, 0, 0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["int16", "int32", "float32"])
 def test_weighted_takes_every_type(dtype):
     shape = (11, 12)
     leaves, nodes = mesh(shape, SAME)
     source = pixels(dtype)
-    out, known = run_weighted(resample.CUBIC, leaves, nodes, source, NONE, shape)
+    out, known = run_weighted(lobes.CUBIC, leaves, nodes, source, NONE, shape)
     expected, expected_known = plain.weighted(
-        resample.CUBIC, plain_positions.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
+        lobes.CUBIC, plain_positions.positions(leaves, nodes, shape), source, np.ones(source.shape, np.bool_)
     )
     np.testing.assert_array_equal(known, expected_known)
     if source.dtype.kind == "f":
@@ -213,5 +264,5 @@ def test_bounds_hold_every_pixel_that_is_touched():
 def test_half_way_values_go_to_the_even_number():
     leaves, nodes = mesh((1, 3), np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]))
     source = np.array([[[0, 1, 2, 3]]], np.int16)
-    out, _ = run_weighted(resample.BILINEAR, leaves, nodes, source, NONE, (1, 3))
+    out, _ = run_weighted(lobes.BILINEAR, leaves, nodes, source, NONE, (1, 3))
     assert out.tolist() == [[[0, 2, 2]]]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from eorouter_kernels.resample import AVERAGE, BILINEAR, CUBIC, SCALE_MIN, SHARE_MIN, SLIVER, SUM
+from eorouter_kernels.lobes import AVERAGE, BILINEAR, CUBIC, SCALE_MIN, SLIVER, SUM
+from eorouter_kernels.resample import SHARE_MIN
 
 
 def nearest(where: np.ndarray, source: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
