@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eorouter_kernels._jit import allocating_kernel, kernel
+from eorouter_kernels.elementary import exp_minus, fma
+
+_FAR = 1e300  # no further, so that nought times it is nought
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -40,28 +43,28 @@ def _tail(z: float, dof: int) -> float:
     return min(out, 1.0)
 
 
-@allocating_kernel
-def chi_square_tail(z: Doubles, dof: int, out: Doubles) -> None:
+@kernel
+def chi_square_tail(z: Doubles, dof: int, room: Doubles, out: Doubles) -> None:
     """Probability that a chi-square variable of `dof` degrees of freedom exceeds z; NaN stays NaN.
 
+    Shapes: z, out (n,); room (3, n), worked in.
     By the recurrence Q(a + 1, x) = Q(a, x) + x^a e^-x / Γ(a + 1), Abramowitz & Stegun 26.4.4 and 26.4.5, a step of it
-    for all z at once: the exponential is the only thing that is not worked out several at a time.
+    for all z at once.
     """
-    term = np.empty(z.size)
+    x, term = room[0], room[1]
+    for k in range(z.size):
+        x[k] = 0.0 if z[k] <= 0.0 else _FAR if z[k] > _FAR else 0.5 * z[k]
+    exp_minus(x, room[2], term)
     a = 0.5 if dof % 2 else 1.0
     for k in range(z.size):
-        x = 0.0 if z[k] <= 0.0 else 0.5 * z[k]
-        term[k] = math.exp(-x)
         out[k] = term[k]
     if dof % 2:
         for k in range(z.size):
-            x = 0.0 if z[k] <= 0.0 else 0.5 * z[k]
-            out[k] = math.erfc(math.sqrt(x))
-            term[k] = 0.0 if x == 0.0 else term[k] / math.sqrt(math.pi * x)
+            out[k] = math.erfc(math.sqrt(x[k]))
+            term[k] = 0.0 if x[k] == 0.0 else term[k] / math.sqrt(math.pi * x[k])
     while 2.0 * a + 0.5 < dof:
         for k in range(z.size):
-            x = 0.0 if z[k] <= 0.0 else 0.5 * z[k]
-            term[k] *= x / a
+            term[k] *= x[k] / a
             out[k] += term[k]
         a += 1.0
     for k in range(z.size):
@@ -106,9 +109,9 @@ def _lengths(rows: Doubles, matrix: Doubles, variate: Doubles, z: Doubles) -> No
             a, b, c, d = matrix[i, j], matrix[i, j + 1], matrix[i, j + 2], matrix[i, j + 3]
             p, q, r, s = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
             for k in range(variate.size):
-                variate[k] += (a * p[k] + b * q[k]) + (c * r[k] + d * s[k])
+                variate[k] = fma(a, p[k], fma(b, q[k], fma(c, r[k], fma(d, s[k], variate[k]))))
         for k in range(variate.size):
-            z[k] += variate[k] * variate[k]
+            z[k] = fma(variate[k], variate[k], z[k])
 
 
 @kernel
@@ -127,7 +130,7 @@ def _products(rows: Doubles, weighted: Doubles, used: int, lanes: Doubles) -> No
             y2, y3 = weighted[j, 2 * LANES : 3 * LANES], weighted[j, 3 * LANES :]
             sums = lanes[pair]
             for k in range(LANES):
-                sums[k] += (x0[k] * y0[k] + x1[k] * y1[k]) + (x2[k] * y2[k] + x3[k] * y3[k])
+                sums[k] = fma(x0[k], y0[k], fma(x1[k], y1[k], fma(x2[k], y2[k], fma(x3[k], y3[k], sums[k]))))
             pair += 1
 
 
@@ -147,14 +150,14 @@ def reweighted_sums(
     """
     used, variates = 2 * before.shape[0] + 1, matrix.shape[0]
     rows, weighted = np.zeros((matrix.shape[1], BLOCK)), np.empty((used, BLOCK))
-    z, weight, variate = np.empty(BLOCK), np.ones(BLOCK), np.empty(BLOCK)
+    z, weight, variate, room = np.empty(BLOCK), np.ones(BLOCK), np.empty(BLOCK), np.empty((3, BLOCK))
     lanes = np.zeros((used * (used + 1) // 2, LANES))
     for start in range(span[0], span[1], BLOCK):
         size = min(BLOCK, span[1] - start)
         _centred(before, after, centre, start, size, rows)
         if variates > 0:
             _lengths(rows, matrix, variate, z)
-            chi_square_tail(z, variates, weight)
+            chi_square_tail(z, variates, room, weight)
         for j in range(used):
             row, target = rows[j], weighted[j]
             for k in range(BLOCK):
@@ -178,12 +181,12 @@ def chi_squares(before: Floats, after: Floats, matrix: Doubles, out: Floats) -> 
     """
     pixels = before.shape[1]
     rows, centre = np.zeros((matrix.shape[1], BLOCK)), np.zeros(2 * before.shape[0])
-    z, tail, variate = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    z, tail, variate, room = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK), np.empty((3, BLOCK))
     for start in range(0, pixels, BLOCK):
         size = min(BLOCK, pixels - start)
         _centred(before, after, centre, start, size, rows)
         _lengths(rows, matrix, variate, z)
-        chi_square_tail(z, matrix.shape[0], tail)
+        chi_square_tail(z, matrix.shape[0], room, tail)
         for k in range(size):
             is_number = z[k] < np.inf
             out[0, start + k] = z[k] if is_number else np.nan
