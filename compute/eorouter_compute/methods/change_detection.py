@@ -368,7 +368,7 @@ class _Work:
                 confidence[rows, cols] = alteration.in_units(sure).reshape(part.height, part.width)
             if glimpses is not None:
                 place, cut = change_picture.shown(part, step)
-                ends = np.ascontiguousarray(stack[[0, -1], :3][:, :, cut[0], cut[1]])
+                ends = stack[:, :3, cut[0], cut[1]][[0, -1]]
                 glimpses.append(change_picture.Glimpse(place, ends.shape[1], ends.tobytes(), b""))
         return bands, classes, confidence
 

@@ -106,6 +106,7 @@ class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
         key: the asset's key in the item.
         title: what people call the item; the file's name when absent.
         others: further files, each a raster with a key of its own, that become assets of the same item.
+        properties: what the files do not say of the scene, under STAC's names.
     """
 
     href: str
@@ -118,6 +119,7 @@ class IngestParams(Params, frozen=True, kw_only=True, tag="ingest"):
     key: Annotated[str, Meta(min_length=1, max_length=64)] = "data"
     title: str | None = None
     others: tuple[IngestFile, ...] = ()
+    properties: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -242,7 +244,7 @@ def merge(params: IngestParams, inputs: Sequence[InputItem], parts: Sequence[Par
         name=name,
         at=params.datetime,
         title=params.title or params.filename,
-        properties={"filename": names[0]} if len(names) == 1 else {"filenames": names},
+        properties=params.properties | ({"filename": names[0]} if len(names) == 1 else {"filenames": names}),
         style="class" if is_classes else None,
     )
     summary = {
@@ -467,7 +469,7 @@ def _vector_item(params: IngestParams, vector: VectorAsset, attempt: Attempt, na
         bbox=bbox,
         at=params.datetime,
         title=params.title or params.filename,
-        properties={"filename": params.filename},
+        properties=params.properties | {"filename": params.filename},
     )
 
 

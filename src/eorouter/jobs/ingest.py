@@ -38,6 +38,52 @@ class BandNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
 
 
+_Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=TEXT)]
+
+
+class SceneProperties(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the files do not say of their scene, under the names of STAC's extensions; methods look at them.
+
+    Which bands a sensor has, which offset a processing baseline brought, how much is cloud, how high the sun stood.
+    """
+
+    platform: Annotated[_Word, Meta(description="Spacecraft, such as sentinel-2a.")] | None = None
+    constellation: Annotated[_Word, Meta(description="Its family, such as sentinel-2.")] | None = None
+    instruments: Annotated[tuple[_Word, ...], Meta(max_length=16, description="Its instruments, such as msi.")] = ()
+    gsd: Annotated[float, Meta(gt=0, le=1e6, description="Ground sample distance, m.")] | None = None
+    cloud_cover: Annotated[float, Meta(ge=0, le=100, description="Share of clouds, %.")] | None = msgspec.field(
+        default=None, name="eo:cloud_cover"
+    )
+    sun_elevation: Annotated[float, Meta(ge=-90, le=90, description="Above the horizon, °.")] | None = msgspec.field(
+        default=None, name="view:sun_elevation"
+    )
+    sun_azimuth: Annotated[float, Meta(ge=0, le=360, description="From north, clockwise, °.")] | None = msgspec.field(
+        default=None, name="view:sun_azimuth"
+    )
+    off_nadir: Annotated[float, Meta(ge=0, le=90, description="Angle of view from nadir, °.")] | None = msgspec.field(
+        default=None, name="view:off_nadir"
+    )
+    processing_baseline: (
+        Annotated[str, Meta(pattern=r"^\d{2}\.\d{2}$", description="Of a Sentinel-2 product, such as 05.10.")] | None
+    ) = msgspec.field(default=None, name="s2:processing_baseline")
+    is_offset_applied: (
+        Annotated[bool, Meta(description="Whether this copy of a Sentinel-2 product has its 1,000 taken off already.")]
+        | None
+    ) = msgspec.field(default=None, name="earthsearch:boa_offset_applied")
+    orbit_state: (
+        Annotated[Literal["ascending", "descending", "geostationary"], Meta(description="Direction of flight.")] | None
+    ) = msgspec.field(default=None, name="sat:orbit_state")
+    relative_orbit: Annotated[int, Meta(ge=1, le=100_000, description="Number of the track.")] | None = msgspec.field(
+        default=None, name="sat:relative_orbit"
+    )
+    instrument_mode: Annotated[_Word, Meta(description="Of a radar, such as IW.")] | None = msgspec.field(
+        default=None, name="sar:instrument_mode"
+    )
+    frequency_band: (
+        Annotated[Literal["P", "L", "S", "C", "X", "Ku", "K", "Ka"], Meta(description="Of a radar.")] | None
+    ) = msgspec.field(default=None, name="sar:frequency_band")
+
+
 def check_time(at: datetime | None) -> None:
     """Refuse a time that no zone conversion survives.
 
@@ -64,6 +110,7 @@ def task(ctx: Context, rows: Sequence[uploads.Row], keys: Sequence[str], *, titl
         for row, key in zip(rows, keys, strict=True)
     ]
     fields = {"others": others, "pixels_max": ctx.settings.raster_pixels_max, "title": title, "datetime": at}
+    fields["properties"] = rows[0].description.get("properties", {})
     return msgspec.convert(first | fields | {"method": "ingest"}, IngestParams, strict=False)
 
 

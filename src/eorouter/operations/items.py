@@ -30,7 +30,7 @@ from eorouter.errors import (
     Unavailable,
 )
 from eorouter.jobs import ingest
-from eorouter.jobs.ingest import TEXT, BandNote
+from eorouter.jobs.ingest import TEXT, BandNote, SceneProperties
 from eorouter.operation import PUBLIC, Blob, Context, Example, Route, Tier, operation
 from eorouter.storage import items, pages, uploads
 from eorouter.types import Id, Input, Json, Output, PageInput, new_id
@@ -100,6 +100,7 @@ class ItemsCreateInput(Input):
     at: Annotated[datetime, Meta(tz=True, description="Time of acquisition, RFC 3339.")] | None = msgspec.field(
         default=None, name="datetime"
     )
+    properties: SceneProperties = SceneProperties()
 
 
 @operation(
@@ -116,14 +117,15 @@ class ItemsCreateInput(Input):
                 "project_id": "prj_01hv8e7m3k9q2w4r6t8y0a1b2c",
                 "title": "Sentinel-2, 1 May 2024",
                 "datetime": "2024-05-01T10:20:31Z",
+                "properties": {"platform": "sentinel-2a", "s2:processing_baseline": "05.10", "eo:cloud_cover": 3.2},
                 "assets": {
                     "red": {
                         "href": "https://data.example/scene/B04.tif",
-                        "bands": [{"name": "B04", "common_name": "red", "scale": 0.0001, "offset": -0.1}],
+                        "bands": [{"name": "B04", "common_name": "red"}],
                     },
                     "nir": {
                         "href": "https://data.example/scene/B08.tif",
-                        "bands": [{"name": "B08", "common_name": "nir", "scale": 0.0001, "offset": -0.1}],
+                        "bands": [{"name": "B08", "common_name": "nir"}],
                     },
                 },
             },
@@ -174,7 +176,7 @@ async def _open(ctx: Context, request: ItemsCreateInput) -> list[uploads.Row]:
         for source in request.assets.values():
             description = {
                 "title": request.title, "datetime": request.at, "bands": source.bands, "sha256": None,
-                "source": remote.display(source.href),
+                "source": remote.display(source.href), "properties": request.properties,
             }  # fmt: skip
             row = await uploads.create(
                 tx, ctx.principal, upload_id=new_id("upl"), project_id=request.project_id,

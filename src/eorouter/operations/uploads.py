@@ -27,7 +27,7 @@ from eorouter.errors import (
     SignatureInvalid,
 )
 from eorouter.jobs import ingest
-from eorouter.jobs.ingest import TEXT, BandNote
+from eorouter.jobs.ingest import TEXT, BandNote, SceneProperties
 from eorouter.operation import PUBLIC, Context, Example, Route, Tier, operation
 from eorouter.storage import uploads
 from eorouter.storage.objects import ObjectMissing, Objects
@@ -117,6 +117,7 @@ class UploadsInitiateInput(Input):
     bands: Annotated[
         tuple[BandNote, ...], Meta(max_length=1000, description="Notes on the bands, in the file's order.")
     ] = ()
+    properties: SceneProperties = SceneProperties()
 
 
 @operation(
@@ -157,6 +158,7 @@ async def initiate(ctx: Context, request: UploadsInitiateInput) -> UploadTicket:
     ingest.check_time(request.at)
     description = {
         "title": request.title, "datetime": request.at, "bands": request.bands, "sha256": request.sha256,
+        "properties": request.properties,
     }  # fmt: skip
     async with ctx.stores.db.write() as tx:
         row = await uploads.create(

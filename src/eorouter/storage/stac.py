@@ -34,6 +34,8 @@ _EXTENSIONS = {
     "processing:": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
     "proj:": "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "raster:": "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "sat:": "https://stac-extensions.github.io/sat/v1.0.0/schema.json",
+    "view:": "https://stac-extensions.github.io/view/v1.0.0/schema.json",
 }
 # https://github.com/stac-extensions/eo/tree/v2.0.0#common-band-names
 # fmt: off

@@ -26,9 +26,11 @@ from eorouter.errors import (
 from eorouter.operation import Context
 from eorouter.operations import items
 from eorouter.storage import Stores
+from eorouter.storage.items import load_inputs
 from eorouter.storage.tables import items as items_table
 from eorouter.storage.tables import jobs, organisations, outbox, uploads
 from eorouter.types import ANONYMOUS, Principal, utc_now
+from eorouter_compute import catalogue
 
 ME = Principal(kind="user", id="usr_me", org_id="org_me", scopes=frozenset())
 OTHER = Principal(kind="user", id="usr_other", org_id="org_other", scopes=frozenset())
@@ -139,6 +141,34 @@ class TestItemsCreate:
         assert states == ["completed", "completed"]
         assert used == sum(asset["file:size"] for asset in item.assets.values())
         assert len(kept) == len(item.assets)
+
+    async def test_create_keeps_what_is_said_of_the_scene_for_methods_to_look_at(self, ctx, worker, site, data_dir):
+        path = min((data_dir / "change" / "oscd_norcia" / "before").glob("*B04*.tif"))
+        site.files["/B04.tif"] = path.read_bytes()
+        said = {
+            "platform": "sentinel-2a", "constellation": "sentinel-2", "instruments": ["msi"], "gsd": 10.0,
+            "eo:cloud_cover": 3.5, "view:sun_elevation": 61.2, "view:sun_azimuth": 140.5, "view:off_nadir": 2.5,
+            "s2:processing_baseline": "05.10", "sat:orbit_state": "descending", "sat:relative_orbit": 122,
+        }  # fmt: skip
+        item = await create(ctx, {"data": {"href": site.url("/B04.tif"), "bands": [{"name": "B04"}]}}, properties=said)
+        assert {name: item.properties[name] for name in said} == said
+        assert {"eo", "sat", "view"} <= {url.split("/")[3] for url in item.stac_extensions}
+        async with ctx.stores.db.read() as tx:
+            (seen,) = await load_inputs(tx, ctx.stores.objects, ctx.principal, [item.id])
+        asset, band = catalogue.resolve(seen, "R")
+        assert (asset.key, band.name, catalogue.sensor_of(seen)) == ("data", "B04", "sentinel2a")
+        assert catalogue.scaling(seen, band)[:2] == (1e-4, -0.1)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("eo:cloud_cover", 101), ("eo:cloud_cover", "clear"), ("s2:processing_baseline", "new"), ("platform", ""),
+            ("sat:relative_orbit", 0), ("sat:orbit_state", "up"), ("colour", "red"), ("platform", "a\nb"),
+        ],
+    )  # fmt: skip
+    async def test_create_with_properties_of_another_kind_is_refused(self, ctx, site, name, value):
+        with pytest.raises(msgspec.ValidationError):
+            await create(ctx, {"data": {"href": site.url("/scene.tif")}}, properties={name: value})
 
     async def test_create_where_one_file_is_refused_keeps_nothing(self, ctx, site):
         site.files["/good.tif"] = b"x" * 100_000

@@ -253,6 +253,7 @@ class TestUploadsComplete:
         ticket = await initiate(
             ctx, data, filename=name, title="A scene", datetime="2024-05-01T10:00:00Z",
             bands=[{"name": "B04", "common_name": "red", "scale": 0.0001}],
+            properties={"platform": "landsat-8", "eo:cloud_cover": 0.0},
         )  # fmt: skip
         await send(ctx, ticket, body(data, 1 << 16))
         upload = await complete(ctx, ticket)
@@ -263,6 +264,9 @@ class TestUploadsComplete:
             row = await items.get(tx, ME, upload.item_id)
         assert row.at == datetime(2024, 5, 1, 10, tzinfo=UTC)
         assert row.title == "A scene"
+        properties = row.document["properties"]
+        assert (properties["platform"], properties["eo:cloud_cover"]) == ("landsat-8", 0.0)
+        assert "instruments" not in properties
         (band,) = row.document["assets"]["data"]["bands"]
         assert (band["name"], band["eo:common_name"], band["raster:scale"]) == ("B04", "red", 0.0001)
         assert await used(ctx) == row.size_bytes  # the declared bytes were given back
