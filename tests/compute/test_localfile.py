@@ -1,6 +1,7 @@
 """Files written once: every byte in its place whatever the sizes of the writes, whole or not there, on any disk."""
 
 import errno
+import fcntl
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,8 @@ SIZES = [
     [BLOCK + 1],
     [3 * BLOCK],
     [100, 9 * BLOCK + 7, 0, 4096],
+    [4 * BLOCK],
+    [4 * BLOCK + 1, 5],
     [5000] * 2000,
 ]
 
@@ -86,12 +89,25 @@ def test_a_full_disk_is_told_to_the_writer_and_leaves_nothing(tmp_path, monkeypa
 
 
 def test_a_disk_that_refuses_direct_blocks_gets_them_through_the_cache(tmp_path, monkeypatch):
-    tried = refusing(monkeypatch, errno.EINVAL, 0)
-    data = np.random.default_rng(4).bytes(2 * BLOCK + 10)
+    tried = refusing(monkeypatch, errno.EINVAL, 5)
+    data = np.random.default_rng(4).bytes(7 * BLOCK + 10)
     with create_once(tmp_path / "f", is_durable=True) as target:
         target.write(data)
     assert (tmp_path / "f").read_bytes() == data
-    assert tried == [BLOCK, BLOCK, BLOCK, 4096]
+    assert tried == [*[BLOCK] * 8, 4096]
+
+
+def test_large_files_pass_the_cache_by_and_their_beginnings_do_not(tmp_path, monkeypatch):
+    real, direct = os.write, []
+
+    def write(descriptor, data):
+        direct.append(bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT))
+        return real(descriptor, data)
+
+    monkeypatch.setattr(localfile.os, "write", write)
+    with create_once(tmp_path / "f", is_durable=True) as target:
+        target.write(bytes(6 * BLOCK))
+    assert direct == [False] * 4 + [True] * 2
 
 
 def test_a_writer_that_gives_up_leaves_nothing_open(tmp_path):
