@@ -40,6 +40,9 @@ COORDINATE_MAX = 1e12
 OVERLAPS_MAX = 20_000
 """Most pairs of polygons of one area that may overlap, besides eight neighbours of each."""
 
+_LOOKED_AT_MAX = 1 << 16
+"""Pixels within an area's bounds up to which it may cover none; one with more that does has no width to speak of."""
+
 _MASK_TILE = 512
 _CLIP_VERTICES = 5_000
 _MARGIN_DEGREES = 5.0
@@ -392,6 +395,41 @@ def _refuse(
         distance_km=round(km, 3),
         bbox=list(bbox),
     )
+
+
+def refuse_empty(
+    area: MultiPolygon,
+    transform: Transform,
+    shape: tuple[int, int],
+    rule: PixelRule,
+    *,
+    of: str,
+    mend: str,
+    pointer: str,
+    min_coverage: float = 0.5,
+) -> None:
+    """Refuse an area, as `onto` gives it, between pixel centres: it would give an empty raster without a word.
+
+    Args:
+        area: in the raster's CRS.
+        transform: the raster's.
+        shape: the raster's.
+        rule: as of `Coverage`, and so is `min_coverage`.
+        of: what the pixels are of, for the message.
+        mend: the advice that ends it.
+        pointer: to the parameter that mends it.
+        min_coverage: see `rule`.
+
+    Raises:
+        InvalidParameter: no pixel belongs to the area.
+    """
+    where = window_of(area, transform, shape)
+    if rule == "all_touched" or where.pixels > _LOOKED_AT_MAX:
+        return
+    if not Coverage(area, transform, shape, rule, min_coverage=min_coverage).covered(where).any():
+        raise InvalidParameter(
+            f"The area of interest covers no pixel of {of} by the rule {rule}. {mend}", pointer=pointer
+        )
 
 
 def _outlines(pixels: MultiPolygon) -> coverage.Outlines:

@@ -15,6 +15,12 @@ from eorouter_compute.errors import InvalidParameter
 from eorouter_kernels import change
 
 _RUN = 1 << 16
+_FLOAT32 = 2.0**-24
+"""Most that rounding to float32 takes a number off, as a share of it."""
+
+_SUMS = 1e-13
+"""Share of the variance of all bands that may be the error of sums over millions of pixels."""
+
 # The sample is looked at between rounds, when a worker's threads have no shards of the job.
 _THREADS = 2
 
@@ -131,7 +137,7 @@ def component(sample: np.ndarray, *, number: int, is_stacked: bool) -> Projectio
     Its sign is such that the weights of the later date sum to something positive.
 
     Raises:
-        InvalidParameter: there is no such component, or fewer than two pixels.
+        InvalidParameter: there is no such component, fewer than two pixels, or nothing in the component but rounding.
 
     Reference: Byrne, Crapper & Mayo 1980, doi:10.1016/0034-4257(80)90021-8 (stacked).
     """
@@ -146,8 +152,17 @@ def component(sample: np.ndarray, *, number: int, is_stacked: bool) -> Projectio
     mean, covariance = _moments(sample[:bands], sample[bands:], _near_mean(sample), plain)
     # A row per component looked for: the values themselves, or after − before.
     rows = np.eye(both) if is_stacked else np.hstack([-np.eye(bands), np.eye(bands)])
-    _, vectors = np.linalg.eigh(rows @ covariance @ rows.T)
+    variances, vectors = np.linalg.eigh(rows @ covariance @ rows.T)
     row = vectors[:, ::-1][:, number - 1] @ rows
+    # A threshold would be found in the noise, and call what is equal changed.
+    rounding = _FLOAT32**2 * float(row**2 @ (mean**2 + np.diag(covariance)))
+    if variances[::-1][number - 1] <= max(rounding, _SUMS * float(np.trace(covariance))):
+        raise InvalidParameter(
+            f"Component {number} of the {'stacked dates' if is_stacked else 'difference'} has no two different values "
+            "beyond rounding: the dates are equal, or a band is a linear combination of others. Ask for a component "
+            "before it, or leave such bands out.",
+            pointer="/statistic/component",
+        )
     if row[bands:].sum() < 0:
         row = -row
     return Projection(matrix=(tuple(map(float, row)),), shift=(float(row @ mean),))

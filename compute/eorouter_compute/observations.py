@@ -142,6 +142,9 @@ def _longitude(crs: str, shape: tuple[int, int], transform: Transform) -> float:
 def _scene(
     value: Value, masks: Sequence[MaskChoice], item: InputItem, grid: Grid, *, resampling: Resampling, reach: int
 ) -> Scene:
+    def worth(_: RasterAsset, band: Band) -> Scaling:
+        return catalogue.scaling(item, band)
+
     operands, program = _operands(value, item, "/value")
     entries = [(asset, (name, band, catalogue.scaling(item, band))) for name, asset, band in operands]
     sources = tuple((warp.placed(asset, grid, resampling=resampling), tuple(each)) for asset, each in by_asset(entries))
@@ -149,7 +152,8 @@ def _scene(
         item=item,
         sources=sources,
         masks=tuple(
-            quality.place(mask, item, grid, pointer=f"/masks/{at}", reach=reach) for at, mask in enumerate(masks)
+            quality.place(mask, item, grid, pointer=f"/masks/{at}", reach=reach, worth=worth)
+            for at, mask in enumerate(masks)
         ),
         program=program,
         order=tuple(name for name, _, _ in operands),
@@ -167,6 +171,9 @@ def _operands(
             f"`value` needs exactly one of band, bands, index or expression; it has {' and '.join(given) or 'none'}.",
             pointer=pointer,
         )
+    for place, name in enumerate(value.bands):
+        if name in value.bands[:place]:
+            raise InvalidParameter(f"Band {name} is asked for twice.", pointer=f"{pointer}/bands/{place}")
     try:
         if value.index is not None:
             record = catalogue.index(value.index)

@@ -7,7 +7,7 @@ of the target grid; the rim is read for it, so the answer does not depend on how
 value is not clear and does not grow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from eorouter_compute import warp
+from eorouter_compute.catalogue import Scaling
 from eorouter_compute.errors import BandNotFound, InvalidExpression, InvalidParameter
 from eorouter_compute.expression import Operand, Program, compile_expression, evaluate
 from eorouter_compute.grid import Grid, Window
@@ -52,8 +53,8 @@ class QualityMask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         classes: values that are dropped, such as 3, 8, 9, 10 of a Sentinel-2 scene classification.
         keep_classes: values that are kept; all others are dropped.
         bits: flags of a packed value; one that matches is enough.
-        expression: a condition over band values by name (physical: stored × scale + offset), true where the pixel is
-            dropped, such as "blue > 0.2 and swir16 < 0.1".
+        expression: a condition over band values by name, true where the pixel is dropped, such as
+            "blue > 0.2 and swir16 < 0.1". Values are physical, as the method itself takes them.
         dilate_px: how far what is dropped grows, in pixels of the output grid, as the crow flies.
     """
 
@@ -85,8 +86,12 @@ PRESETS: dict[str, QualityMask] = {
 _OTHER_NAMES = {"scl": ("SCL", "scene_classification"), "qa_pixel": ("QA_PIXEL", "qa"), "cmask": ("CMASK", "mask")}
 
 
+Worth = Callable[[RasterAsset, Band], Scaling]
+"""What stored numbers of a band are worth to the method that asks for a mask."""
+
+
 class PlacedMask(Struct, frozen=True, kw_only=True):
-    """A mask of one item on one grid, ready to be read; `sources` has each asset once with (name, band).
+    """A mask of one item on one grid, ready to be read; `sources` has each asset once with (name, band, scaling).
 
     `rim` is how many pixels around a window are read for it.
     """
@@ -94,7 +99,7 @@ class PlacedMask(Struct, frozen=True, kw_only=True):
     mask: QualityMask
     rim: int
     program: Program | None
-    sources: tuple[tuple[warp.Placement, tuple[tuple[str, Band], ...]], ...]
+    sources: tuple[tuple[warp.Placement, tuple[tuple[str, Band, Scaling], ...]], ...]
 
     @property
     def assets(self) -> tuple[RasterAsset, ...]:
@@ -128,10 +133,18 @@ def chosen(choice: MaskChoice, *, pointer: str = "") -> QualityMask:
     return mask
 
 
-def place(choice: MaskChoice, item: InputItem, grid: Grid, *, pointer: str = "", reach: int = 0) -> PlacedMask:
+def declared(_asset: RasterAsset, band: Band) -> Scaling:
+    """What the band itself declares."""
+    return Scaling(band.scale, band.offset, "declared")
+
+
+def place(
+    choice: MaskChoice, item: InputItem, grid: Grid, *, pointer: str = "", reach: int = 0, worth: Worth = declared
+) -> PlacedMask:
     """Find a mask's bands in an item and put them on a grid, nearest pixel, without reading.
 
-    With `reach`, how far pixels are from what is dropped can be told up to so many pixels.
+    With `reach`, how far pixels are from what is dropped can be told up to so many pixels. `worth` makes the physical
+    values that a condition is over: a limit means the same in the mask and in the values that the method gives.
 
     Raises:
         InvalidParameter, BandNotFound, InvalidExpression: as `chosen`; the item has no such band (names those it has),
@@ -142,10 +155,12 @@ def place(choice: MaskChoice, item: InputItem, grid: Grid, *, pointer: str = "",
     program = None
     if mask.expression is not None:
         program = _compiled(mask.expression, item, pointer)
-        found = [(asset, (name, band)) for name in program.names for asset, band in [item.band(name)]]
+        found = [
+            (asset, (name, band, worth(asset, band))) for name in program.names for asset, band in [item.band(name)]
+        ]
     else:
         asset, band = _quality_band(item, str(mask.band), pointer)
-        found = [(asset, (band.name, band))]
+        found = [(asset, (band.name, band, declared(asset, band)))]
     rim = mask.dilate_px + reach
     # The grid is widened by the rim, so that a cloud just outside still grows into it.
     wide = grid.cropped(Window(-rim, -rim, grid.shape[0] + 2 * rim, grid.shape[1] + 2 * rim))
@@ -206,10 +221,10 @@ def read(
     wide = Window(window.row, window.col, window.height + 2 * rim, window.width + 2 * rim)
     operands: dict[str, Operand] = {}
     for placement, bands in placed.sources:
-        block = warp.read(placement, [band.index for _, band in bands], wide, failed=failed)
-        for number, (name, band) in enumerate(bands):
+        block = warp.read(placement, [band.index for _, band, _ in bands], wide, failed=failed)
+        for number, (name, _, scaling) in enumerate(bands):
             valid = None if block.valid is None else block.valid[number]
-            operands[name] = Operand(block.pixels[number], band.scale, band.offset, valid)
+            operands[name] = Operand(block.pixels[number], scaling.scale, scaling.offset, valid)
     dropped, known = _verdict(placed.mask, placed.program, operands)
     if growth:
         dropped = dilated(dropped, growth)

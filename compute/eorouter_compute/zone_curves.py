@@ -2,7 +2,9 @@
 
     days + zones ──plan──► windows of blocks ──measure──► accumulators (zone, block, curve) ──table──► files and chart
 
-A curve is a band of the value at every period, one band after the other.
+A curve is a band at every period, one band after the other: those of the value, each period the median of its days, or
+those of a composite. Either is made of every pixel first and only then averaged, so whatever a raster can show of a
+period a zone can be measured of: the mean of maxima is not the maximum of means.
 
 As in zonal statistics, accumulators are those of canonical blocks and are folded in one order, so neither shards nor
 workers change a bit of the answer. Every zone has a row for every band and period, measured or not.
@@ -19,11 +21,12 @@ import shapely
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from eorouter_compute import curves, observations, polygons, series, tables, warp, zones
+from eorouter_compute import composites, curves, observations, polygons, series, tables, warp, zones
+from eorouter_compute.aoi import Coverage
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.calendars import Period
 from eorouter_compute.errors import AoiOutside, InvalidGeometry, TooLarge
-from eorouter_compute.grid import Grid, Window
+from eorouter_compute.grid import Grid, Window, tiles
 from eorouter_compute.method import Bound, OutputAsset, OutputItem, Part, RasterAsset, Shard, VectorAsset
 from eorouter_compute.observations import Day, Seen
 from eorouter_compute.series import Analysis, Composite, Curve, Fill, Smooth
@@ -36,22 +39,45 @@ SHARD_BLOCKS = 4
 """Side of a shard in canonical blocks."""
 
 STACK_BYTES = 48 << 20
+"""Most bytes of the dates read together, and of the curves of a block, unless the least of either need more."""
+
+_SIDE_MIN = 64
 _BODY_BYTES_MAX = 256 << 10
 COLUMNS = ("mean", "stdev", "min", "max", "count", "valid_fraction")
 
 
 class Work(Struct, frozen=True, kw_only=True):
-    """What is measured, on which grid, in which zones; `zone_id` and `crs` as the caller gave them."""
+    """What is measured, on which grid, in which zones; `zone_id` and `crs` as the caller gave them.
+
+    `values` are the names of the value's bands; `composite` is None where their series is measured. Pixels outside of
+    `area`, if there is one, are missing.
+    """
 
     name: str
-    bands: tuple[str, ...]
+    values: tuple[str, ...]
+    composite: Composite | None
     days: tuple[Day, ...]
     periods: tuple[Period, ...]
     grid: Grid
+    area: Any
     zones: dict[str, Any]
     layer: VectorAsset | None
     zone_id: str | None
     crs: str | None
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """One name per curve."""
+        if self.composite is None:
+            return self.values
+        return tuple(name for name, _ in series.bands(self.composite, self.values, self.periods))
+
+    @property
+    def depth(self) -> int:
+        """Values held per pixel while a period is made."""
+        most = max(len(period.members) for period in self.periods)
+        held = len(self.values) if self.composite is None else composites.depth(self.composite, self.values)
+        return most * held + len(self.bands)
 
 
 class _Partials(Struct, frozen=True, array_like=True):
@@ -103,6 +129,9 @@ def plan(work: Work, bytes_read_per_pixel: float, held_bytes: int) -> tuple[tupl
             pointer="/zones",
         )
     days = sum(len(period.members) for period in work.periods)
+    # The dates and what is worked out from them, and the curves of a block with their flags.
+    held_bytes += 2 * max(STACK_BYTES, 4 * work.depth * _SIDE_MIN**2)
+    held_bytes += 5 * max(STACK_BYTES // 4, len(work.bands) * coverage.BLOCK**2)
     shards = []
     for window in windows:
         blocks = max(-(-window.height // coverage.BLOCK) * -(-window.width // coverage.BLOCK), 1)
@@ -114,9 +143,9 @@ def plan(work: Work, bytes_read_per_pixel: float, held_bytes: int) -> tuple[tupl
                     pixels=window.pixels * days,
                     bytes_read=int(window.pixels * bytes_read_per_pixel),
                     bytes_written=state + (1 << 16),
-                    memory_bytes=held_bytes + 2 * STACK_BYTES + 3 * state + count * 8192 + (96 << 20) + warp.READ_BYTES,
+                    memory_bytes=held_bytes + 3 * state + count * 8192 + (96 << 20) + warp.READ_BYTES,
                     seconds=0.05
-                    + window.pixels * (len(work.bands) * days * 4e-8 + bytes_read_per_pixel * 1e-8)
+                    + window.pixels * (len(work.values) * days * 4e-8 + bytes_read_per_pixel * 1e-8)
                     + count * 2e-5,
                 ),
             )
@@ -147,7 +176,7 @@ def measure(work: Work, body: bytes, attempt: Attempt, seen: Seen) -> Part:
         step = max(STACK_BYTES // (4 * bands * part.pixels), 1)
         for first in range(0, len(work.periods), step):
             batch = work.periods[first : first + step]
-            values = observations.by_period(work.days, batch, part, seen).reshape(-1, part.height, part.width)
+            values = _values(work, batch, part, seen)
             rows = zonal.empty((len(own), len(values)))
             for spans in coverage.spans(shapes, some):
                 zonal.update(spans, values, ~np.isnan(values), (part.row, part.col), areas, rows)
@@ -164,6 +193,31 @@ def measure(work: Work, body: bytes, attempt: Attempt, seen: Seen) -> Part:
     if len(data) <= _BODY_BYTES_MAX:
         return Part(body=data, report=seen.report())
     return Part(objects={"partials": attempt.write("partials.msgpack", data)}, report=seen.report())
+
+
+def _values(work: Work, periods: Sequence[Period], part: Window, seen: Seen) -> NDArray[np.float32]:
+    """Curves (band and period, y, x) of a part of a block, in tiles small enough for all dates of a period."""
+    out = np.empty((len(work.bands), len(periods), part.height, part.width), np.float32)
+    side = coverage.BLOCK
+    while side > _SIDE_MIN and 4 * work.depth * side * side > STACK_BYTES:
+        side //= 2
+    for tile in tiles(part, side):
+        rows, cols = tile.relative_to(part)
+        shape = (tile.height, tile.width)
+        if work.composite is None:
+            found = observations.by_period(work.days, periods, tile, seen)
+            out[:, :, rows, cols] = found.reshape(len(work.bands), len(periods), *shape)
+            continue
+        for place, period in enumerate(periods):
+            if not period.members:
+                out[:, place, rows, cols] = np.nan
+                continue
+            pixels = composites.pixels(work.composite, work.days, period.members, tile, seen, names=work.values)
+            out[:, place, rows, cols] = pixels.reshape(-1, *shape)
+    if work.area is not None:
+        inside = Coverage(work.area, work.grid.transform, work.grid.shape, "center").covered(part)
+        out[:, :, ~inside] = np.nan
+    return out.reshape(-1, part.height, part.width)
 
 
 def _folded(parts: Sequence[Part], count: int, depth: int) -> NDArray[np.float64]:
@@ -227,7 +281,7 @@ def table(
     items[0] = msgspec.structs.replace(items[0], assets=(*items[0].assets, *charts))
     if depth > 1 and not isinstance(analysis, Composite | Curve):
         rows = [row for curve in smoothed for row in series.analyse(analysis, curve, work.periods)]
-        named = series.bands(analysis, work.bands, work.periods)
+        named = series.bands(analysis, work.values, work.periods)
         per_zone = pa.table({
             "zone_id": placed.ids,
             "status": pa.array(status),
@@ -252,7 +306,7 @@ def _rows(
     middles = [period.start + (period.stop - period.start - timedelta(days=1)) // 2 for period in work.periods]
     zone = pa.array(np.repeat(np.arange(count), bands * depth))
     columns: dict[str, Any] = {"zone_id": placed.ids.take(zone), "status": pa.array(status).take(zone)}
-    if bands > 1:
+    if bands > 1 or work.composite is not None:
         columns["band"] = pa.array(work.bands).take(pa.array(np.tile(np.repeat(np.arange(bands), depth), count)))
     columns |= {
         "period": pa.array([period.name for period in work.periods] * (count * bands)),

@@ -481,8 +481,9 @@ def _scaled_values(
 ) -> None:
     for k in range(out.size):
         number = np.float64(stored[k])
-        value = number * scale + offset
-        out[k] = np.float32(value) if clear[k] & (number != missing) else np.float32(np.nan)
+        value = np.float32(number * scale + offset)
+        is_finite = value - value == np.float32(0.0)
+        out[k] = value if clear[k] & (number != missing) & is_finite else np.float32(np.nan)
 
 
 def to_values(
@@ -492,7 +493,7 @@ def to_values(
 
     Shapes: stored, clear, out (pixel).
     Units: any in; physical units out, computed in float64.
-    Nodata: NaN where `clear` is False or the number is `missing`; NaN stays NaN.
+    Nodata: NaN where `clear` is False, the number is `missing`, or its value is not a finite float32.
     Reference: GDAL raster data model, "Raster Band", scale and offset.
     """
     if scale == 1.0 and offset == 0.0 and stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:

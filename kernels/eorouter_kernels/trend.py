@@ -23,6 +23,12 @@ SEN = ("slope", "intercept", "tau", "s", "p_value", "count")
 
 HARMONICS_MAX = 4
 
+ROUNDING = 4.0 * 2.0**-24
+"""Waves are noise up to so much of the largest value, times the error that coefficients have of values with error 1.
+
+A value in float32 is off by 2⁻²⁴ of itself at most; four times that is seven standard deviations.
+"""
+
 
 @kernel
 def student_p(t: float, freedom: float) -> float:
@@ -211,6 +217,19 @@ def _solve(a: Doubles, b: Doubles, n: int) -> bool:
     return True
 
 
+@kernel
+def _inverse_at(root: Doubles, place: int, column: Doubles) -> float:
+    """A diagonal element of a⁻¹ = L⁻ᵀL⁻¹, with L the lower half that `_solve` leaves: the square of a column of L⁻¹."""
+    total = 0.0
+    for i in range(place, column.size):
+        value = 1.0 if i == place else 0.0
+        for k in range(place, i):
+            value -= root[i, k] * column[k]
+        column[i] = value / root[i, i]
+        total += column[i] * column[i]
+    return total
+
+
 @allocating_kernel
 def harmonic(series: Floats, basis: Doubles, harmonics: int, period: float, out: Floats, fitted: Floats) -> None:
     """Least squares of a mean, a slope (optional) and waves.
@@ -220,14 +239,15 @@ def harmonic(series: Floats, basis: Doubles, harmonics: int, period: float, out:
         first crest after time 0; then r², root mean square error, count. fitted (time, pixel), or (0, 0) when it is
         not wanted: the curve at every time.
     Units: amplitudes in values; crests and `period` in units of time.
-    Nodata: NaN (count aside) with fewer values than terms + 1, or when the dates cannot tell the terms apart.
+    Nodata: NaN (count aside) with fewer values than terms + 1, or when the dates cannot tell the terms apart. A wave no
+        higher than what rounding the values to float32 can make has amplitude 0 and no crest (NaN).
     Reference: Zhu and Woodcock 2014, "Continuous change detection and classification of land cover using all available
         Landsat data", RSE 144, 152-171, equation 2.
     """
     size, pixels = series.shape
     terms = basis.shape[1]
     lead = terms - 2 * harmonics
-    a, b = np.empty((terms, terms)), np.empty(terms)
+    a, b, column = np.empty((terms, terms)), np.empty(terms), np.empty(terms)
     for p in range(pixels):
         out[:, p] = np.nan
         if fitted.size > 0:
@@ -246,7 +266,7 @@ def harmonic(series: Floats, basis: Doubles, harmonics: int, period: float, out:
         out[lead + 2 * harmonics + 2, p] = n
         if n < terms + 1 or not _solve(a, b, terms):
             continue
-        mean, rest, spread = total / n, 0.0, 0.0
+        mean, rest, spread, largest = total / n, 0.0, 0.0, 0.0
         for t in range(size):
             curve = 0.0
             for i in range(terms):
@@ -257,12 +277,18 @@ def harmonic(series: Floats, basis: Doubles, harmonics: int, period: float, out:
             if value - value == 0.0:
                 rest += (value - curve) ** 2
                 spread += (value - mean) ** 2
+                largest = max(largest, abs(value))
         for i in range(lead):
             out[i, p] = b[i]
         for h in range(harmonics):
             c, s = b[lead + 2 * h], b[lead + 2 * h + 1]
             length = period / (h + 1)
-            out[lead + 2 * h, p] = math.sqrt(c * c + s * s)
+            carried = _inverse_at(a, lead + 2 * h, column) + _inverse_at(a, lead + 2 * h + 1, column)
+            amplitude = math.sqrt(c * c + s * s)
+            if amplitude <= ROUNDING * largest * math.sqrt(carried):
+                out[lead + 2 * h, p] = 0.0
+                continue
+            out[lead + 2 * h, p] = amplitude
             out[lead + 2 * h + 1, p] = (math.atan2(s, c) / (2.0 * math.pi) * length) % length
         out[lead + 2 * harmonics, p] = 1.0 - rest / spread if spread > 0.0 else np.nan
         out[lead + 2 * harmonics + 1, p] = math.sqrt(rest / n)

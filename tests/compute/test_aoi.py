@@ -187,6 +187,36 @@ def test_real_polygons_parse(data_dir):
     assert aoi.parse(json.loads(text)).area > 0
 
 
+@pytest.mark.parametrize(
+    ("box", "rule", "least", "is_empty"),
+    [
+        ((3.1, 2.0, 3.4, 9.0), "center", 0.5, True),  # between two columns of centres
+        ((3.1, 2.0, 3.6, 9.0), "center", 0.5, False),
+        ((3.1, 2.0, 3.4, 9.0), "all_touched", 0.5, False),
+        ((3.1, 2.0, 3.4, 9.0), "coverage", 0.5, True),
+        ((3.1, 2.0, 3.4, 9.0), "coverage", 0.25, False),
+        ((0.0, 0.0, 400.0, 400.0), "center", 0.5, False),
+    ],
+)
+def test_an_area_that_covers_no_pixel_is_refused_by_its_rule(box, rule, least, is_empty):
+    drawn = shapely.MultiPolygon([shapely.box(*box)])
+
+    def ask():
+        aoi.refuse_empty(
+            drawn, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (500, 500), rule, of="the grid", mend="Draw it larger.",
+            pointer="/aoi", min_coverage=least,
+        )  # fmt: skip
+
+    if not is_empty:
+        ask()
+        return
+    with pytest.raises(
+        InvalidParameter, match=rf"no pixel of the grid by the rule {rule}\. Draw it larger\."
+    ) as caught:
+        ask()
+    assert caught.value.pointer == "/aoi"
+
+
 def test_the_worked_number_of_covered_fractions():
     area = shapely.MultiPolygon([shapely.box(0.0, -4.0, 2.3, 0.0)])
     for least, columns in ((0.25, 3), (0.5, 2)):

@@ -92,6 +92,38 @@ def test_bands_that_say_nothing_new_are_refused_by_side(spoil, side):
     assert caught.value.pointer == "/value/bands"
 
 
+@pytest.mark.parametrize("is_stacked", [False, True])
+@pytest.mark.parametrize("level", [0.0, 300.0, 1e5])
+def test_components_of_equal_dates_are_refused_beyond_the_bands_own(is_stacked, level):
+    ground = np.random.default_rng(3).normal(level, 1.0, (3, 40_000)).astype("float32")
+    sample = np.vstack([ground, ground])
+    kept = 3 if is_stacked else 0
+    for number in range(1, 6 if is_stacked else 4):
+        if number <= kept:
+            assert projected(mad.component(sample, number=number, is_stacked=is_stacked), sample).std() > 0.5
+            continue
+        with pytest.raises(InvalidParameter, match=f"Component {number} of .* no two different values") as caught:
+            mad.component(sample, number=number, is_stacked=is_stacked)
+        assert caught.value.pointer == "/statistic/component"
+
+
+def test_a_band_that_others_make_up_leaves_a_component_without_variance():
+    sample = two_dates(bands=2, pixels=5000)
+    before, after = sample[:2], sample[2:]
+    sample = np.vstack([before, before.sum(axis=0), after, after.sum(axis=0)]).astype("float32")
+    assert projected(mad.component(sample, number=2, is_stacked=False), sample).std() > 1
+    with pytest.raises(InvalidParameter, match="no two different values"):
+        mad.component(sample, number=3, is_stacked=False)
+
+
+def test_one_changed_pixel_of_a_million_is_a_component():
+    before = np.random.default_rng(1).integers(0, 10_000, (2, 1_000_000)).astype("float32")
+    sample = np.vstack([before, before])
+    sample[2, 123_456] += 10
+    score = projected(mad.component(sample, number=1, is_stacked=False), sample)[0]
+    assert np.argmax(np.abs(score)) == 123_456
+
+
 def test_too_small_samples_and_absent_components_are_refused():
     sample = two_dates(pixels=59, changed=0)
     with pytest.raises(InvalidParameter, match="needs 60 valid pixels at least; the sample has 59"):

@@ -78,6 +78,36 @@ def test_what_an_item_says_of_its_clouds_is_taken_and_silence_is_full_cover(two,
     assert [observations.cloud_cover(scene) for day in days for scene in day.scenes] == [60.0, 5.0, 100.0]
 
 
+def test_a_band_is_asked_for_once(two):
+    with pytest.raises(InvalidParameter, match="Band v is asked for twice") as caught:
+        observations.observe(Value(bands=("v", "SCL", "v")), (), two, GRID)
+    assert caught.value.pointer == "/value/bands/2"
+
+
+@pytest.mark.parametrize("stored", ["float32", "float64"])
+def test_what_is_not_finite_is_missing_and_the_next_scene_fills_it(tmp_path, stored):
+    worth = np.array([[[1.0, np.inf, -np.inf, np.nan, 1e300]]])
+    noon = datetime(2024, 5, 3, 10, tzinfo=UTC)
+    with np.errstate(over="ignore"):
+        first = write_raster(tmp_path / "a.tif", worth.astype(stored), names=["v"])
+    second = write_raster(tmp_path / "b.tif", np.full((1, 1, 5), 2, "uint8"), names=["v"])
+    items = [input_item(first, id="a", at=noon), input_item(second, id="b", at=noon.replace(minute=5))]
+    grid = Grid(crs="EPSG:32632", transform=UTM_TRANSFORM, shape=(1, 5))
+    (alone,) = observations.observe(Value(band="v"), (), items[:1], grid)
+    np.testing.assert_array_equal(read(alone, window=grid.window)[0], [1, *[np.nan] * 4])
+    (both,) = observations.observe(Value(band="v"), (), items, grid)
+    assert read(both, window=grid.window)[0].tolist() == [1, 2, 2, 2, 2]
+
+
+def test_a_condition_of_a_mask_is_over_the_physical_values_of_the_value(tmp_path):
+    """Stored 2,600 and 4,600 of baseline 05.10 are 0.16 and 0.36."""
+    asset = write_raster(tmp_path / "a.tif", np.array([[[2600, 4600]]], "uint16"), names=["red"])
+    item = input_item(asset, at=datetime(2024, 5, 3, tzinfo=UTC), properties={"s2:processing_baseline": "05.10"})
+    grid = Grid(crs="EPSG:32632", transform=UTM_TRANSFORM, shape=(1, 2))
+    (day,) = observations.observe(Value(band="red"), (QualityMask(expression="red > 0.3"),), [item], grid)
+    np.testing.assert_allclose(read(day, window=grid.window)[0], [0.16, np.nan], rtol=1e-6)
+
+
 @pytest.mark.parametrize("value", [Value(), Value(band="v", index="NDVI"), Value(bands=("v",), expression="v + 1")])
 def test_a_value_is_exactly_one_thing(two, value):
     with pytest.raises(InvalidParameter, match="exactly one of band, bands, index or expression"):

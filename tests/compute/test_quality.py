@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eorouter_compute import quality
+from eorouter_compute.catalogue import Scaling
 from eorouter_compute.errors import BandNotFound, InvalidExpression, InvalidParameter, RequestFault
 from eorouter_compute.grid import Window
 from eorouter_compute.quality import PRESETS, BitFlag, MaskChoice, QualityMask
@@ -52,6 +53,20 @@ def test_a_condition_over_bands_uses_physical_values(tmp_path):
     asset = raster.describe(asset.href)
     placed = quality.place(QualityMask(expression="blue > 0.2 and swir < 0.1"), input_item(asset), asset.grid)
     assert quality.read(placed, asset.window)[0].tolist() == [True, True, False]
+
+
+def test_a_condition_sees_what_numbers_are_worth_to_the_method_and_classes_stay_as_stored(tmp_path):
+    bands = np.array([[[1000, 3000, 5000]], [[1000, 1000, 9000]]], "uint16")
+    asset = write_raster(tmp_path / "bands.tif", bands, names=["blue", "q"])
+    item = input_item(asset)
+
+    def worth(_, band):
+        return Scaling(1e-4, -0.1 if band.name == "blue" else 0.0, "given")
+
+    placed = quality.place(QualityMask(expression="blue > 0.15 and q < 0.5"), item, asset.grid, worth=worth)
+    assert quality.read(placed, asset.window)[0].tolist() == [True, False, True]
+    classes = quality.place(QualityMask(band="q", classes=(9000,)), item, asset.grid, worth=worth)
+    assert quality.read(classes, asset.window)[0].tolist() == [True, True, False]
 
 
 @given(

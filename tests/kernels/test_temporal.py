@@ -141,6 +141,20 @@ def test_values_of_stored_numbers(dtype, shift):
         assert np.array_equal(out, twin.to_values(a, nodata, 1.0, 0.0, clear), equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_that_float32_cannot_hold_are_missing(dtype):
+    with np.errstate(over="ignore"):
+        stored = np.array([1.0, np.inf, -np.inf, np.nan, 3e38, 1e200]).astype(dtype)
+    clear, out = np.ones(6, bool), np.empty(6, "float32")
+    temporal.to_values(stored, np.nan, 1.0, 0.0, clear, out)
+    assert np.flatnonzero(np.isfinite(out)).tolist() == [0, 4]
+    assert np.isnan(out[[1, 2, 3, 5]]).all()
+    assert np.array_equal(out, twin.to_values(stored, np.nan, 1.0, 0.0, clear), equal_nan=True)
+    temporal.to_values(stored, np.nan, 10.0, 0.0, clear, out)
+    assert np.flatnonzero(~np.isnan(out)).tolist() == [0]
+    assert np.array_equal(out, twin.to_values(stored, np.nan, 10.0, 0.0, clear), equal_nan=True)
+
+
 def test_single_precision_divides_16_bit_numbers_as_double_precision_does():
     # Every quotient of a sweep over the corners of the type, where float32 has the fewest bits to spare.
     a, b = (

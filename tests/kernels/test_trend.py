@@ -2,6 +2,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from eorouter_kernels import trend
@@ -99,6 +101,47 @@ def test_a_wave_comes_back_with_its_crest():
     out = np.empty((6, 1), "float32")
     trend.harmonic(series, trend.basis(times, 1, 1.0, has_slope=False), 1, 1.0, out, np.empty((0, 0), "float32"))
     np.testing.assert_allclose(out[:, 0], [0.4, 0.3, 0.55, 1.0, 0.0, 24], atol=1e-6)
+
+
+@st.composite
+def dates_and_values(draw):
+    """Uneven dates of one to four years that tell up to three waves apart, and the values of a line at them."""
+    count, years = draw(st.integers(16, 60)), draw(st.floats(1.0, 4.0))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    times = (np.arange(count) + rng.random(count)) * years / count
+    size = 10.0 ** draw(st.floats(-6, 6))
+    return times, size * draw(st.floats(-1, 1)), size * draw(st.floats(-1, 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(dates_and_values(), st.integers(1, 3), st.booleans(), st.booleans())
+def test_a_series_without_a_wave_has_amplitude_zero_and_no_crest(drawn, harmonics, is_sloped, has_slope):
+    times, level, slope = drawn
+    line = level + (slope if is_sloped and has_slope else 0.0) * times
+    series = np.stack([line, np.full_like(times, np.nan)], axis=1).astype("float32")
+    series[3, 0] = np.nan
+    basis = trend.basis(times, harmonics, 1.0, has_slope=has_slope)
+    out = np.empty((basis.shape[1] + 3, 2), "float32")
+    trend.harmonic(series, basis, harmonics, 1.0, out, np.empty((0, 0), "float32"))
+    waves = out[1 + has_slope : -3, 0]
+    assert (waves[::2] == 0).all()
+    assert np.isnan(waves[1::2]).all()
+    expected, _ = twin.harmonic(series[:, :1], basis, harmonics, 1.0)
+    np.testing.assert_array_equal(waves, expected[1 + has_slope : -3, 0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(dates_and_values(), st.floats(1e-5, 1.0))
+def test_a_small_wave_is_kept_with_its_crest_and_only_it(drawn, share):
+    times, *_ = drawn
+    series = (1.0 + share * np.cos(2 * np.pi * (times - 0.3)))[:, None].astype("float32")
+    basis = trend.basis(times, 2, 1.0, has_slope=False)
+    out = np.empty((8, 1), "float32")
+    trend.harmonic(series, basis, 2, 1.0, out, np.empty((0, 0), "float32"))
+    assert out[1, 0] == pytest.approx(share, rel=0.05)
+    assert out[2, 0] == pytest.approx(0.3, abs=0.01)
+    assert out[3, 0] == 0
+    assert np.isnan(out[4, 0])
 
 
 def test_terms_that_the_dates_cannot_tell_apart_give_nothing():

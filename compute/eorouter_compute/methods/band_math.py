@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from eorouter_compute import catalogue, operands, product, target_grid
-from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse
+from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, refuse_empty
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.catalogue import Scaling
 from eorouter_compute.cog import CogSpec, Pixels
@@ -378,6 +378,10 @@ def _product(params: BandMathParams, inputs: Sequence[InputItem], number: int, f
     grid = target_grid.choose(params.grid, inputs, rasters, area=area, area_crs=params.crs)
     if area is not None:
         area = onto(area, params.crs, grid.crs, grid.transform, grid.shape)
+        mend = 'Use "pixel_rule": "all_touched".'
+        refuse_empty(
+            area, grid.transform, grid.shape, params.pixel_rule, of="the grid", mend=mend, pointer="/pixel_rule"
+        )
     sources = operands.placed(every, grid, resampling=params.resampling, tolerance_px=params.tolerance_px)
     spec = CogSpec(
         shape=grid.shape,

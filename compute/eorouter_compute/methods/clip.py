@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from eorouter_compute import markings, product, raster, selection, verbatim
-from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, window_of
+from eorouter_compute.aoi import CRS84, Bbox, Coverage, PixelRule, onto, parse, refuse_empty, window_of
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.cog import CogSpec, Stored
 from eorouter_compute.cogfile import OverviewResampling
@@ -163,7 +163,7 @@ def plan(params: ClipParams, inputs: Sequence[InputItem]) -> Plan:
     merges = []
     every, notes = targets(params, inputs)
     for number, target in enumerate(every):
-        _check_some_pixel(params, target)
+        _refuse_empty(params, target)
         size = np.dtype(target.spec.dtype).itemsize
         made = product.plan_product(
             target.spec,
@@ -176,30 +176,24 @@ def plan(params: ClipParams, inputs: Sequence[InputItem]) -> Plan:
     return Plan(shards=tuple(shards), merge_bound=total(merges) if merges else Bound(), notes=tuple(notes))
 
 
-def _check_some_pixel(params: ClipParams, target: Target) -> None:
-    """An area between pixel centres would give an empty raster without a word."""
-    if params.pixel_rule == "all_touched" or target.window.pixels > 1 << 16:
-        return
-    where = window_of(target.area, target.asset.transform, target.asset.shape)
-    if where.pixels <= 1 << 16 and not _coverage(params, target).covered(_moved(where, target.window)).any():
-        lower = (
-            f'Lower "min_coverage" (now {params.min_coverage:g}), or use' if params.pixel_rule == "coverage" else "Use"
-        )
-        raise InvalidParameter(
-            f"The area of interest covers no pixel of item {target.item.id}, asset {target.asset.key} by the rule "
-            f'{params.pixel_rule}. {lower} "pixel_rule": "all_touched".',
-            pointer="/pixel_rule",
-        )
+def _refuse_empty(params: ClipParams, target: Target) -> None:
+    lower = f'Lower "min_coverage" (now {params.min_coverage:g}), or use' if params.pixel_rule == "coverage" else "Use"
+    refuse_empty(
+        target.area,
+        target.asset.transform,
+        target.asset.shape,
+        params.pixel_rule,
+        of=f"item {target.item.id}, asset {target.asset.key}",
+        mend=f'{lower} "pixel_rule": "all_touched".',
+        pointer="/pixel_rule",
+        min_coverage=params.min_coverage,
+    )
 
 
 def _coverage(params: ClipParams, target: Target) -> Coverage:
     return Coverage(
         target.area, target.spec.transform, target.spec.shape, params.pixel_rule, min_coverage=params.min_coverage
     )
-
-
-def _moved(window: Window, origin: Window) -> Window:
-    return Window(window.row - origin.row, window.col - origin.col, window.height, window.width)
 
 
 def run(params: ClipParams, inputs: Sequence[InputItem], body: bytes, attempt: Attempt) -> Part:

@@ -48,6 +48,7 @@ ITEM_LIMIT = 50
 NODATA = -9999
 _DONE = "eorouter:harmonized"
 _LETTERS = {"coastal": "A", "blue": "B", "green": "G", "red": "R", "nir": "N", "swir16": "S1", "swir22": "S2"}
+_NOT_REFLECTANCE = frozenset({"T", "T1", "T2", "HH", "HV", "VH", "VV"})  # letters of temperature and backscatter
 _NOWHERE = np.empty((0, 0), np.bool_)
 _KEPT_PROPERTIES = ("platform", "constellation", "instruments", "gsd", "eo:cloud_cover", "view:sun_elevation",
                     "view:sun_azimuth", "view:off_nadir")  # fmt: skip
@@ -71,8 +72,8 @@ class StoredScale(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class HarmonizeSrParams(Params, frozen=True, kw_only=True, tag="harmonize_sr"):
     """Bring reflectance of Sentinel-2 MSI, Landsat OLI and ETM+ onto the bands of one of them, by published fits.
 
-    Every input item gives one item with its common bands, called by their common names. Bands on one grid share a COG;
-    with `grid` or `resampling` all do.
+    Every input item gives one item with its common bands, called as in `bands`. Bands on one grid share a COG; with
+    `grid` or `resampling` all do.
 
     Attributes:
         target: the instrument the reflectance is to look like; "oli" is the reference of both tables.
@@ -88,7 +89,8 @@ class HarmonizeSrParams(Params, frozen=True, kw_only=True, tag="harmonize_sr"):
         scale: reflectance of one stored unit of int16.
         grid: where the output lies, for all bands in one file.
         resampling: how bands come onto another grid; bilinear where only `grid` is given.
-        mask: pixels to drop by a quality band: "sentinel-2-scl", "landsat-qa-pixel", or a rule.
+        mask: pixels to drop by a quality band: "sentinel-2-scl", "landsat-qa-pixel", or a rule. Conditions see
+            reflectance, by `stored` where it is given.
         allow_missing: windows of sources that cannot be read count as missing and are listed in the read report.
     """
 
@@ -339,6 +341,32 @@ def _scaling(params: HarmonizeSrParams, item: InputItem, band: Band) -> Scaling:
     return found
 
 
+def _mask(params: HarmonizeSrParams, item: InputItem, grid: Grid) -> PlacedMask | None:
+    """The mask, whose conditions see reflectance as the output does."""
+    if params.mask is None:
+        return None
+    stored, reflective = params.stored, _reflective(params, item)
+
+    def worth(asset: RasterAsset, band: Band) -> Scaling:
+        if stored is not None and (asset.key, band.index) in reflective:
+            return Scaling(stored.scale, stored.offset, "given")
+        return catalogue.scaling(item, band)
+
+    return quality.place(params.mask, item, grid, pointer="/mask", worth=worth)
+
+
+def _reflective(params: HarmonizeSrParams, item: InputItem) -> set[tuple[str, int]]:
+    """Asset and number of every band that holds reflectance: `stored` is not about classes or temperatures."""
+    pairs = [_found(params, item, role) for role in _fits(params, item)]
+    for letter in catalogue.letters():
+        if letter not in _NOT_REFLECTANCE:
+            try:
+                pairs.append(catalogue.resolve(item, letter))
+            except BandNotFound:
+                continue
+    return {(pair[0].key, pair[1].index) for pair in pairs if pair is not None}
+
+
 def _targets(params: HarmonizeSrParams, inputs: Sequence[InputItem]) -> list[_Target]:
     """Every COG the job makes, in a fixed order; the same in planning, running and merging.
 
@@ -388,17 +416,17 @@ def _targets_of(params: HarmonizeSrParams, inputs: Sequence[InputItem], item: In
 def _target(params: HarmonizeSrParams, item: InputItem, key: str, entries: Sequence[Named], grid: Grid) -> _Target:
     fits = _fits(params, item)
     is_integer = params.dtype == "int16"
+    # STAC's common name says which near infrared it is; the band is called what the request calls it.
     nir = "nir08" if _is_narrow(params, params.target) else "nir"
     bands = []
     for place, entry in enumerate(entries, start=1):
-        name = nir if entry.name == "nir" else entry.name
         description = f"{entry.band.description or entry.band.name} as {params.target.upper()}"
         bands.append(
             Band(
-                name=name,
+                name=entry.name,
                 index=place,
                 dtype=params.dtype,
-                common_name=name,
+                common_name=nir if entry.name == "nir" else entry.name,
                 scale=params.scale if is_integer else 1.0,
                 description=description,
             )
@@ -416,7 +444,7 @@ def _target(params: HarmonizeSrParams, item: InputItem, key: str, entries: Seque
             for entry in entries
         ),
         sources=operands.placed(entries, grid, resampling=params.resampling or "bilinear"),
-        mask=None if params.mask is None else quality.place(params.mask, item, grid, pointer="/mask"),
+        mask=_mask(params, item, grid),
         spec=CogSpec(
             shape=grid.shape,
             transform=grid.transform,

@@ -43,6 +43,7 @@ from eorouter_compute.product import NumberedShard
 from eorouter_kernels import radiometry
 
 ITEM_LIMIT = 50
+_POLE_DEGREES = 1e-9
 _NOWHERE = np.empty((0, 0), np.bool_)
 _QUIET = np.empty((0, 0))
 _KEPT_PROPERTIES = ("platform", "constellation", "instruments", "gsd", "sat:orbit_state", "sat:relative_orbit",
@@ -89,7 +90,8 @@ class Constant(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
         factor_quantity: what K is for.
         quantity: what the numbers become; another than `factor_quantity` needs the incidence angle.
         stored: whether a digital number is an amplitude, and squared, or already an intensity.
-        incidence_angle: degrees from the vertical, above 0 and below 90, or the name of a band that holds it.
+        incidence_angle: degrees from the vertical, above 0 and below 90, or the name of a band that holds it; where the
+            band holds another number, the result is missing.
         bands: bands to correct; all but the incidence angle by default.
     """
 
@@ -225,7 +227,7 @@ def run(params: RadiometricCorrectionParams, inputs: Sequence[InputItem], body: 
             block = raster.read_tolerant(target.asset, target.indexes, window, failed)
         else:
             block = raster.read_block(target.asset, target.indexes, window)
-        angle = operands.read(target.angle, window, failed=failed if params.allow_missing else None)
+        angle = _angles(target, window, failed if params.allow_missing else None)
         out = np.empty(block.pixels.shape, np.float32)
         known = np.zeros(out.shape[1:], np.bool_)
         for place, law in enumerate(target.laws):
@@ -245,6 +247,21 @@ def run(params: RadiometricCorrectionParams, inputs: Sequence[InputItem], body: 
 
     part = product.run_product(target.spec, shard.body, attempt, compute, lambda: sum(reports, ReadReport()))
     return msgspec.structs.replace(part, body=msgspec.msgpack.encode(NumberedShard(shard.number, part.body)))
+
+
+def _angles(target: _Target, window: Window, failed: list[FailedRead] | None) -> dict[str, Operand]:
+    """The incidence angle of a window, by its name in the formulas; as a number must, it lies between 0 and 90 degrees.
+
+    Both ends are poles of the formulas: rounding of stored × scale must not carry an angle past them.
+    """
+    found = operands.read(target.angle, window, failed=failed)
+    for source in target.angle:
+        for name, band, _ in source.bands:
+            pixels, valid = found[name].pixels, found[name].valid
+            degrees = pixels * np.float64(band.scale) + band.offset
+            known = (degrees > _POLE_DEGREES) & (degrees < 90.0 - _POLE_DEGREES)
+            found[name] = found[name]._replace(valid=known if valid is None else known & valid)
+    return found
 
 
 def _correct(

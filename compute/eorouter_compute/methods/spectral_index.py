@@ -216,7 +216,11 @@ def _task(params: SpectralIndexParams, inputs: Sequence[InputItem], item: InputI
             for place, record in enumerate(records, start=1)
         ),
     )
-    mask = None if params.mask is None else quality.place(params.mask, item, grid, pointer="/mask")
+    mask = None
+    if params.mask is not None:
+        mask = quality.place(
+            params.mask, item, grid, pointer="/mask", worth=lambda _, band: catalogue.scaling(item, band)
+        )
     return _Task(records=records, program=program, spec=spec, sources=sources, placed=placed, mask=mask, sensor=sensor)
 
 

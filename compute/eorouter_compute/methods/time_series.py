@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from eorouter_compute import observations, product, series, vector, warp, zone_curves, zones
-from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse
+from eorouter_compute import composites, observations, product, series, vector, warp, zone_curves, zones
+from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse, refuse_empty
 from eorouter_compute.attempt import Attempt
 from eorouter_compute.calendars import Grouping, Period, periods
 from eorouter_compute.cog import CogSpec, Pixels
@@ -73,8 +73,8 @@ class TimeSeriesParams(Params, frozen=True, kw_only=True, tag=NAME):
         fill: fill gaps of the series; not with composites.
         smooth: smooth the series, after filling; not with composites.
         zones: polygons (GeoJSON, or a reference to an input item with a vector asset): the answer is a table of zone
-            and period with a chart instead of rasters. With a composite, the pixels' medians of the period are averaged
-            over the zone; an analysis other than "composite" and "series" is made of each zone's curve.
+            and period with a chart instead of rasters. A composite is made of every pixel first and is then measured
+            over the zone, band by band; an analysis other than "composite" and "series" is made of each zone's curve.
         zone_id: field that names the zones.
         zones_crs: CRS of inline zones; GeoJSON's WGS 84 by default.
         aoi: GeoJSON Polygon, MultiPolygon, Feature or FeatureCollection, or [west, south, east, north]; pixels whose
@@ -268,13 +268,17 @@ def _worked_out(task: bytes, items: bytes) -> _Task:
     area = None if params.aoi is None else parse(params.aoi, params.aoi_crs)
     rasters = observations.rasters_of(params.value, seen)
     grid = choose(params.grid, inputs, rasters, area=area, area_crs=params.aoi_crs)
-    placed = None if area is None else onto(area, params.aoi_crs, grid.crs, grid.transform, grid.shape)
+    placed = None
+    if area is not None:
+        placed = onto(area, params.aoi_crs, grid.crs, grid.transform, grid.shape)
+        mend = "Draw it larger, or ask for a finer `grid`."
+        refuse_empty(placed, grid.transform, grid.shape, "center", of="the grid", mend=mend, pointer="/aoi")
     days = observations.observe(
         params.value, params.masks, seen, grid, resampling=params.resampling, same_day=params.same_day,
         reach=_reach(analysis, params.masks),
     )  # fmt: skip
     found = periods([day.day for day in days], params.group)
-    return _Task(
+    made = _Task(
         analysis=analysis,
         names=params.value.names,
         grid=grid,
@@ -282,8 +286,9 @@ def _worked_out(task: bytes, items: bytes) -> _Task:
         days=days,
         periods=found,
         targets=_targets(analysis, params.value.names, grid, found),
-        zones=_zones(params, inputs, grid, days, found),
+        zones=None,
     )
+    return msgspec.structs.replace(made, zones=_zones(params, inputs, made))
 
 
 def _reach(analysis: Analysis, masks: Sequence[MaskChoice]) -> int:
@@ -298,20 +303,21 @@ def _reach(analysis: Analysis, masks: Sequence[MaskChoice]) -> int:
     return best.reach_px
 
 
-def _zones(
-    params: TimeSeriesParams, inputs: Sequence[InputItem], grid: Grid, days: tuple[Day, ...], found: tuple[Period, ...]
-) -> zone_curves.Work | None:
+def _zones(params: TimeSeriesParams, inputs: Sequence[InputItem], task: _Task) -> zone_curves.Work | None:
     if params.zones is None:
         return None
     layer = zones.layer_of(params.zones, inputs)
     if layer is not None and params.zone_id is not None:
         vector.refuse_unknown([params.zone_id], layer.fields, layer.key, "/zone_id")
+    composite = task.analysis if isinstance(task.analysis, Composite) else None
     return zone_curves.Work(
-        name=_label(params.value.names),
-        bands=params.value.names,
-        days=days,
-        periods=found,
-        grid=grid,
+        name=_label(task.names),
+        values=task.names,
+        composite=None if composite == composites.MEDIAN else composite,
+        days=task.days,
+        periods=task.periods,
+        grid=task.grid,
+        area=task.area,
         zones=params.zones,
         layer=layer,
         zone_id=params.zone_id,
@@ -359,18 +365,8 @@ def _bands(params: TimeSeriesParams, task: _Task, target: _Target, part: Window,
     shape = (len(target.spec.bands), part.height, part.width)
     if isinstance(task.analysis, Composite):
         members = target.periods[0].members
-        best, rank = task.analysis.best, None
-        if best is not None and best.by == "clearest":
-            rank = seen.reader.room("away", (len(members), part.height, part.width), np.float32)
-        stack = observations.stack(task.days, members, part, seen, rank)
-        if best is not None and best.by == "least_cloud":
-            rank = np.array([-observations.cloud_cover(task.days[member].scenes[0]) for member in members], np.float32)
-        days = [task.days[member].day for member in members]
-        out = seen.reader.room("composite", (shape[0], part.pixels), np.float32)
-        if rank is not None:
-            rank = rank.reshape(len(members), -1)
-        series.composite(task.analysis, stack, days, task.names, out, rank=rank)
-        return out.reshape(shape)
+        found = composites.pixels(task.analysis, task.days, members, part, seen, names=task.names)
+        return found.reshape(shape)
     made = []
     for curve in observations.by_period(task.days, target.periods, part, seen):
         series.prepare(curve, series.moments_of(target.periods), params.fill, params.smooth)
@@ -385,8 +381,7 @@ def _depth(task: _Task, target: _Target) -> int:
     """Values held per pixel."""
     most = max(len(period.members) for period in target.periods)
     if isinstance(task.analysis, Composite):
-        best = task.analysis.best
-        return most * (len(task.names) + (best is not None and best.by == "clearest"))
+        return most * composites.depth(task.analysis, task.names)
     return len(task.names) * (len(target.periods) + max(1, most))
 
 

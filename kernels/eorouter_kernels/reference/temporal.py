@@ -95,8 +95,9 @@ def normalized_difference(a: Array, b: Array, missing: Array, shift: float, clea
 
 def to_values(stored: Array, missing: float, scale: float, offset: float, clear: NDArray[np.bool_]) -> Array:
     """Twin of `to_values`: (pixel)."""
-    physical = stored.astype(np.float64) * scale + offset
-    return np.where(clear & (stored != missing), physical, np.nan).astype(np.float32)
+    with np.errstate(over="ignore"):
+        physical = (stored.astype(np.float64) * scale + offset).astype(np.float32)
+    return np.where(clear & (stored != missing) & np.isfinite(physical), physical, np.float32(np.nan))
 
 
 def look_up(stored: Array, table: NDArray[np.bool_], clear: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -61,12 +61,18 @@ def harmonic(series: Array, basis: Array, harmonics: int, period: float) -> tupl
         fitted[:, p] = basis @ found
         rest = ((y - fitted[known, p]) ** 2).sum()
         out[:lead, p] = found[:lead]
+        carried = np.diag(np.linalg.inv(basis[known].T @ basis[known]))
         for h in range(harmonics):
             wave = complex(*found[lead + 2 * h : lead + 2 * h + 2])
             length = period / (h + 1)
+            noise = 4 * 2.0**-24 * np.abs(y).max() * math.sqrt(carried[lead + 2 * h : lead + 2 * h + 2].sum())
+            if abs(wave) <= noise:
+                out[lead + 2 * h, p] = 0
+                continue
             out[lead + 2 * h, p] = abs(wave)
             out[lead + 2 * h + 1, p] = np.angle(wave) / (2 * np.pi) * length % length
-        out[-3, p], out[-2, p] = 1 - rest / ((y - y.mean()) ** 2).sum(), math.sqrt(rest / len(y))
+        spread = ((y - y.mean()) ** 2).sum()
+        out[-3, p], out[-2, p] = 1 - rest / spread if spread else np.nan, math.sqrt(rest / len(y))
     return out, fitted
 
 

@@ -492,6 +492,10 @@ def test_too_many_registers_are_refused():
         ({"o": {"expression": "", "formula_id": "frm_x"}}, InvalidParameter, "/outputs/0/formula_id", "not known here"),
         ({"grid": {"like": "other"}}, InvalidParameter, "/grid/like", "other"),
         ({"aoi": [0.0, 0.0, 1.0, 1.0]}, AoiOutside, "/aoi", "km"),
+        (
+            {"aoi": [399963.0, 4499930.0, 399964.0, 4499990.0], "crs": "EPSG:32632"},
+            InvalidParameter, "/pixel_rule", "covers no pixel of the grid by the rule center",
+        ),
     ],
 )  # fmt: skip
 def test_request_that_cannot_be_done_is_refused_before_a_pixel_is_read(fields, kind, pointer, why):

@@ -365,6 +365,24 @@ def test_refusals(pair, fields, error, words, pointer):
     assert caught.value.pointer == pointer
 
 
+@pytest.mark.parametrize("of", ["difference", "stacked"])
+def test_equal_dates_are_refused_where_only_rounding_is_left_of_a_component(tmp_path, of):
+    pixels = np.random.default_rng(3).normal(size=(3, 40, 40)).astype("float32")
+    items = [dated(tmp_path / f"{name}.tif", pixels, day) for day, name in ((1, "before"), (2, "after"))]
+    number = 4 if of == "stacked" else 1
+    params = task(statistic={"type": "pca", "of": of, "component": number}, value={"bands": BANDS})
+    with pytest.raises(InvalidParameter, match=f"Component {number} of the .* no two different values") as caught:
+        run_local(params, items, tmp_path / "job")
+    assert caught.value.pointer == "/statistic/component"
+
+
+@pytest.mark.parametrize("kind", ["cva", "pca", "irmad"])
+def test_a_band_is_compared_once(pair, kind):
+    with pytest.raises(InvalidParameter, match="Band red is asked for twice") as caught:
+        method.plan(task(statistic={"type": kind}, value={"bands": ["red", "nir", "red"]}), pair[0])
+    assert caught.value.pointer == "/value/bands/2"
+
+
 def test_written_files_are_whole(pair, tmp_path):
     result = run_local(task(statistic={"type": "cva"}, value={"bands": BANDS}), pair[0], tmp_path)
     for asset in result.items[0].assets:

@@ -72,7 +72,7 @@ def test_sentinel_2_on_two_grids_is_hlss_line_with_its_offset_taken_once(tmp_pat
     result = testing.run_local(asked(), [item], shard_pixels=512 * 512)
     fine, coarse = result.items[0].assets[:2]
     assert [band.name for band in fine.raster.bands] == ["red"]
-    assert [band.name for band in coarse.raster.bands] == ["nir08", "swir16"]
+    assert [band.name for band in coarse.raster.bands] == ["nir", "swir16"]
     assert (fine.key, coarse.key) == ("data", "data_2")
     near(read(fine)[0], expected(stored(item, 0)[0], 1e-4, -0.1, HLS_2A["red"]))
     near(read(coarse)[0], expected(stored(item, 1)[0], 1e-4, -0.1, HLS_2A["nir"]))
@@ -154,6 +154,24 @@ def test_near_infrared_of_msi_is_the_one_the_table_means(tmp_path):
     assert bands == {"hls": "data1:B8A", "chastain-2019": "data:B08"}
 
 
+@pytest.mark.parametrize(
+    ("fields", "common_name"),
+    [
+        ({"target": "oli"}, "nir08"),
+        ({"target": "etm"}, "nir"),
+        ({"target": "msi"}, "nir08"),
+        ({"target": "msi", "msi_oli": "chastain-2019"}, "nir"),
+    ],
+)
+def test_near_infrared_is_called_as_it_is_asked_for_and_its_common_name_says_which(tmp_path, fields, common_name):
+    item = sentinel_2(tmp_path, shape=(40, 60))
+    made_item = testing.run_local(asked(bands=["red", "nir"], resampling="bilinear", **fields), [item]).items[0]
+    bands = made_item.assets[0].raster.bands
+    assert [(band.name, band.common_name) for band in bands] == [("red", "red"), ("nir", common_name)]
+    with rasterio.open(local_path(made_item.assets[0].object.href)) as written:
+        assert written.descriptions[1].startswith("nir")
+
+
 def test_saturated_numbers_stay_at_the_end_and_no_value_becomes_nodata(tmp_path):
     # 0.9765 × ρ + 0.0009 = −0.9999 at ρ = −1.0248…; stored −9999 there would read as missing.
     low = (-0.9999 - 0.0009) / 0.9765
@@ -170,7 +188,7 @@ def test_all_bands_on_one_grid(tmp_path):
     item = sentinel_2(tmp_path, shape=(120, 160))
     result = testing.run_local(asked(grid={"resolution": 30}, resampling="average"), [item])
     data = result.items[0].assets[0]
-    assert [band.name for band in data.raster.bands] == ["red", "nir08", "swir16"]
+    assert [band.name for band in data.raster.bands] == ["red", "nir", "swir16"]
     assert data.raster.transform[0] == 30.0
     fine = testing.run_local(asked(resampling="bilinear"), [item]).items[0].assets[0]
     assert fine.raster.shape == (120, 160)
@@ -204,6 +222,37 @@ def test_quality_mask_drops_pixels(tmp_path):
     got = made(asked(bands=["red"], mask="sentinel-2-scl"), [masked])[0]
     assert (got[:20] == NODATA).all()
     assert (got[20:] != NODATA).all()
+
+
+def test_condition_of_a_mask_sees_reflectance_by_what_stored_numbers_are_said_to_be_worth(tmp_path):
+    """0.3 is kept by "> 0.5" and dropped by "> 0.25", whoever says that 3,000 is 0.3."""
+    red, wide, narrow, edge = (np.full((1, 4, 6), number, np.uint16) for number in (3000, 4000, 2000, 6000))
+    quality = np.full((1, 4, 6), 30, np.uint8)
+    quality[0, 0] = 90
+    bands = [("B04", red), ("B08", wide), ("B8A", narrow), ("B05", edge), ("cldprb", quality)]
+    assets = [
+        msgspec.structs.replace(testing.write_raster(tmp_path / f"{name}.tif", pixels, names=[name]), key=name)
+        for name, pixels in bands
+    ]
+    plain = testing.input_item(*assets, properties={"platform": "sentinel-2a"})
+    declaring = msgspec.structs.replace(plain, assets=(*(scaled(each, 1e-4) for each in assets[:4]), assets[4]))
+
+    def kept(condition: str, item: InputItem = plain, **fields: Any) -> float:
+        params = asked(bands=["red"], mask={"expression": condition}, **fields)
+        return float((made(params, [item])[0] != NODATA).mean())
+
+    given_scale = {"stored": {"scale": 1e-4}}
+    for condition, share in (
+        ("B04 > 0.5", 1.0), ("B04 > 0.25", 0.0), ("B08 > 0.35", 0.0), ("B08 > 0.45", 1.0), ("B8A > 0.25", 1.0),
+        ("B05 > 0.55", 0.0), ("B05 > 0.65", 1.0), ("cldprb > 50", 0.75),
+    ):  # fmt: skip
+        assert kept(condition, **given_scale) == share, condition
+        assert kept(condition, declaring) == share, condition
+    # An offset moves the limit, too: 3,000 is 0.2.
+    assert kept("B04 > 0.25", stored={"scale": 1e-4, "offset": -0.1}) == 1.0
+    baseline = msgspec.structs.replace(plain, properties={"platform": "sentinel-2a", "s2:processing_baseline": "05.10"})
+    assert kept("B04 > 0.25", baseline) == 1.0
+    assert kept("B04 > 0.15", baseline) == 0.0
 
 
 def test_any_sharding_gives_the_same_bytes(tmp_path):

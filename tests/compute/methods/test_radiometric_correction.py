@@ -167,6 +167,31 @@ def test_incidence_angle_of_a_coarse_raster_is_interpolated(tmp_path):
     np.testing.assert_allclose(ratio[10:190], 1 / np.cos(np.radians(theta[10:190])), rtol=1e-4)
 
 
+@pytest.mark.parametrize("quantity", ["gamma0", "beta0"])
+@pytest.mark.parametrize("scale", ["linear", "db"])
+def test_pixels_whose_incidence_angle_no_number_may_have_are_missing(tmp_path, quantity, scale):
+    """Local incidence angles reach 90° and more where the slope lies in shadow, where cos θ is 0 or below."""
+    degrees = np.array([[[-5, 0, 1, 45, 89, 90, 91, 180, -9999]]], np.float32)
+    angle = testing.write_raster(tmp_path / "angle.tif", degrees, names=["lia"], nodata=-9999)
+    power = testing.write_raster(tmp_path / "vv.tif", np.full((1, 1, 9), 100, np.uint16), names=["vv"])
+    task = {"type": "constant", "factor_db": -40, "quantity": quantity, "incidence_angle": "lia", "bands": ["vv"]}
+    both = testing.input_item(power, angle)
+    found = made(asked(task, scale=scale), [both])[0, 0]
+    assert np.flatnonzero(~np.isnan(found)).tolist() == [2, 3, 4]
+    turn = np.cos if quantity == "gamma0" else np.sin
+    wanted = 1 / turn(np.radians([1, 45, 89]))
+    np.testing.assert_allclose(found[2:5], 10 * np.log10(wanted) if scale == "db" else wanted, rtol=1e-5)
+    report = testing.run_local(asked(task, scale=scale), [both]).report
+    assert (report.valid_pixels, report.pixels) == (3, 9)
+    # Whatever rounds on the way to 90 degrees is 90 degrees.
+    hundredths = testing.write_raster(tmp_path / "a.tif", np.full((1, 1, 9), 9000, np.uint16), names=["lia"])
+    steep = msgspec.structs.replace(hundredths, bands=(msgspec.structs.replace(hundredths.bands[0], scale=0.01),))
+    assert np.isnan(made(asked(task, scale=scale), [testing.input_item(power, steep)])).all()
+    # Where the angle is not needed, it drops nothing.
+    plain = made(asked(task | {"quantity": "sigma0"}, scale=scale), [both])
+    assert not np.isnan(plain).any()
+
+
 def test_real_radar_scene_comes_back_from_its_numbers(tmp_path, data_dir):
     with rasterio.open(data_dir / "sar" / "S1A__IW___A_20150309T173017_VV_grd_mli_geo_norm_db.tif") as source:
         db, profile = source.read(1), source.profile

@@ -19,6 +19,7 @@ from eorouter_compute.errors import BandNotFound, GridMismatch, InvalidParameter
 from eorouter_compute.grid import SHARD_PIXELS
 from eorouter_compute.method import Band, InputItem, RasterAsset
 from eorouter_compute.methods.spectral_index import METHOD, SpectralIndexParams
+from eorouter_compute.quality import QualityMask
 
 
 def read(asset) -> np.ndarray:
@@ -341,6 +342,16 @@ def test_quality_mask_drops_pixels_and_says_so(scene, tmp_path):
     wanted[80:120, 100:180] = np.nan
     assert_same_bits(read(masked.items[0].assets[0])[0], wanted)
     assert masked.report.valid_pixels < plain.report.valid_pixels
+
+
+def test_condition_of_a_mask_is_over_the_reflectance_that_the_index_is_of(tmp_path):
+    """Sentinel-2 stored 2,600 at baseline 05.10 is 0.16, in the formula and in the mask."""
+    pixels = np.array([[[2600, 3600]], [[4600, 4600]]], np.uint16)
+    asset = testing.write_raster(tmp_path / "a.tif", pixels, names=["red", "nir"])
+    item = testing.input_item(asset, properties={"s2:processing_baseline": "05.10"})
+    params = SpectralIndexParams(indices=("NDVI",), mask=QualityMask(expression="red > 0.2"))
+    found = read(testing.run_local(params, [item]).items[0].assets[0])[0, 0]
+    np.testing.assert_allclose(found, [(0.36 - 0.16) / 0.52, np.nan], rtol=1e-6)
 
 
 def test_broken_source_is_missing_where_that_is_allowed(scene, tmp_path):

@@ -625,6 +625,13 @@ def test_anomalies_of_a_month_against_earlier_years(tmp_path):
             "/masks/0/band",
         ),
         ({"value": {"band": "red"}, "aoi": [0, 0, 1, 1]}, AoiOutside, "km", "/aoi"),
+        (
+            {"value": {"band": "red"}, "aoi": [399963, 4499936, 399964, 4499964], "aoi_crs": "EPSG:32632"},
+            InvalidParameter,
+            "covers no pixel of the grid by the rule center",
+            "/aoi",
+        ),
+        ({"value": {"bands": ["red", "nir", "red"]}}, InvalidParameter, "red is asked for twice", "/value/bands/2"),
         ({"value": {"band": "red"}, "smooth": {}}, InvalidParameter, "a composite has none", "/smooth"),
         (
             {"value": {"band": "red"}, "analysis": {"type": "trend"}, "group": {"by": "all"}},
