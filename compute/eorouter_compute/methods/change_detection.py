@@ -29,7 +29,7 @@ from eorouter_compute import (
     warp,
 )
 from eorouter_compute.alteration import IndexDifference, IrMad, Omnibus, Statistic, Verdict
-from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse
+from eorouter_compute.aoi import CRS84, Bbox, Coverage, onto, parse, refuse_empty
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.cog import CogSpec, Pixels, Segment
 from eorouter_compute.errors import InvalidParameter
@@ -248,13 +248,9 @@ def merge(
     names, fit = _names(params, task), found[0].body.fit
     segments = [each.segments for each in found if each.segments is not None]
     assets: list[OutputAsset] = [
-        product.assemble(
-            task.change, [one for one, _ in segments], attempt, path=f"{NAME}/change.tif", asset_key="change"
-        ),
-        product.assemble(
-            task.classes, [one for _, one in segments], attempt, path=f"{NAME}/classes.tif", asset_key="classes"
-        ),
-    ]  # fmt: skip
+        product.assemble(spec, [each[at] for each in segments], attempt, path=f"{NAME}/{key}.tif", asset_key=key)
+        for at, (key, spec) in enumerate((("change", task.change), ("classes", task.classes)))
+    ]
     colors = change_report.colors(names, task.severity)
     rows = change_report.class_rows([each.counts for each in found], [each.areas for each in found], names, colors)
     assets.append(change_report.class_table(rows, attempt, NAME))
@@ -528,7 +524,11 @@ def _task(params: ChangeDetectionParams, inputs: Sequence[InputItem]) -> _Task:
     area = None if params.aoi is None else parse(params.aoi, params.aoi_crs)
     rasters = observations.rasters_of(value, [*before, *after])
     grid = choose(params.grid, inputs, rasters, area=area, area_crs=params.aoi_crs)
-    placed = None if area is None else onto(area, params.aoi_crs, grid.crs, grid.transform, grid.shape)
+    placed = None
+    if area is not None:
+        placed = onto(area, params.aoi_crs, grid.crs, grid.transform, grid.shape)
+        mend = "Draw it larger, or ask for a finer `grid`."
+        refuse_empty(placed, grid.transform, grid.shape, "center", of="the grid", mend=mend, pointer="/aoi")
     days = [
         observations.observe(value, params.masks, group, grid, resampling=params.resampling)
         for group in (before, after)

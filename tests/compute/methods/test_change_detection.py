@@ -357,6 +357,8 @@ def test_worked_number_of_the_page():
          InvalidParameter, "factor above 1", "/threshold/value"),
         ({"statistic": {"type": "index_difference", "index": "dNDVI", "breaks": [1, 0]}}, InvalidParameter, "ascend",
          "/statistic/breaks"),
+        ({"statistic": {"type": "cva"}, "value": {"bands": BANDS}, "aoi": [399963, 4499936, 399964, 4499964],
+          "aoi_crs": "EPSG:32632"}, InvalidParameter, "covers no pixel of the grid by the rule center", "/aoi"),
     ],
 )  # fmt: skip
 def test_refusals(pair, fields, error, words, pointer):
