@@ -18,8 +18,11 @@ from eorouter_kernels import blocks as kernels
 
 def storable(nodata: float | None, dtype: str) -> float | None:
     """`nodata` if the pixel type can hold it, else None: GDAL lets files declare −9999 for bytes."""
-    if nodata is None or np.dtype(dtype).kind == "f":
-        return nodata
+    if nodata is None:
+        return None
+    if np.dtype(dtype).kind == "f":
+        with np.errstate(over="ignore"):  # the type may round a number a little beyond its largest back to it
+            return nodata if not np.isfinite(nodata) or np.isfinite(np.dtype(dtype).type(nodata)) else None
     info = np.iinfo(dtype)
     return nodata if float(nodata).is_integer() and info.min <= nodata <= info.max else None
 

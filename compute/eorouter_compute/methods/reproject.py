@@ -274,8 +274,7 @@ def _spec(params: ReprojectParams, placement: Placement, bands: Sequence[Band]) 
 
 def _nodata(params: ReprojectParams, bands: Sequence[Band], dtype: str) -> float | None:
     if params.nodata is not None:
-        fits = np.dtype(dtype).kind == "f" or raster.storable(params.nodata, dtype) is not None
-        if not fits:
+        if raster.storable(params.nodata, dtype) is None:
             raise InvalidParameter(f"nodata is {params.nodata}, which {dtype} cannot hold.", pointer="/nodata")
         return params.nodata
     declared = {repr(value): value for value in (raster.storable(band.nodata, dtype) for band in bands)}

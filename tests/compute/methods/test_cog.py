@@ -187,6 +187,8 @@ def test_a_new_nodata_is_refused_where_gdal_would_hide_data_beside_it(tmp_path):
     asset = write_raster(tmp_path / "a.tif", pixels)
     with pytest.raises(InvalidParameter, match="would become missing"):
         run_local(CogParams(nodata=-9999), [input_item(asset)], tmp_path / "1")
+    with pytest.raises(InvalidParameter, match="cannot hold"):
+        run_local(CogParams(nodata=1e300), [input_item(asset)], tmp_path / "1")
     result = run_local(CogParams(nodata=-9998), [input_item(asset)], tmp_path / "2")
     with rasterio.open(output(result)) as ours:
         assert ours.dataset_mask().all()

@@ -166,6 +166,11 @@ def test_refusals(tmp_path, task, error, pointer, says):
     assert caught.value.pointer == pointer
 
 
+def test_a_nodata_beyond_the_range_of_floats_is_refused(tmp_path):
+    with pytest.raises(InvalidParameter, match="float32 cannot hold"):
+        method.plan(params({"crs": "EPSG:4326"}, nodata=1e300), [input_item(scene(tmp_path, dtype="float32"))])
+
+
 def test_no_inputs_and_mixed_types_are_refused(tmp_path):
     with pytest.raises(InvalidParameter, match="at least one input"):
         METHOD.plan(params({"crs": "EPSG:4326"}), [])
