@@ -25,6 +25,7 @@ from eorouter_compute.attempt import read_exactly
 from eorouter_compute.cogfile import LEAD, BandStatistics, CogSpec, front, span
 from eorouter_compute.grid import Window, tiles
 from eorouter_kernels import blocks, pyramid
+from eorouter_kernels.nodata import around, kept_clear
 
 PIECE_SIDE = 2048
 """Pixels along a piece unless memory asks for less: three whole levels, 1.6 % carried as plain pixels."""
@@ -293,14 +294,14 @@ def _halve(spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> tuple
         rank = _RANKS[spec.overview_resampling]
         pyramid.halve_ranked(pixels, _or_every(valid), rank, float(_fill(spec)), out, out_valid)
     elif pixels.dtype.kind == "f":
-        pyramid.halve_mean_floats(pixels, _or_every(valid), float(_fill(spec)), out, out_valid)
+        pyramid.halve_mean_floats(pixels, _or_every(valid), around(spec.nodata, spec.dtype), out, out_valid)
     else:
         top = int(np.iinfo(pixels.dtype).max)
         nodata = top + 1 if spec.nodata is None else int(spec.nodata)  # what the type cannot hold stands for none
         pyramid.halve_mean_integers(pixels, _or_every(valid), nodata, out, out_valid)
-        if valid is None and nodata <= top:
+        if valid is None:
             # As in pieces with gaps: whether another pixel of the piece is missing must not change this one's mean.
-            out[out == nodata] = nodata + 1 if nodata < top else nodata - 1
+            out = kept_clear(out, None, spec.nodata)
     return out, None if valid is None or out_valid.all() else out_valid
 
 

@@ -88,8 +88,10 @@ def layout_of(directories: Sequence[Directory]) -> File:
         NotOurs: something about it is rare, or left to interpretation.
     """
     image = _layout(directories[0])
-    extra = directories[0].tags.get(Code.EXTRA_SAMPLES)
+    extra, words = directories[0].tags.get(Code.EXTRA_SAMPLES), directories[0].tags.get(Code.GDAL_METADATA)
     has_alpha = extra is not None and bool(np.isin(extra.values, (1, 2)).any())
+    # GDAL notes there which band is alpha where the TIFF has no tag for it.
+    has_alpha = has_alpha or (words is not None and ">Alpha<" in words.text)
     masks = [each for each in directories[1:] if each.value(Code.NEW_SUBFILE_TYPE) == 4]
     mask = _mask_layout(masks[0], image) if masks else None
     return File(image, mask, has_alpha)

@@ -6,6 +6,7 @@ import numpy as np
 from msgspec import Struct
 
 from eorouter_kernels import expression as machine
+from eorouter_kernels.nodata import kept_clear
 
 
 class Packing(Struct, frozen=True, kw_only=True):
@@ -13,8 +14,8 @@ class Packing(Struct, frozen=True, kw_only=True):
 
     Attributes:
         dtype: one of the raster writer's.
-        nodata: stored where missing, and for nothing else: a value that would be stored so is stored as its neighbour.
-            Without one, 0 (NaN in floats) is stored and only the valid flags tell.
+        nodata: stored where missing, and for nothing else: a value that would be taken for it steps aside, as
+            `eorouter_kernels.nodata` says. Without one, 0 (NaN in floats) is stored and only the valid flags tell.
         is_clamped: what an integer dtype cannot hold is held to the nearer end of its range (true), or missing (false).
             What would be infinite in a float dtype is missing.
     """
@@ -54,7 +55,6 @@ def _floats(values: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarra
     with np.errstate(over="ignore"):
         stored = ((values - packing.offset) / packing.scale).astype(packing.dtype)
     valid = np.isfinite(stored)
-    nodata = math.nan if packing.nodata is None else packing.nodata
-    stored[stored == nodata] = np.nextafter(stored.dtype.type(nodata), stored.dtype.type(0 if nodata > 0 else np.inf))
-    stored[~valid] = nodata
+    stored = kept_clear(stored, valid, packing.nodata)
+    stored[~valid] = math.nan if packing.nodata is None else packing.nodata
     return stored, valid

@@ -66,7 +66,10 @@ def stretch(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     ends = np.array([_neighbours(values, int(place)) for place in below], np.float64)
     one, other = ends[:, 0], ends[:, 1]
     low, high = one + (other - one) * (places - below)
-    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(low) + 0.5)
+    if high > low:
+        return float(low), float(high)
+    half = max(0.5, float(np.spacing(abs(low))))  # beside a large number one half is nothing
+    return float(low) - half, float(low) + half
 
 
 def _neighbours(values: np.ndarray, place: int) -> tuple[float, float]:

@@ -21,12 +21,12 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import numpy as np
 import rasterio
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
-from eorouter_compute import blocks, gdal, sources, witness
+from eorouter_compute import blocks, gdal, missing, sources, witness
 from eorouter_compute.attempt import local_path
 from eorouter_compute.errors import (
     DecompressionBomb,
@@ -40,7 +40,7 @@ from eorouter_compute.errors import (
 )
 from eorouter_compute.grid import Window
 from eorouter_compute.method import Band, FailedRead, RasterAsset
-from eorouter_kernels import blocks as kernels
+from eorouter_compute.missing import storable
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ def gdal_path(href: str) -> str:
 def read_block(asset: RasterAsset, bands: Sequence[int], window: Window) -> Block:
     """Read bands (counted from 1) of a window, and what is missing in them.
 
-    Missing is: the band's `nodata` as the asset describes it, NaN, and what the file's own mask or alpha band hides. A
+    Missing is: the band's `nodata` as the asset describes it, NaN, and what the file's own mask or alpha bands hide. A
     `nodata` that the pixel type cannot hold hides nothing.
 
     Raises:
@@ -195,7 +195,7 @@ def _read_tiles(asset: RasterAsset, bands: Sequence[int], window: Window, tiles:
     dtype = next(band.dtype for band in asset.bands if band.index == bands[0])
     found = blocks.read(asset.href, asset.shape, dtype, bands, window, with_mask=asset.has_mask, tiles=tiles)
     if found is not None:
-        return Block(found[0], _valid(asset, bands, *found))
+        return Block(found[0], missing.valid(asset, bands, *found))
     places = list(_blocks(asset, window))
     if len(places) == 1:
         return _read_block(asset, bands, window)
@@ -291,14 +291,14 @@ def _fetch_block(asset: RasterAsset, bands: Sequence[int], window: Window, *, is
     if len(dtypes) == 1:
         found = blocks.read(asset.href, asset.shape, dtypes.pop(), bands, window, with_mask=asset.has_mask)
         if found is not None:
-            return Block(found[0], _valid(asset, bands, *found))
+            return Block(found[0], missing.valid(asset, bands, *found))
     where = RasterioWindow(window.col, window.row, window.width, window.height)  # pyright: ignore[reportCallIssue]
 
     def read(dataset: Any) -> Block:
         _check(dataset, asset, bands)
         pixels = dataset.read(list(bands), window=where)
-        mask = _mask(dataset, bands, lambda band: dataset.read_masks(band, window=where)) if asset.has_mask else None
-        return Block(pixels, _valid(asset, bands, pixels, mask))
+        mask = _shown(dataset, bands, window=where) if asset.has_mask else None
+        return Block(pixels, missing.valid(asset, bands, pixels, mask))
 
     return _with_retries(asset.href, window, read, is_patient=is_patient)
 
@@ -312,13 +312,19 @@ def read_preview(asset: RasterAsset, bands: Sequence[int], side_max: int) -> Blo
         factor = factors[0] if factors else max(max(asset.shape) / side_max, 1.0)
         shape = tuple(max(int(np.ceil(size / factor - 1e-9)), 1) for size in asset.shape)
         pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
-        mask = _mask(dataset, bands, lambda band: dataset.read_masks(band, out_shape=shape)) if asset.has_mask else None
-        return Block(pixels, _valid(asset, bands, pixels, mask))
+        mask = _shown(dataset, bands, out_shape=shape) if asset.has_mask else None
+        return Block(pixels, missing.valid(asset, bands, pixels, mask))
 
     with witness.reading():
         block = _with_retries(asset.href, asset.window, read)
     witness.count_read(block.pixels.nbytes)
     return block
+
+
+def _shown(dataset: Any, bands: Sequence[int], **how: Any) -> np.ndarray:
+    return missing.shown(
+        dataset, bands, lambda band: dataset.read(band, **how), lambda band: dataset.read_masks(band, **how)
+    )
 
 
 def _check(dataset: Any, asset: RasterAsset, bands: Sequence[int]) -> None:
@@ -332,43 +338,6 @@ def _check(dataset: Any, asset: RasterAsset, bands: Sequence[int]) -> None:
                 f"shape {asset.shape}, the file has {found} of shape {dataset.shape}. Describe the item again.",
                 source=asset.href,
             )
-
-
-def _mask(dataset: Any, bands: Sequence[int], read_mask: Callable[[int], np.ndarray]) -> np.ndarray:
-    return np.stack([read_mask(band) != 0 for band in (bands if _is_mask_per_band(dataset) else bands[:1])])
-
-
-def _valid(asset: RasterAsset, bands: Sequence[int], pixels: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
-    """Where there is data (band, y, x), by the file's mask, nodata and NaN; None for everywhere."""
-    nodata = {band.index: storable(band.nodata, str(pixels.dtype)) for band in asset.bands}
-    valid = None if mask is None or mask.all() else np.array(np.broadcast_to(mask, pixels.shape))
-    for number, band in enumerate(bands):
-        value = nodata.get(band)
-        if value is None or np.isnan(value):
-            if pixels.dtype.kind != "f":
-                continue
-            value = np.nan
-        # Most blocks are whole; to see that is cheaper than to write it down.
-        if kernels.first_missing(pixels[number : number + 1], pixels.dtype.type(value)) < 0:
-            continue
-        if valid is None:
-            valid = np.ones(pixels.shape, np.bool_)
-        valid[number] &= pixels[number] != pixels.dtype.type(value)
-        if pixels.dtype.kind == "f":
-            valid[number] &= ~np.isnan(pixels[number])
-    return valid
-
-
-def _is_mask_per_band(dataset: Any) -> bool:
-    return not any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums)
-
-
-def storable(nodata: float | None, dtype: str) -> float | None:
-    """`nodata` if the pixel type can hold it, else None: GDAL lets files declare −9999 for bytes."""
-    if nodata is None or np.dtype(dtype).kind == "f":
-        return nodata
-    info = np.iinfo(dtype)
-    return nodata if float(nodata).is_integer() and info.min <= nodata <= info.max else None
 
 
 def describe(href: str, key: str = "data") -> RasterAsset:
@@ -462,9 +431,7 @@ def _place_problem(dataset: Any, href: str) -> str:
 
 def _asset(dataset: Any, href: str, key: str) -> RasterAsset:
     epsg = dataset.crs.to_epsg(confidence_threshold=100)
-    alpha = [number for number, color in enumerate(dataset.colorinterp, start=1) if color is ColorInterp.alpha]
-    flags = dataset.mask_flag_enums
-    has_mask = bool(alpha) or any(MaskFlags.per_dataset in each for each in flags)
+    alpha = missing.alpha_bands(dataset)
     return RasterAsset(
         key=key,
         href=href,
@@ -473,7 +440,7 @@ def _asset(dataset: Any, href: str, key: str) -> RasterAsset:
         shape=dataset.shape,
         bands=_bands(dataset, [number for number in dataset.indexes if number not in alpha]),
         block_shape=dataset.block_shapes[0],
-        has_mask=has_mask,
+        has_mask=missing.hides(dataset),
     )
 
 
@@ -581,8 +548,8 @@ def _verdict(href: str, window: Window | None, error: Exception, *, tries: int) 
     """The error that says best why `href` could not be used."""
     reason = str(error.__cause__ or error).splitlines()[0] if str(error) else type(error).__name__
     after = f" after {tries} tries" if tries > 1 else ""
-    if missing := sources.truncated_at(href):
-        return SourceTruncated(f"{href} ends too early: {missing}. Upload the whole file.", source=href, window=window)
+    if lack := sources.truncated_at(href):
+        return SourceTruncated(f"{href} ends too early: {lack}. Upload the whole file.", source=href, window=window)
     if window is not None or not isinstance(error, RasterioIOError):
         place = (
             f" in rows {window.row}…{window.row_stop - 1}, columns {window.col}…{window.col_stop - 1}" if window else ""

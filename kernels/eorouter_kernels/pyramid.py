@@ -8,6 +8,7 @@ the common case then costs no memory traffic for a mask.
 import numpy as np
 
 from eorouter_kernels._jit import WARM_DTYPES, allocating_kernel, kernel
+from eorouter_kernels.nodata import Nodata, around
 
 MOMENTS = 5
 """Numbers per tile and band: count, mean, sum of squared deviations, minimum, maximum."""
@@ -74,18 +75,20 @@ def halve_mean_integers(
 
 @kernel
 def halve_mean_floats(
-    pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray
+    pixels: np.ndarray, valid: np.ndarray, nodata: Nodata, out: np.ndarray, out_valid: np.ndarray
 ) -> None:
     """Mean of the valid pixels of each 2 × 2 cell.
 
     Shapes: pixels, valid (band, y, x) float and bool (or valid of size 0); out, out_valid (band, ⌈y/2⌉, ⌈x/2⌉).
     Units: those of the pixels; sums are taken in float64, rows first.
-    Nodata: a cell without valid pixels is `nodata` (NaN allowed) and not valid. out_valid is not written when valid has
-        size 0.
+    Nodata: a cell without valid pixels is `nodata` (NaN allowed) and not valid; a mean that would be taken for it steps
+        aside, or data would vanish from the level. out_valid is not written when valid has size 0.
     Reference: GDAL's AVERAGE overviews.
     """
     bands, height, width = pixels.shape
     has_valid = valid.size > 0
+    kind = out.dtype.type
+    low, high, aside, fill = kind(nodata.first), kind(nodata.last), kind(nodata.aside), kind(nodata.value)
     for b in range(bands):
         for r in range(out.shape[1]):
             last = min(2 * r + 1, height - 1)
@@ -94,9 +97,11 @@ def halve_mean_floats(
                 for c in range(width // 2):
                     s = np.float64(upper[2 * c]) + np.float64(upper[2 * c + 1])
                     s += np.float64(lower[2 * c]) + np.float64(lower[2 * c + 1])
-                    target[c] = 0.25 * s
+                    mean = kind(0.25 * s)
+                    target[c] = aside if (mean >= low) & (mean <= high) else mean
                 if width % 2:
-                    target[width // 2] = 0.5 * (np.float64(upper[width - 1]) + np.float64(lower[width - 1]))
+                    mean = kind(0.5 * (np.float64(upper[width - 1]) + np.float64(lower[width - 1])))
+                    target[width // 2] = aside if (mean >= low) & (mean <= high) else mean
                 continue
             top_valid, low_valid, target_valid = valid[b, 2 * r], valid[b, last], out_valid[b, r]
             for c in range(width // 2):
@@ -104,13 +109,17 @@ def halve_mean_floats(
                 n = np.int64(top_valid[i]) + np.int64(top_valid[j]) + np.int64(low_valid[i]) + np.int64(low_valid[j])
                 s = (np.float64(upper[i]) if top_valid[i] else 0.0) + (np.float64(upper[j]) if top_valid[j] else 0.0)
                 s += (np.float64(lower[i]) if low_valid[i] else 0.0) + (np.float64(lower[j]) if low_valid[j] else 0.0)
-                target[c] = s / np.float64(n) if n else nodata
+                mean = kind(s / np.float64(n))
+                mean = aside if (mean >= low) & (mean <= high) else mean
+                target[c] = mean if n else fill
                 target_valid[c] = n > 0
             if width % 2:
                 i = width - 1
                 n = np.int64(top_valid[i]) + np.int64(low_valid[i])
                 s = (np.float64(upper[i]) if top_valid[i] else 0.0) + (np.float64(lower[i]) if low_valid[i] else 0.0)
-                target[width // 2] = s / np.float64(n) if n else nodata
+                mean = kind(s / np.float64(n))
+                mean = aside if (mean >= low) & (mean <= high) else mean
+                target[width // 2] = mean if n else fill
                 target_valid[width // 2] = n > 0
 
 
@@ -306,7 +315,7 @@ def warm_up() -> None:
         pixels, out = np.ones((1, 2, 2), name), np.empty((1, 1, 1), name)
         for valid in (every, some):
             if pixels.dtype.kind == "f":
-                halve_mean_floats(pixels, valid, 0.0, out, np.empty((1, 1, 1), np.bool_))
+                halve_mean_floats(pixels, valid, around(0.0, name), out, np.empty((1, 1, 1), np.bool_))
             else:
                 halve_mean_integers(pixels, valid, 0, out, np.empty((1, 1, 1), np.bool_))
             tile_moments(pixels, valid, 2, np.empty((1, 1, 1, MOMENTS)))

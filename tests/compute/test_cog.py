@@ -19,6 +19,7 @@ from eorouter_compute.grid import tiles
 from eorouter_compute.method import Band
 from eorouter_compute.testing import ROTATED_TRANSFORM, asymmetric
 from eorouter_compute.tiff import Code
+from eorouter_kernels.nodata import around
 from eorouter_kernels.reference import pyramid as reference
 
 
@@ -66,7 +67,8 @@ def pyramid_of(spec, pixels, valid):
         fill = spec.nodata if spec.nodata is not None else (np.nan if pixels.dtype.kind == "f" else 0)
         # A level without missing pixels never steps away from a nodata value it cannot be mistaken for.
         known = np.empty((0, 0, 0), np.bool_) if above_valid.all() else above_valid
-        getattr(reference, name)(above, known, fill, out, out_valid)
+        nodata = around(fill, spec.dtype) if pixels.dtype.kind == "f" else fill
+        getattr(reference, name)(above, known, nodata, out, out_valid)
         levels.append((out, np.ones(shape, np.bool_) if known.size == 0 else out_valid))
     return levels
 
@@ -132,6 +134,20 @@ def test_every_overview_reads_back_as_the_twins_make_it(tmp_path, dtype, missing
             np.testing.assert_allclose(data, expected, rtol=1e-6 if dtype == "float32" else 0)
             if missing != "none":
                 np.testing.assert_array_equal(source.read_masks(1) > 0, expected_valid[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_overviews_of_floats_hide_no_mean_that_meets_nodata(tmp_path, dtype, missing):
+    pixels = np.where(np.arange(600) % 2, 1.0, -1.0).astype(dtype)[None, None].repeat(600, axis=1)
+    if missing:
+        pixels[:, :64] = 0
+    spec = spec_for(pixels, nodata=0.0, block_size=128)
+    path, _ = written(tmp_path, spec, pixels, pixels != 0)
+    for level in range(spec.level_count):
+        with rasterio.open(path, OVERVIEW_LEVEL=level) as overview:
+            known = np.arange(overview.height) >= (64 >> (level + 1) if missing else 0)
+            np.testing.assert_array_equal(overview.read_masks(1) > 0, np.broadcast_to(known[:, None], overview.shape))
 
 
 def test_georeference_and_metadata_are_gdals(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio.enums import ColorInterp
 
 from eorouter_compute import layout, tiff
 from eorouter_compute.layout import NotOurs
@@ -120,6 +121,12 @@ def test_only_a_band_that_says_so_hides_others(tmp_path):
     for alpha, hides in (("yes", True), ("premultiplied", True), ("no", False)):
         path = written(tmp_path / f"{alpha}.tif", four, photometric="rgb", alpha=alpha)
         assert layout.layout_of(directories(path)).has_alpha == hides
+    path = written(tmp_path / "first.tif", asymmetric((8, 8), bands=2, dtype="uint8"))
+    assert not layout.layout_of(directories(path)).has_alpha
+    with rasterio.open(path, "r+") as target:
+        target.colorinterp = [ColorInterp.alpha, ColorInterp.gray]
+    assert Code.EXTRA_SAMPLES not in directories(path)[0].tags or not directories(path)[0].value(Code.EXTRA_SAMPLES)
+    assert layout.layout_of(directories(path)).has_alpha
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ def test_nodata_that_the_type_cannot_hold_hides_nothing(tmp_path):
     assert raster.storable(-9999.0, "uint8") is None
     assert raster.storable(0.5, "int16") is None
     assert raster.storable(0.5, "float32") == 0.5
+    assert raster.storable(1e300, "float32") is None
+    assert raster.storable(1e300, "float64") == 1e300
+    assert raster.storable(-3.40282346638529e38, "float32") == -3.40282346638529e38
+    assert raster.storable(float("inf"), "float32") == float("inf")
 
 
 def test_mask_and_alpha_are_missing(tmp_path, data_dir):

@@ -11,6 +11,7 @@ from rasterio.io import MemoryFile
 from scipy.ndimage import rank_filter
 
 from eorouter_kernels import pyramid
+from eorouter_kernels.nodata import are_taken, around
 from eorouter_kernels.reference import pyramid as reference
 
 PLACE = Affine(10.0, 0.0, 500.0, 0.0, -10.0, 900.0)
@@ -57,10 +58,41 @@ def test_halve_mean_of_integers_equals_twin(shape, dtype, seed, with_valid, few)
 @given(SHAPES, st.sampled_from(["float32", "float64"]), st.integers(0, 99), st.booleans())
 def test_halve_mean_of_floats_equals_twin(shape, dtype, seed, with_valid):
     pixels, valid = drawn(shape, dtype, seed, with_valid=with_valid)
-    ours = halved(pyramid, "halve_mean_floats", pixels, valid, np.nan)
-    twin = halved(reference, "halve_mean_floats", pixels, valid, np.nan)
-    np.testing.assert_allclose(ours[0], twin[0], rtol=1e-6 if dtype == "float32" else 1e-14, atol=1e-15)
-    np.testing.assert_array_equal(ours[1], twin[1])
+    for nodata in (np.nan, -9999.0):
+        ours = halved(pyramid, "halve_mean_floats", pixels, valid, around(nodata, dtype))
+        twin = halved(reference, "halve_mean_floats", pixels, valid, around(nodata, dtype))
+        np.testing.assert_allclose(ours[0], twin[0], rtol=1e-6 if dtype == "float32" else 1e-14, atol=1e-15)
+        np.testing.assert_array_equal(ours[1], twin[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.sampled_from(["float32", "float64"]), st.integers(0, 99), st.booleans(), st.sampled_from([0.0, 1.0]))
+def test_means_of_floats_that_meet_nodata_step_aside(shape, dtype, seed, with_valid, nodata):
+    _, valid = drawn(shape, dtype, seed, with_valid=with_valid)
+    pixels = np.random.default_rng(seed).choice([nodata - 1, nodata + 1], shape).astype(dtype)
+    around_it = around(nodata, dtype)
+    ours, known = halved(pyramid, "halve_mean_floats", pixels, valid, around_it)
+    twin, _ = halved(reference, "halve_mean_floats", pixels, valid, around_it)
+    np.testing.assert_array_equal(ours, twin)
+    if not with_valid:
+        known = np.ones(ours.shape, np.bool_)
+    assert (ours[~known] == nodata).all()
+    assert not are_taken(ours[known], around_it).any()
+    plain, _ = halved(pyramid, "halve_mean_floats", pixels, valid, around(None, dtype))
+    np.testing.assert_array_equal(ours[known], np.where(plain == nodata, around_it.aside, plain).astype(dtype)[known])
+
+
+@pytest.mark.parametrize("nodata", [0.0, 1.0, -9999.0])
+@pytest.mark.parametrize("rank", [None, pyramid.LEAST, pyramid.MEDIAN, pyramid.GREATEST])
+def test_modes_and_ranks_of_floats_never_meet_nodata(rank, nodata):
+    rng = np.random.default_rng(8)
+    pixels = (nodata + rng.choice([-1, 0, 1], (2, 9, 11))).astype("float32")
+    valid = pixels != nodata
+    out, known = halved(pyramid, "halve_mode", pixels, valid, nodata) if rank is None else ranked(
+        pyramid, pixels, valid, rank, nodata
+    )  # fmt: skip
+    assert (out[~known] == nodata).all()
+    assert not are_taken(out[known], around(nodata, "float32")).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -154,7 +186,7 @@ def test_halve_mean_agrees_with_gdal_overviews(dtype):
         with memory.open() as source, rasterio.Env():
             theirs = source.read(out_shape=(1, 32, 32))
     name = "halve_mean_floats" if dtype == "float32" else "halve_mean_integers"
-    ours, _ = halved(pyramid, name, pixels, pixels != 0, 0)
+    ours, _ = halved(pyramid, name, pixels, pixels != 0, around(0.0, dtype) if dtype == "float32" else 0)
     np.testing.assert_array_equal(ours == 0, theirs == 0)
     # GDAL rounds halves up where we round them to even: at most one apart, and only there.
     assert np.abs(ours.astype(float) - theirs.astype(float)).max() <= (1e-4 if dtype == "float32" else 1)

@@ -31,6 +31,7 @@ from eorouter_compute.method import (
     total,
 )
 from eorouter_compute.product import NumberedShard
+from eorouter_kernels.nodata import are_taken, around
 
 _LEVELS = {"deflate": (0, 12), "zstd": (1, 22)}
 
@@ -318,17 +319,18 @@ def _read(
 
 
 def _check_nodata(target: Target, spec: CogSpec, pixels: np.ndarray, valid: np.ndarray | None) -> None:
-    """A valid pixel that has the new nodata value would vanish without a word."""
+    """A valid pixel that is taken for the new nodata value would vanish without a word."""
     if spec.nodata is None or np.isnan(spec.nodata):
         return
+    nodata = around(spec.nodata, spec.dtype)
     for place, (_, band) in enumerate(target.bands):
         if band.nodata == spec.nodata:
             continue
-        hit = pixels[place] == pixels.dtype.type(spec.nodata)
+        hit = are_taken(pixels[place], nodata)
         if (hit if valid is None else hit & valid[place]).any():
             raise InvalidParameter(
-                f"Band {band.name} of item {target.item.id} has valid pixels of the value {spec.nodata:g}, which would "
-                'become missing. Choose another `nodata`, or "mask": "band".',
+                f"Band {band.name} of item {target.item.id} has valid pixels of the value {spec.nodata:g}, or taken "
+                'for it by GDAL, which would become missing. Choose another `nodata`, or "mask": "band".',
                 pointer="/nodata",
             )
 

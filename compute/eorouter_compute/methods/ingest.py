@@ -45,6 +45,7 @@ from eorouter_compute.method import (
     Shard,
     VectorAsset,
 )
+from eorouter_kernels.nodata import around
 
 RATIO_MAX = 2000
 """Unpacked bytes per stored byte. DEFLATE cannot exceed 1032; the rest is room for sparse files."""
@@ -401,11 +402,17 @@ def _narrowed(params: IngestParams, asset: RasterAsset, attempt: Attempt) -> Ras
             "them anew, or spread them over two bands.",
             source=params.href,
         )
-    narrow = (
-        msgspec.structs.replace(band, dtype=dtype, nodata=raster.storable(band.nodata, dtype)) for band in asset.bands
+    narrow = tuple(
+        msgspec.structs.replace(band, dtype=dtype, nodata=_placed(band.nodata, dtype)) for band in asset.bands
     )
-    hides = any(band.nodata is not None and raster.storable(band.nodata, dtype) is None for band in asset.bands)
-    return msgspec.structs.replace(asset, bands=tuple(narrow), has_mask=asset.has_mask or hides)
+    hides = any(old.nodata is not None and new.nodata is None for old, new in zip(asset.bands, narrow, strict=True))
+    return msgspec.structs.replace(asset, bands=narrow, has_mask=asset.has_mask or hides)
+
+
+def _placed(nodata: float | None, dtype: str) -> float | None:
+    """`nodata` if the type can hold it, and no other whole number of the type is taken for it."""
+    beside = around(nodata, dtype)
+    return nodata if beside.last - beside.first < 2 else None
 
 
 def _narrow(source: RasterAsset, spec: CogSpec, window: Window) -> Stored:

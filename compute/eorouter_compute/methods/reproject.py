@@ -31,6 +31,7 @@ from eorouter_compute.method import (
 )
 from eorouter_compute.target_grid import GridChoice
 from eorouter_compute.warp import Placement, Resampling
+from eorouter_kernels.nodata import kept_clear
 
 _SECONDS_PER_PIXEL = {"nearest": 1e-8, "bilinear": 2e-8, "cubic": 4e-8, "lanczos": 5e-7, "average": 6e-8, "sum": 6e-8}
 _SECONDS_PER_BYTE_READ = 1e-8
@@ -120,7 +121,7 @@ def run(params: ReprojectParams, inputs: Sequence[InputItem], body: bytes, attem
         block = warp.read(target.placement, target.indexes, window, failed=failed)
         known = window.pixels if block.valid is None else int(np.count_nonzero(block.valid.any(axis=0)))
         report += ReadReport(reads=1, pixels=window.pixels, valid_pixels=known)
-        return _beside_nodata(block, target.spec.nodata), block.valid
+        return kept_clear(block.pixels, block.valid, target.spec.nodata), block.valid
 
     part = product.run_product(
         target.spec, shard.product, attempt, compute, lambda: report + ReadReport(failed=tuple(failed or ()))
@@ -273,8 +274,7 @@ def _spec(params: ReprojectParams, placement: Placement, bands: Sequence[Band]) 
 
 def _nodata(params: ReprojectParams, bands: Sequence[Band], dtype: str) -> float | None:
     if params.nodata is not None:
-        fits = np.dtype(dtype).kind == "f" or raster.storable(params.nodata, dtype) is not None
-        if not fits:
+        if raster.storable(params.nodata, dtype) is None:
             raise InvalidParameter(f"nodata is {params.nodata}, which {dtype} cannot hold.", pointer="/nodata")
         return params.nodata
     declared = {repr(value): value for value in (raster.storable(band.nodata, dtype) for band in bands)}
@@ -336,20 +336,6 @@ def _notes(params: ReprojectParams, inputs: Sequence[InputItem]) -> tuple[str, .
     if params.grid.like is not None and len(inputs) > 1:
         notes.append(f"Item {params.grid.like} gives the grid and is not reprojected itself.")
     return tuple(notes)
-
-
-def _beside_nodata(block: raster.Block, nodata: float | None) -> np.ndarray:
-    """Data that happens to equal nodata moves by one: it would vanish otherwise."""
-    pixels = block.pixels
-    if nodata is None or pixels.dtype.kind == "f":
-        return pixels
-    meets = pixels == pixels.dtype.type(nodata)
-    if block.valid is not None:
-        meets &= block.valid
-    if meets.any():
-        top = np.iinfo(pixels.dtype).max
-        pixels[meets] = nodata + 1 if nodata < top else nodata - 1
-    return pixels
 
 
 def _words(asset: RasterAsset) -> dict[str, object]:

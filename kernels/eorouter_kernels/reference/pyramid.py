@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from eorouter_kernels.nodata import Nodata
+from eorouter_kernels.reference.nodata import step_aside
+
 
 def _cells(pixels: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The four pixels of each 2 × 2 cell in reading order, and which are data: (4, band, y, x)."""
@@ -33,13 +36,14 @@ def halve_mean_integers(
 
 
 def halve_mean_floats(
-    pixels: np.ndarray, valid: np.ndarray, nodata: float, out: np.ndarray, out_valid: np.ndarray
+    pixels: np.ndarray, valid: np.ndarray, nodata: Nodata, out: np.ndarray, out_valid: np.ndarray
 ) -> None:
     """Mean of the valid pixels of each 2 × 2 cell."""
     values, known = _cells(pixels, valid)
     count = known.sum(axis=0)
     a, b, c, d = np.where(known, values.astype(np.float64), 0.0)
-    out[:] = np.where(count > 0, ((a + b) + (c + d)) / np.maximum(count, 1), nodata)
+    out[:] = np.where(count > 0, ((a + b) + (c + d)) / np.maximum(count, 1), nodata.value)
+    step_aside(out, count > 0, nodata)
     if valid.size:
         out_valid[:] = count > 0
 

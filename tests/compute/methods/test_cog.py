@@ -181,6 +181,19 @@ def test_nodata_is_set_changed_or_refused(tmp_path):
         assert not ours.dataset_mask()[:10].any()
 
 
+def test_a_new_nodata_is_refused_where_gdal_would_hide_data_beside_it(tmp_path):
+    pixels = asymmetric((100, 120), dtype="float32")
+    pixels[0, 50, 50] = np.nextafter(np.float32(-9999), np.float32(0))
+    asset = write_raster(tmp_path / "a.tif", pixels)
+    with pytest.raises(InvalidParameter, match="would become missing"):
+        run_local(CogParams(nodata=-9999), [input_item(asset)], tmp_path / "1")
+    with pytest.raises(InvalidParameter, match="cannot hold"):
+        run_local(CogParams(nodata=1e300), [input_item(asset)], tmp_path / "1")
+    result = run_local(CogParams(nodata=-9998), [input_item(asset)], tmp_path / "2")
+    with rasterio.open(output(result)) as ours:
+        assert ours.dataset_mask().all()
+
+
 def test_geotiff_may_go_without_overviews_and_nitf_is_read_by_gdal(tmp_path):
     pixels = asymmetric((700, 600), bands=2, dtype="int16")
     asset = write_raster(tmp_path / "a.tif", pixels)

@@ -272,6 +272,17 @@ def test_missing_pixels_of_64_bit_integers_stay_missing(tmp_path, nodata):
     assert asset.has_mask is (nodata != 7)
 
 
+@pytest.mark.parametrize(("nodata", "is_kept"), [(-(2**50) - 4, False), (-(2**40), False), (-9999, True)])
+def test_whole_numbers_beside_a_nodata_of_floats_are_not_hidden(tmp_path, nodata, is_kept):
+    pixels = np.resize(np.array([2**50, nodata + 1, nodata, nodata - 1], "int64"), (1, 64, 64))
+    write_raster(tmp_path / "a.tif", pixels, nodata=nodata)
+    asset = ingest(tmp_path / "a.tif", tmp_path / "out").items[0].assets[0].raster
+    assert (asset.bands[0].dtype, asset.has_mask) == ("float64", not is_kept)
+    with rasterio.open(local_path(asset.href)) as out:
+        np.testing.assert_array_equal(out.read_masks(1) > 0, pixels[0] != nodata)
+        np.testing.assert_array_equal(out.read(1)[pixels[0] != nodata], pixels[pixels != nodata])
+
+
 def test_whole_numbers_that_no_other_type_holds_are_refused(tmp_path):
     write_raster(tmp_path / "a.tif", np.full((1, 20, 20), (1 << 53) + 1, "int64"), nodata=None)
     with pytest.raises(UnsupportedFormat, match="2⁵³"):

@@ -1,5 +1,7 @@
 """Reproject: every asset on its grid, the same bytes for any shards, within its bound, and clear refusals."""
 
+from typing import get_args
+
 import msgspec
 import numpy as np
 import pytest
@@ -89,6 +91,35 @@ def test_data_that_equals_nodata_moves_by_one(tmp_path):
         assert (out.read_masks(1)[:-1, :-1] == 255).all()
 
 
+@pytest.mark.parametrize("resampling", get_args(warp.Resampling))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floats_that_meet_nodata_stay_data(tmp_path, resampling, dtype):
+    pixels = np.full((1, 40, 40), 5.0, dtype)
+    pixels[:, 20:] = -9999.0
+    asset = write_raster(tmp_path / "a.tif", pixels)
+    factor = 4 if resampling == "sum" else 1  # of 10 m pixels onto 5 m ones
+    grid = {"resolution": 5, "bounds": [399960, 4499600, 400360, 4500000], "crs": "EPSG:32632"}
+    result = run_local(params(grid, resampling=resampling, nodata=-9999 / factor), [input_item(asset)])
+    with rasterio.open(path(result)) as out:
+        assert out.nodata == -9999 / factor
+        assert out.read_masks(1).all()
+        assert out.dataset_mask().all()
+        np.testing.assert_allclose(out.read(1)[-20:], -9999 / factor, rtol=1.1e-6)
+    block = raster.read_block(asset_of(result), [1], asset_of(result).window)
+    assert block.valid is None
+
+
+def test_means_that_meet_a_float_nodata_stay_data_and_missing_pixels_stay_missing(tmp_path):
+    pixels = np.where(np.arange(40) % 2, 1.0, -1.0).astype("float32")[None, None].repeat(40, axis=1)
+    pixels[:, :10] = 0
+    asset = write_raster(tmp_path / "a.tif", pixels, nodata=0)
+    result = run_local(params({"resolution": 20}, resampling="average"), [input_item(asset)])
+    with rasterio.open(path(result)) as out:
+        assert out.nodata == 0
+        np.testing.assert_array_equal(out.read_masks(1)[:, 0] > 0, np.arange(20) >= 5)
+        np.testing.assert_allclose(out.read(1)[5:], 0, atol=1e-37)
+
+
 def test_a_stored_nodata_may_be_given(tmp_path):
     result = run_local(params({"crs": "EPSG:4326"}, nodata=65535), [input_item(scene(tmp_path))])
     with rasterio.open(path(result)) as out:
@@ -133,6 +164,11 @@ def test_refusals(tmp_path, task, error, pointer, says):
     with pytest.raises(error, match=says) as caught:
         method.plan(task, [input_item(scene(tmp_path))])
     assert caught.value.pointer == pointer
+
+
+def test_a_nodata_beyond_the_range_of_floats_is_refused(tmp_path):
+    with pytest.raises(InvalidParameter, match="float32 cannot hold"):
+        method.plan(params({"crs": "EPSG:4326"}, nodata=1e300), [input_item(scene(tmp_path, dtype="float32"))])
 
 
 def test_no_inputs_and_mixed_types_are_refused(tmp_path):
