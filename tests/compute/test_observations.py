@@ -1,5 +1,6 @@
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -76,6 +77,21 @@ def test_what_an_item_says_of_its_clouds_is_taken_and_silence_is_full_cover(two,
     silent = item(tmp_path, "c", 3, [], datetime(2024, 6, 3, 10, tzinfo=UTC))
     days = observations.observe(Value(band="v"), (), [*two, silent], GRID)
     assert [observations.cloud_cover(scene) for day in days for scene in day.scenes] == [60.0, 5.0, 100.0]
+
+
+@pytest.mark.parametrize("said", [None, "a", "7", [], {}, True, float("nan"), float("inf"), -1, 10**400])
+def test_what_is_no_percentage_of_clouds_is_silence(two, said):
+    unclear = msgspec.structs.replace(two[1], properties={"eo:cloud_cover": said})
+    (day,) = observations.observe(Value(band="v"), (), [two[0], unclear], GRID, same_day="clearest")
+    assert [observations.cloud_cover(scene) for scene in day.scenes] == [5.0, 100.0]
+
+
+@pytest.mark.parametrize("at", [datetime(9999, 12, 29, tzinfo=UTC), datetime(1, 1, 3, tzinfo=UTC), datetime.max])
+def test_a_date_that_stands_for_none_is_refused_with_its_item(two, at):
+    astray = msgspec.structs.replace(two[1], at=at.replace(tzinfo=UTC))
+    with pytest.raises(InvalidParameter, match=f"Item a is dated {at.date()}") as caught:
+        observations.observe(Value(band="v"), (), [two[0], astray], GRID)
+    assert caught.value.pointer == "/inputs/1"
 
 
 @pytest.mark.parametrize("value", [Value(), Value(band="v", index="NDVI"), Value(bands=("v",), expression="v + 1")])
