@@ -57,7 +57,9 @@ def identifiers(values: list[Any]) -> pa.Array:
     found = column(values)
     if not _is_mixed(found, values):
         return found
-    return pa.array([value if isinstance(value, str) else text for value, text in zip(values, found.to_pylist())])
+    return pa.array(
+        [value if isinstance(value, str) else text for value, text in zip(values, found.to_pylist(), strict=True)]
+    )
 
 
 def _is_mixed(found: pa.Array, values: list[Any]) -> bool:

@@ -139,9 +139,7 @@ class InputItem(Struct, frozen=True, kw_only=True):
             return found[0]
         if found:
             names = ", ".join(f"{asset.key}:{band.name}" for asset, band in found)
-            raise BandNotFound(
-                f"Item {self.id} has several bands called {name!r}: {names}. Say which one.", band=name
-            )
+            raise BandNotFound(f"Item {self.id} has several bands called {name!r}: {names}. Say which one.", band=name)
         names = ", ".join(
             band.name + (f" ({band.common_name})" if band.common_name and band.common_name != band.name else "")
             for _, band in self.bands

@@ -2,8 +2,8 @@
 
 An image segment of NITF states its size in ten digits and its place by four corners (IGEOLO), in UTM or in longitude
 and latitude of WGS 84 (MIL-STD-2500C, table A-3). Corners have a step of one metre or a thousandth of a degree, so the
-place may be off by half that; GDAL writes them and we do not pretend otherwise. Where it cannot, it writes a file without
-a place, or fails when all is computed: `check` refuses both beforehand.
+place may be off by half that; GDAL writes them and we do not pretend otherwise. Where it cannot, it writes a file
+without a place, or fails when all is computed: `check` refuses both beforehand.
 """
 
 import math

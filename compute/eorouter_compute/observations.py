@@ -135,8 +135,9 @@ def cloud_cover(scene: Scene) -> float:
     Providers write null, "n/a" or -1 where they do not know; a job that could do without is not refused for it.
     """
     said = scene.item.properties.get("eo:cloud_cover")
-    is_percentage = isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= 100
-    return float(said) if is_percentage else 100.0
+    if isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= 100:
+        return float(said)
+    return 100.0
 
 
 @lru_cache(maxsize=256)

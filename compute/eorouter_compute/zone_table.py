@@ -166,15 +166,15 @@ def _filled(suffix: str, by_suffix: dict[str, dict[int, NDArray[np.float64]]], f
     return out
 
 
-def _statuses(
-    placed: Zones, found: Found, lacking: Sequence[Sequence[str]]
-) -> tuple[list[str], list[str | None]]:
+def _statuses(placed: Zones, found: Found, lacking: Sequence[Sequence[str]]) -> tuple[list[str], list[str | None]]:
     """What became of each row, by zone and item, and why."""
     count = found.valid.shape[0]
     status = np.repeat(np.array([value.value for value in placed.status], object)[:, None], count, axis=1)
     detail = np.repeat(np.array(placed.detail, object)[:, None], count, axis=1)
     measured = np.zeros(count, np.bool_)
-    measured[[item for _, by_suffix in found.columns.values() for values in by_suffix.values() for item in values]] = True
+    measured[[item for _, by_suffix in found.columns.values() for values in by_suffix.values() for item in values]] = (
+        True
+    )
 
     def say(zone: int, item: int, why: str) -> None:
         detail[zone, item] = why if detail[zone, item] is None else f"{detail[zone, item]} {why}"
@@ -185,7 +185,7 @@ def _statuses(
         status[zone, item] = "no_data" if is_on else "outside"
         say(zone, item, "No valid pixel lies in the zone." if is_on else "The zone lies outside the raster.")
     for item, bands in enumerate(lacking):
-        for zone in np.flatnonzero(placed.usable) if bands else ():
+        for zone in np.flatnonzero(placed.usable).tolist() if bands else ():
             status[zone, item] = status[zone, item] if measured[item] else "no_band"
             say(zone, item, f"The item has no band {', '.join(bands)}.")
     return status.ravel().tolist(), detail.ravel().tolist()

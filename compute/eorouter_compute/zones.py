@@ -381,4 +381,5 @@ def how_far(box: NDArray[np.float64], grid: RasterAsset) -> str:
 def why_unusable(zones: Zones) -> str:
     """Why none of the zones can be measured."""
     reasons = [detail for detail in zones.detail if detail]
-    return f"None of the {len(zones)} zones is a polygon with an area. {reasons[0] if reasons else ''}".strip()
+    which = "The zone is no polygon" if len(zones) == 1 else f"None of the {len(zones)} zones is a polygon"
+    return f"{which} with an area. {reasons[0] if reasons else ''}".strip()

@@ -200,7 +200,9 @@ def test_a_distant_area_says_how_far_and_where():
 )
 def test_an_area_beside_the_raster_is_told_that_it_only_touches_it(crs, transform, box):
     shape = (50, 40)
-    with pytest.raises(AoiOutside, match=r"touches the raster's edge, but covers none.*lies within longitude") as caught:
+    with pytest.raises(
+        AoiOutside, match=r"touches the raster's edge, but covers none.*lies within longitude"
+    ) as caught:
         aoi.onto(aoi.parse(box, crs), crs, crs, transform, shape)
     assert (caught.value.pointer, caught.value.data["distance_km"]) == ("/aoi", 0.0)
 

@@ -37,8 +37,7 @@ def spec_of(crs, transform, shape=(20, 30), **fields):
 def passes(spec):
     try:
         nitf.check(spec, where="This")
-    except InvalidParameter as error:
-        assert error.pointer == "/format"
+    except InvalidParameter:
         return False
     return True
 

@@ -86,9 +86,9 @@ def test_what_is_no_percentage_of_clouds_is_silence(two, said):
     assert [observations.cloud_cover(scene) for scene in day.scenes] == [5.0, 100.0]
 
 
-@pytest.mark.parametrize("at", [datetime(9999, 12, 29, tzinfo=UTC), datetime(1, 1, 3, tzinfo=UTC), datetime.max])
+@pytest.mark.parametrize("at", [datetime(9999, 12, 29, tzinfo=UTC), datetime(1, 1, 3, tzinfo=UTC)])
 def test_a_date_that_stands_for_none_is_refused_with_its_item(two, at):
-    astray = msgspec.structs.replace(two[1], at=at.replace(tzinfo=UTC))
+    astray = msgspec.structs.replace(two[1], at=at)
     with pytest.raises(InvalidParameter, match=f"Item a is dated {at.date()}") as caught:
         observations.observe(Value(band="v"), (), [two[0], astray], GRID)
     assert caught.value.pointer == "/inputs/1"

@@ -56,8 +56,8 @@ class CogParams(Params, frozen=True, kw_only=True, tag="cog"):
         overview_levels: how many, each half the one below; by default until one fits a tile. 0 is for GeoTIFF only.
         overview_resampling: "average" of the valid pixels, "nearest", "mode", the most frequent value, or "min", "max"
             or "median" of them; "auto" is mode for classes and average otherwise.
-        mask: how missing pixels are stored: as a nodata value, or in a mask band inside the file, which all bands share.
-            "auto" keeps what the source does.
+        mask: how missing pixels are stored: as a nodata value, or in a mask band inside the file, which all bands
+            share. "auto" keeps what the source does.
         nodata: value that missing pixels get, declared in the file; refused where a valid pixel has it.
         allow_missing: parts of the source that cannot be read count as missing and are reported; otherwise they fail
             the job.

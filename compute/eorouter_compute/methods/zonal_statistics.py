@@ -404,7 +404,14 @@ def _merge(
         raise AoiOutside(zones.how_far(zones.box_of(first_shapes), task.strata[0].asset), pointer="/zones")
     lacking = strata.lacking(task.items, params.bands)
     output, summary = zone_table.write(
-        found, task.request, placed, name=NAME, items=task.items, lacking=lacking, include=params.include, attempt=attempt
+        found,
+        task.request,
+        placed,
+        name=NAME,
+        items=task.items,
+        lacking=lacking,
+        include=params.include,
+        attempt=attempt,
     )
     report = sum((part.report for part in parts), ReadReport())
     return Result(items=(output,), summary=summary, report=report)
