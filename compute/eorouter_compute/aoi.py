@@ -46,6 +46,7 @@ _LOOKED_AT_MAX = 1 << 16
 _MASK_TILE = 512
 _CLIP_VERTICES = 5_000
 _MARGIN_DEGREES = 5.0
+_TOUCHING_PIXELS = 1e-6  # bounds drawn on a pixel edge come back with noise in the twelfth digit
 
 
 def parse(area: dict[str, Any] | Bbox, crs: str = CRS84, *, pointer: str = "/aoi") -> MultiPolygon:
@@ -177,11 +178,30 @@ def _polygon(rings: Any, pointer: str, *, is_geographic: bool) -> Polygon:
     if not polygon.is_valid:
         raise InvalidGeometry(
             f"The polygon is not valid: {shapely.is_valid_reason(polygon)}. Mend it, with ST_MakeValid say.",
-            pointer=pointer,
+            pointer=f"{pointer}/{_ring_at_fault(polygon)}",
         )
     if polygon.area == 0:
-        raise InvalidGeometry("The polygon has no area.", pointer=pointer)
+        raise InvalidGeometry("The polygon has no area.", pointer=f"{pointer}/0")
     return polygon
+
+
+def _ring_at_fault(polygon: Polygon) -> int:
+    """The first ring with which a polygon is not valid: alone, or beside those before it.
+
+    What one ring spoils no further one mends, so it is found by halves: rings may be many.
+    """
+    rings = np.array([polygon.exterior, *polygon.interiors], object)
+    alone = shapely.is_valid(shapely.polygons(rings))
+    if not alone.all():
+        return int(np.argmin(alone))
+    low, high = 1, len(rings) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if shapely.polygons(rings[0], rings[1 : middle + 1]).is_valid:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _ring(ring: Any, pointer: str, *, is_geographic: bool) -> np.ndarray:
@@ -277,6 +297,7 @@ def onto(
         ]
         projected = _multi(shapely.union_all(meeting)) if meeting else projected
     if not window_of(projected, transform, shape).pixels:
+        _refuse_touching(projected, raster_crs, transform, shape, pointer=pointer)
         _refuse(area, crs, raster_crs, transform, shape, pointer=pointer)
     return projected
 
@@ -355,9 +376,9 @@ def window_of(area: Any, transform: Transform, shape: tuple[int, int]) -> Window
     if area.is_empty:
         return Window(0, 0, 0, 0)
     x_min, y_min, x_max, y_max = in_pixels(area, transform).bounds
-    # Bounds drawn on a pixel edge come back with noise in the twelfth digit, which must not add a row.
-    col, row = int(np.floor(x_min + 1e-6)), int(np.floor(y_min + 1e-6))
-    col_stop, row_stop = int(np.ceil(x_max - 1e-6)), int(np.ceil(y_max - 1e-6))
+    noise = _TOUCHING_PIXELS  # which must not add a row
+    col, row = int(np.floor(x_min + noise)), int(np.floor(y_min + noise))
+    col_stop, row_stop = int(np.ceil(x_max - noise)), int(np.ceil(y_max - noise))
     return Window(row, col, max(row_stop - row, 1), max(col_stop - col, 1)).intersect(Window(0, 0, *shape))
 
 
@@ -387,10 +408,9 @@ def _refuse(
         near, far = nearest_points(place, shapely.transform(area, lambda xy, turn=turn: xy + np.array([turn, 0.0])))
         distances.append(geod.inv(near.x, near.y, far.x, far.y)[2] / 1000.0)
     km = min(distances)
-    where = ", ".join(f"{value:.5g}" for value in bbox)
     raise AoiOutside(
-        f"The area of interest does not meet the raster: it is {km:.4g} km away. The raster lies within longitude "
-        f"and latitude [{where}] (west, south, east, north).",
+        f"The area of interest does not meet the raster: it is {km:.4g} km away. The raster lies within "
+        f"{_spelled(bbox)}.",
         pointer=pointer,
         distance_km=round(km, 3),
         bbox=list(bbox),
@@ -430,6 +450,30 @@ def refuse_empty(
         raise InvalidParameter(
             f"The area of interest covers no pixel of {of} by the rule {rule}. {mend}", pointer=pointer
         )
+
+
+def _refuse_touching(
+    projected: MultiPolygon, raster_crs: str, transform: Transform, shape: tuple[int, int], *, pointer: str
+) -> None:
+    """Refuse an area that shares an edge or a corner with the raster, and no pixel: it is no distance away."""
+    turns = (-360.0, 0.0, 360.0) if pyproj.CRS.from_user_input(raster_crs).is_geographic else (0.0,)
+    extent = shapely.box(0, 0, shape[1], shape[0])
+    for turn in turns:
+        moved = shapely.transform(projected, lambda xy, turn=turn: xy + np.array([turn, 0.0]))
+        if in_pixels(moved, transform).distance(extent) <= _TOUCHING_PIXELS:
+            _, bbox = footprint(raster_crs, shape, transform)
+            raise AoiOutside(
+                "The area of interest touches the raster's edge, but covers none of its pixels. The raster lies within "
+                f"{_spelled(bbox)}.",
+                pointer=pointer,
+                distance_km=0.0,
+                bbox=list(bbox),
+            )
+
+
+def _spelled(bbox: Bbox) -> str:
+    where = ", ".join(f"{value:.5g}" for value in bbox)
+    return f"longitude and latitude [{where}] (west, south, east, north)"
 
 
 def _outlines(pixels: MultiPolygon) -> coverage.Outlines:

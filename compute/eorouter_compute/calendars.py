@@ -15,6 +15,10 @@ from eorouter_compute.errors import InvalidParameter, TooLarge
 PERIODS_MAX = 1000
 """Most periods of one series; a GeoTIFF is read with at most 1,024 bands."""
 
+YEARS = (1000, 9000)
+"""First and last year of a series. Beyond are the dates that stand for none, and the ends of what a date can say: the
+season before the first day, or a window of ten years after the last, would not have a name."""
+
 By = Literal["day", "dekad", "month", "quarter", "season", "year", "rolling", "all"]
 SEASONS = ("DJF", "MAM", "JJA", "SON")
 
@@ -50,10 +54,26 @@ class Period(Struct, frozen=True, kw_only=True):
         return begin + (self.stop - self.start) / 2
 
 
-def solar_day(at: datetime, longitude: float) -> date:
-    """The day by the sun at a longitude: clocks there are `longitude` / 15 hours ahead of UTC."""
+def solar_day(at: datetime, longitude: float, *, whose: str = "A scene", pointer: str = "") -> date:
+    """The day by the sun at a longitude: clocks there are `longitude` / 15 hours ahead of UTC.
+
+    Raises:
+        InvalidParameter: it does not lie in `YEARS`; says whose day it is.
+    """
+    _check_year(at.date(), whose, pointer)
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    return (at + timedelta(hours=longitude / 15.0)).date()
+    day = (at + timedelta(hours=longitude / 15.0)).date()
+    _check_year(day, whose, pointer)
+    return day
+
+
+def _check_year(day: date, whose: str, pointer: str) -> None:
+    first, last = YEARS
+    if not first <= day.year <= last:
+        raise InvalidParameter(
+            f"{whose} is dated {day}; series have dates of the years {first} to {last}. Leave it out, or correct it.",
+            pointer=pointer,
+        )
 
 
 def periods(days: Sequence[date], grouping: Grouping, *, pointer: str = "/group") -> tuple[Period, ...]:
@@ -65,13 +85,15 @@ def periods(days: Sequence[date], grouping: Grouping, *, pointer: str = "/group"
         pointer: where it stands in the parameters.
 
     Raises:
-        InvalidParameter: `days` where no window is asked for, or none where it is.
+        InvalidParameter: `days` where no window is asked for, or none where it is; a day outside `YEARS`.
         TooLarge: more than PERIODS_MAX.
     """
     if (grouping.by == "rolling") != (grouping.days is not None):
         raise InvalidParameter('`days` goes with "by": "rolling", and only with it.', pointer=f"{pointer}/days")
     if grouping.step_days is not None and grouping.days is None:
         raise InvalidParameter('`step_days` goes with "by": "rolling".', pointer=f"{pointer}/step_days")
+    for day in (days[0], days[-1]):
+        _check_year(day, "A scene", "/inputs")
     if grouping.by == "day":
         spans = [(day.isoformat(), day, day + timedelta(days=1)) for day in days]
     elif grouping.by == "all":

@@ -68,18 +68,14 @@ def _panels(values: np.ndarray) -> list[np.ndarray]:
         for channel in range(3):
             band = values[:, channel]
             low, high = quicklook.stretch(band, known[:, channel])
-            out[..., channel] = _scaled(band, low, high)
+            out[..., channel] = quicklook.levels(band, low, high, 255)
     else:
         low, high = quicklook.stretch(values[:, 0], known[:, 0])
-        out[..., :3] = quicklook.color_table("gray")[_scaled(values[:, 0], low, high)]
+        out[..., :3] = quicklook.color_table("gray")[quicklook.levels(values[:, 0], low, high, 255)]
     seen = known.all(axis=1)
     out[..., 3] = np.where(seen, 255, 0)
     out[~seen] = 0
     return list(out)
-
-
-def _scaled(band: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.rint(np.clip((np.nan_to_num(band, nan=low) - low) * (255.0 / (high - low)), 0, 255)).astype(np.uint8)
 
 
 def _classes(classes: np.ndarray, colors: np.ndarray) -> np.ndarray:

@@ -102,10 +102,10 @@ def _dates(first: date, last: date) -> list[tuple[date, str]]:
     if span <= 45:
         step = max(span // 6, 1)
         return [(first + timedelta(days=n), f"{first + timedelta(days=n):%d %b}") for n in range(0, span + 1, step)]
-    months = next(m for m in (1, 2, 3, 6, 12, 24, 60, 120, 600) if span / 30.4 / m <= 10)
+    months = next(m for m in (1, 2, 3, 6, 12, 24, 60, 120, 600, 1_200, 6_000, 12_000) if span / 30.4 / m <= 10)
     out, at = [], first.year * 12 + first.month - 1
     at += -at % months
-    while date(at // 12, at % 12 + 1, 1) <= last:
+    while at <= last.year * 12 + last.month - 1:
         day = date(at // 12, at % 12 + 1, 1)
         if day >= first:
             out.append((day, f"{day:%Y}" if months >= 12 else f"{day:%b %Y}" if day.month <= months else f"{day:%b}"))

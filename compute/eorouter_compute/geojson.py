@@ -25,12 +25,21 @@ _DEPTHS = {"Polygon": coordinates.POLYGON, "MultiPolygon": coordinates.MULTIPOLY
 
 
 class Layer(NamedTuple):
-    """Features as they stand in their source; `ids` are GeoJSON's own, where every feature has one."""
+    """Features as they stand in their source.
+
+    Attributes:
+        crs: where they lie.
+        geometries: (feature) None where there is none.
+        table: their fields.
+        ids: GeoJSON's own, None for a feature without; None where no feature has one.
+        mixed: fields whose values are of several types, so that the table has them as JSON text.
+    """
 
     crs: pyproj.CRS
     geometries: NDArray[np.object_]
     table: pa.Table
     ids: list[Any] | None
+    mixed: frozenset[str] = frozenset()
 
 
 def column(values: list[Any]) -> pa.Array:
@@ -41,6 +50,20 @@ def column(values: list[Any]) -> pa.Array:
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             pass  # mixed types, which GeoJSON allows and a table does not
     return pa.array([None if value is None else msgspec.json.encode(value).decode() for value in values])
+
+
+def identifiers(values: list[Any]) -> pa.Array:
+    """A column of names of features, as `column`, but that strings among other types stay as they are."""
+    found = column(values)
+    if not _is_mixed(found, values):
+        return found
+    return pa.array(
+        [value if isinstance(value, str) else text for value, text in zip(values, found.to_pylist(), strict=True)]
+    )
+
+
+def _is_mixed(found: pa.Array, values: list[Any]) -> bool:
+    return pa.types.is_string(found.type) and not all(isinstance(value, str | None) for value in values)
 
 
 def refuse_unknown(fields: Sequence[str] | None, known: Sequence[str], where: str, pointer: str = "") -> None:
@@ -107,13 +130,15 @@ def parse(data: bytes, fields: Sequence[str] | None, where: str, crs: str | None
     known = _names(features)
     refuse_unknown(fields, known, where)
     names = known if fields is None else list(fields)
-    columns = [column([(feature.properties or {}).get(name) for feature in features]) for name in names]
+    values = {name: [(feature.properties or {}).get(name) for feature in features] for name in names}
+    columns = {name: column(own) for name, own in values.items()}
     ids = [feature.id for feature in features]
     return Layer(
         as_crs(crs) if crs else _crs(member, where),
         flat(geometries),
-        pa.table(columns, names=names) if names else pa.table({"": pa.nulls(len(features))}).select([]),
-        ids if features and all(value is not None for value in ids) else None,
+        pa.table(columns) if names else pa.table({"": pa.nulls(len(features))}).select([]),
+        ids if any(value is not None for value in ids) else None,
+        frozenset(name for name in names if _is_mixed(columns[name], values[name])),
     )
 
 

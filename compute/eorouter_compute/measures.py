@@ -91,6 +91,11 @@ class Request(NamedTuple):
         """Whether a raster of weights is needed."""
         return any(name in weighted.MOMENTS for name in self.statistics)
 
+    @property
+    def has_open_classes(self) -> bool:
+        """Whether there is a column for every class that is found."""
+        return "class_fractions" in self.statistics and self.classes is None
+
     def scale_of(self, band: Band) -> tuple[float, float]:
         """Scale and offset to apply."""
         return (band.scale, band.offset) if self.use_scale else (1.0, 0.0)
@@ -133,8 +138,7 @@ class Request(NamedTuple):
 
     def width(self, band: Band) -> int:
         """Most columns a band can have."""
-        is_open = "class_fractions" in self.statistics and self.classes is None
-        return len(self.suffixes(band)) + (_classes_most(band) if is_open else 0)
+        return len(self.suffixes(band)) + (_classes_most(band) if self.has_open_classes else 0)
 
     def check(self, band: Band) -> None:
         """Raise InvalidParameter where a band cannot be measured so."""
@@ -217,7 +221,7 @@ def columns(request: Request, band: Band, seen: Seen) -> dict[str, NDArray[np.fl
         dense[rest[0].owners] = cells
         found |= dict(zip(bin_suffixes(len(request.edges) - 1), dense.T, strict=True))
     names = request.suffixes(band)
-    if "class_fractions" in request.statistics and request.classes is None:
+    if request.has_open_classes:
         names += sorted((name for name in found if name.startswith("frac_")), key=lambda name: int(name[5:]))
     return {name: np.where(seen.has_area, found[name], np.nan) for name in names}
 

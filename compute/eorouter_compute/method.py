@@ -113,31 +113,36 @@ class InputItem(Struct, frozen=True, kw_only=True):
         """Every band with the asset that holds it, in the item's order."""
         return tuple((asset, band) for asset in self.rasters for band in asset.bands)
 
-    def band(self, name: str) -> tuple[RasterAsset, Band]:
-        """Find a band by band name, `asset:band`, common name or, for one-band assets, asset key; in that order.
+    def named(self, name: str) -> tuple[tuple[RasterAsset, Band], ...]:
+        """Every band of that name: by band name, `asset:band`, common name or, of one-band assets, asset key.
 
-        Raises:
-            BandNotFound: nothing has this name, or only a common name that two bands share; names the bands there are.
+        The first of these spellings that fits anything counts; none does where the item has no such band.
         """
-        pairs = self.bands
         spellings: tuple[Callable[[RasterAsset, Band], bool], ...] = (
             lambda asset, band: band.name == name,
             lambda asset, band: f"{asset.key}:{band.name}" == name,
             lambda asset, band: band.common_name == name,
             lambda asset, band: asset.key == name and len(asset.bands) == 1,
         )
-        for matches in spellings:
-            found = [pair for pair in pairs if matches(*pair)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                names = ", ".join(f"{asset.key}:{band.name}" for asset, band in found)
-                raise BandNotFound(
-                    f"Item {self.id} has several bands called {name!r}: {names}. Say which one.", band=name
-                )
+        pairs = self.bands
+        found = (tuple(pair for pair in pairs if matches(*pair)) for matches in spellings)
+        return next((each for each in found if each), ())
+
+    def band(self, name: str) -> tuple[RasterAsset, Band]:
+        """The band of that name, found as by `named`.
+
+        Raises:
+            BandNotFound: nothing has this name, or only a common name that two bands share; names the bands there are.
+        """
+        found = self.named(name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(f"{asset.key}:{band.name}" for asset, band in found)
+            raise BandNotFound(f"Item {self.id} has several bands called {name!r}: {names}. Say which one.", band=name)
         names = ", ".join(
             band.name + (f" ({band.common_name})" if band.common_name and band.common_name != band.name else "")
-            for _, band in pairs
+            for _, band in self.bands
         )
         raise BandNotFound(f"Item {self.id} has no band {name!r}. It has: {names or 'no raster bands'}.", band=name)
 
@@ -345,6 +350,13 @@ def plan(params: Params, inputs: Sequence[InputItem]) -> Plan:
         raise InvalidParameter(
             f"{method.id} takes at most {method.item_limit} item(s), {len(inputs)} were given.", pointer="/inputs"
         )
+    ids = [item.id for item in inputs]
+    for place, item_id in enumerate(ids):
+        if ids.index(item_id) < place:
+            raise InvalidParameter(
+                f"Item {item_id} is given twice, first as input {ids.index(item_id)}. Leave out one.",
+                pointer=f"/inputs/{place}",
+            )
     return method.plan(params, inputs)
 
 

@@ -2,13 +2,15 @@
 
 An image segment of NITF states its size in ten digits and its place by four corners (IGEOLO), in UTM or in longitude
 and latitude of WGS 84 (MIL-STD-2500C, table A-3). Corners have a step of one metre or a thousandth of a degree, so the
-place may be off by half that; GDAL writes them and we do not pretend otherwise.
+place may be off by half that; GDAL writes them and we do not pretend otherwise. Where it cannot, it writes a file
+without a place, or fails when all is computed: `check` refuses both beforehand.
 """
 
 import math
 import tempfile
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyproj
@@ -27,6 +29,11 @@ DTYPES = frozenset({"uint8", "uint16", "int16", "uint32", "int32", "float32", "f
 IMAGE_BYTES_MAX = 9_999_999_998
 SIDE_MAX = 99_999_999
 BANDS_MAX = 999
+Icords = Literal["D", "N", "S"]
+"""How the corners are written: in decimal degrees, or in UTM of the north or the south."""
+
+_STEP = {"D": 0.001, "N": 1.0, "S": 1.0}
+_UTM_LIMITS = ((-99_999, 999_999), (-999_999, 9_999_999))  # what GDAL fits into IGEOLO's digits, easting and northing
 _BLOCK = 256
 _STRIP_BYTES = 32 << 20
 _CHUNK = 8 << 20
@@ -42,10 +49,9 @@ def check(spec: CogSpec, *, where: str) -> None:
     """Refuse what the container cannot hold.
 
     Raises:
-        InvalidParameter: pixel type, size, number of bands, rotation or CRS; says which.
+        InvalidParameter: pixel type, size, number of bands, rotation, CRS or place; says which.
     """
-    crs = pyproj.CRS.from_user_input(spec.crs)
-    is_utm = crs.utm_zone is not None and crs.geodetic_crs is not None and "WGS 84" in crs.geodetic_crs.name
+    icords = icords_of(spec.crs)
     reason = ""
     if spec.dtype not in DTYPES:
         reason = f"it has no {spec.dtype}, only {', '.join(sorted(DTYPES))}"
@@ -53,27 +59,62 @@ def check(spec: CogSpec, *, where: str) -> None:
         reason = f"it takes at most {BANDS_MAX} bands and {SIDE_MAX} pixels along a side"
     elif image_bytes(spec) > IMAGE_BYTES_MAX:
         reason = f"an image has at most {IMAGE_BYTES_MAX} bytes, this one has {image_bytes(spec)}"
-    elif not is_utm and not (crs.is_geographic and "WGS 84" in crs.name):
-        reason = f"it is placed in UTM or longitude and latitude of WGS 84, not in {crs.name}"
+    elif icords is None:
+        named = pyproj.CRS.from_user_input(spec.crs).name
+        reason = f"it is placed in UTM or longitude and latitude of WGS 84, not in {named}"
     elif spec.transform[1] or spec.transform[3]:
         reason = "its grid is not turned or sheared"
-    elif not is_utm and not _is_on_the_map(spec):
-        reason = "its corners lie within ±180° of longitude and ±90° of latitude; clip it on either side"
+    else:
+        reason = _misplaced(spec, icords)
     if reason:
         raise InvalidParameter(f'{where} does not fit into NITF: {reason}. Use "format": "cog".', pointer="/format")
 
 
-def _is_on_the_map(spec: CogSpec) -> bool:
+@lru_cache(maxsize=256)
+def icords_of(crs: str) -> Icords | None:
+    """How corners in this CRS are written; None where they cannot be.
+
+    What a CRS is called proves nothing: "WGS 84 (G730)" has another datum, and "UTM zone 32N" may have any parameters
+    or units. What counts is whether it is one of EPSG's, heights aside.
+    """
+    found = pyproj.CRS.from_user_input(crs)
+    if found.is_compound:
+        found = found.sub_crs_list[0]
+    if found.equals(pyproj.CRS.from_epsg(4326), ignore_axis_order=True):
+        return "D"
+    code = found.to_epsg(min_confidence=20) or 0
+    hemispheres: dict[int, Icords] = {326: "N", 327: "S"}
+    if code // 100 not in hemispheres or not 1 <= code % 100 <= 60:
+        return None
+    return hemispheres[code // 100] if found.equals(pyproj.CRS.from_epsg(code), ignore_axis_order=True) else None
+
+
+def _misplaced(spec: CogSpec, icords: Icords) -> str:
+    """Why the corners, which are the middles of the outermost pixels, cannot be written; empty where they can."""
     (height, width), (a, _, c, _, e, f) = spec.shape, spec.transform
-    return all(abs(x) <= 180.0 + 1e-9 for x in (c, c + width * a)) and all(
-        abs(y) <= 90.0 + 1e-9 for y in (f, f + height * e)
-    )
+    if icords == "D" and (
+        any(abs(x) > 180.0 + 1e-9 for x in (c, c + width * a)) or any(abs(y) > 90.0 + 1e-9 for y in (f, f + height * e))
+    ):
+        return "its corners lie within ±180° of longitude and ±90° of latitude; clip it on either side"
+    step = _STEP[icords]
+    corners = [
+        tuple(math.floor(at / step + 0.5) for at in (origin + size / 2, origin + (count - 0.5) * size))
+        for origin, size, count in ((c, a, width), (f, e, height))
+    ]
+    if icords != "D" and not all(
+        low <= at <= high for ends, (low, high) in zip(corners, _UTM_LIMITS, strict=True) for at in ends
+    ):
+        return "its corners lie within eastings of −99,999 to 999,999 m and northings of −999,999 to 9,999,999 m"
+    if any(first == last for first, last in corners):
+        unit = "thousandths of a degree" if icords == "D" else "metres"
+        return f"its place is that of four corners in whole {unit}, and those of this raster are too close to differ"
+    return ""
 
 
 def place_error_px(spec: CogSpec) -> float:
     """How many pixels the file's place may be off, at most, because its corners are rounded."""
-    is_utm = pyproj.CRS.from_user_input(spec.crs).utm_zone is not None
-    return (0.5 if is_utm else 0.0005) / min(abs(spec.transform[0]), abs(spec.transform[4]))
+    step = _STEP[icords_of(spec.crs) or "D"]
+    return step / 2 / min(abs(spec.transform[0]), abs(spec.transform[4]))
 
 
 def bound(spec: CogSpec) -> Bound:
@@ -97,7 +138,7 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
     if source is None:
         raise ValueError(f"{asset.key} is not a raster")
     height, width = spec.shape
-    options: dict[str, Any] = {"BLOCKXSIZE": _BLOCK, "BLOCKYSIZE": _BLOCK, "IC": "NC", "ICORDS": _icords(spec.crs)}
+    options: dict[str, Any] = {"BLOCKXSIZE": _BLOCK, "BLOCKYSIZE": _BLOCK, "IC": "NC", "ICORDS": icords_of(spec.crs)}
     with tempfile.TemporaryDirectory(prefix="eorouter-nitf-") as folder:
         local = Path(folder) / "image.ntf"
         with (
@@ -131,12 +172,6 @@ def write(asset: OutputAsset, spec: CogSpec, attempt: Attempt, *, path: str, tit
         filename=path.replace("/", "_"),
         title=title,
     )
-
-
-def _icords(crs: str) -> str:
-    """How the corners are written: degrees, or UTM north or south."""
-    zone = pyproj.CRS.from_user_input(crs).utm_zone
-    return "D" if zone is None else zone[-1]
 
 
 def _strips(spec: CogSpec) -> list[Window]:

@@ -99,7 +99,7 @@ def observe(
     """Put every item on the grid and its day, without reading; `reach` as in `quality.place`.
 
     Raises:
-        InvalidParameter: the value is not one thing, an item has no date.
+        InvalidParameter: the value is not one thing; an item has no date, or none that a series can have.
         BandNotFound, UnknownIndex, InvalidExpression: what the value or a mask needs is not there; says in which item.
         GridMismatch: an item has no place on the grid.
     """
@@ -107,13 +107,15 @@ def observe(
     for number, item in enumerate(inputs):
         if item.at is None:
             raise InvalidParameter(f"Item {item.id} has no date and time.", pointer=f"/inputs/{number}")
-        scenes.append((item.at, item.id, _scene(value, masks, item, grid, resampling=resampling, reach=reach)))
+        scene = _scene(value, masks, item, grid, resampling=resampling, reach=reach)
+        asset = scene.sources[0][0].asset
+        longitude = _longitude(asset.crs, asset.shape, asset.transform)
+        day = solar_day(item.at, longitude, whose=f"Item {item.id}", pointer=f"/inputs/{number}")
+        scenes.append((item.at, item.id, day, scene))
     scenes.sort(key=lambda scene: scene[:2])
     by_day: dict[date, list[Scene]] = {}
     first: dict[date, datetime] = {}
-    for at, _, scene in scenes:
-        asset = scene.sources[0][0].asset
-        day = solar_day(at, _longitude(asset.crs, asset.shape, asset.transform))
+    for at, _, day, scene in scenes:
         by_day.setdefault(day, []).append(scene)
         first.setdefault(day, at)
     return tuple(Day(day=day, at=first[day], scenes=tuple(_ordered(by_day[day], same_day))) for day in sorted(by_day))
@@ -128,8 +130,14 @@ def _ordered(scenes: list[Scene], same_day: SameDay) -> list[Scene]:
 
 
 def cloud_cover(scene: Scene) -> float:
-    """What the item says of its clouds, in percent; 100 where it says nothing."""
-    return float(scene.item.properties.get("eo:cloud_cover", 100.0))
+    """What the item says of its clouds, in percent; 100 where it says nothing, or what is no number from 0 to 100.
+
+    Providers write null, "n/a" or -1 where they do not know; a job that could do without is not refused for it.
+    """
+    said = scene.item.properties.get("eo:cloud_cover")
+    if isinstance(said, int | float) and not isinstance(said, bool) and 0 <= said <= 100:
+        return float(said)
+    return 100.0
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 
-from eorouter_compute.aoi import known_crs
+from eorouter_compute.aoi import COORDINATE_MAX, known_crs
 from eorouter_compute.errors import InvalidGeometry, InvalidParameter
 from eorouter_compute.vetting import count_overlaps
 
@@ -83,9 +83,10 @@ def repair(geometries: Shapes, crs: pyproj.CRS) -> tuple[Shapes, tuple[Status, .
     """Valid, oriented polygons (None where there is none), what became of each, and why.
 
     Raises:
-        InvalidGeometry: a coordinate is no finite number, or edges cross too often to be mended; names the feature.
+        InvalidGeometry: a coordinate is no finite number or lies nowhere on Earth, or edges cross too often to be
+            mended; names the feature.
     """
-    _refuse_not_finite(geometries, "")
+    _refuse_astray(geometries, is_geographic=crs.is_geographic)
     shapes = _unwrapped(geometries) if crs.is_geographic else geometries.copy()
     status = np.full(len(shapes), Status.OK, object)
     detail = np.full(len(shapes), None, object)
@@ -160,15 +161,24 @@ def _polygons_of(geometry: Any) -> Any:
     return shapely.union_all(shapely.make_valid(polygons))
 
 
-def _refuse_not_finite(geometries: NDArray[np.object_], crs: str) -> None:
+def _refuse_astray(geometries: NDArray[np.object_], *, is_geographic: bool) -> None:
     coordinates, owner = shapely.get_coordinates(geometries, return_index=True)
-    bad = ~np.isfinite(coordinates).all(axis=1)
-    if bad.any():
-        _raise_not_finite(int(owner[np.argmax(bad)]), crs)
+    limits = (360.0, 90.0) if is_geographic else (COORDINATE_MAX, COORDINATE_MAX)
+    bad = ~(np.abs(coordinates) <= limits).all(axis=1)  # NaN is no less than anything
+    if not bad.any():
+        return
+    at = int(np.argmax(bad))
+    x, y = coordinates[at].tolist()
+    if not np.isfinite(coordinates[at]).all():
+        why = "has a coordinate that is not a finite number"
+    elif is_geographic:
+        why = f"has [{x:g}, {y:g}], which is no longitude and latitude in degrees; set `crs` if they are projected"
+    else:
+        why = f"has [{x:g}, {y:g}]; no place on Earth lies there"
+    _raise_astray(int(owner[at]), why)
 
 
-def _raise_not_finite(feature: int, crs: str) -> None:
-    why = f"lies where {crs} is not defined" if crs else "has a coordinate that is not a finite number"
+def _raise_astray(feature: int, why: str) -> None:
     raise InvalidGeometry(f"Feature {feature} {why}.", pointer=f"/zones/features/{feature}/geometry", feature=feature)
 
 
@@ -224,7 +234,8 @@ def _refuse_lost(rings: Rings, crs: str) -> None:
     if bad.any():
         ring = np.searchsorted(rings.rings, np.argmax(bad), side="right") - 1
         polygon = np.searchsorted(rings.polygons, ring, side="right") - 1
-        _raise_not_finite(int(np.searchsorted(rings.zones, polygon, side="right") - 1), crs)
+        feature = int(np.searchsorted(rings.zones, polygon, side="right") - 1)
+        _raise_astray(feature, f"lies where {crs} is not defined")
 
 
 def to_lonlat(shapes: Shapes, crs: str) -> Rings:

@@ -57,7 +57,7 @@ def legend(style: Style, low: float, high: float, count: int = 5) -> tuple[Entry
 
 
 def stretch(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    """The 2nd and 98th percentile of the valid pixels; (0, 1) where there are none."""
+    """The 2nd and 98th percentile of the valid pixels; (0, 1) where there are none, twice the value of a constant."""
     values = pixels[valid & np.isfinite(pixels)]
     if not values.size:
         return 0.0, 1.0
@@ -65,11 +65,10 @@ def stretch(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     below = places.astype(np.int64)
     ends = np.array([_neighbours(values, int(place)) for place in below], np.float64)
     one, other = ends[:, 0], ends[:, 1]
-    low, high = one + (other - one) * (places - below)
-    if high > low:
-        return float(low), float(high)
-    half = max(0.5, float(np.spacing(abs(low))))  # beside a large number one half is nothing
-    return float(low) - half, float(low) + half
+    # Twice half the way: the whole one, from one end of float64 to the other, is more than it holds.
+    half = (other / 2 - one / 2) * (places - below)
+    low, high = one + half + half
+    return float(low), float(high)
 
 
 def _neighbours(values: np.ndarray, place: int) -> tuple[float, float]:
@@ -91,7 +90,8 @@ def render(
         pixels: one band, or at least three for "rgb".
         valid: (y, x) or (band, y, x); a pixel is transparent when no drawn band has data there.
         style: by default "rgb" for three bands and more, else "gray".
-        limits: values of the first and last colour; by default the 2 % and 98 % percentiles, per band for "rgb".
+        limits: values of the first and last colour, as of `levels`; by default the 2 % and 98 % percentiles, per band
+            for "rgb".
     """
     step = max(-(-max(pixels.shape[1:]) // SIDE_MAX), 1)
     pixels = pixels[:, ::step, ::step]
@@ -107,17 +107,32 @@ def render(
         picture = np.zeros((*pixels.shape[1:], 4), np.uint8)
         for channel in range(3):
             low, high = limits or stretch(pixels[channel], valid[channel])
-            picture[..., channel] = np.where(shown, _scaled(pixels[channel], low, high, 255), 0)
+            picture[..., channel] = np.where(shown, levels(pixels[channel], low, high, 255), 0)
         picture[..., 3] = np.where(shown, 255, 0)
         return png(picture, None)
     # Place 0 of the palette is transparent; a class, or a step of the ramp, has one of the others.
     shown = valid[0]
     if style == "class":
-        places = np.where(shown, pixels[0], 0).astype(np.int64) % len(_CLASSES)
+        places = (np.where(shown, pixels[0], 0) % len(_CLASSES)).astype(np.int64)
     else:
         low, high = limits or stretch(pixels[0], shown)
-        places = _scaled(pixels[0], low, high, 254)
+        places = levels(pixels[0], low, high, 254)
     return png(np.where(shown, places + 1, 0).astype(np.uint8), color_table(style, 255))
+
+
+def levels(band: np.ndarray, low: float, high: float, top: int) -> np.ndarray:
+    """Pixels as uint8 from 0 at `low` to `top` at `high`, also where these are alike or the ends of what floats hold.
+
+    What equals both ends lies in the middle, as all of a constant picture does.
+    """
+    values = band.astype(np.float64)
+    if not low < high:
+        return np.where(values < low, 0, np.where(values > low, top, np.rint(top / 2))).astype(np.uint8)
+    # Brought to magnitudes near 1 by a power of two, which costs no digit, the range neither overflows nor vanishes.
+    exponent = -int(np.frexp(max(abs(low), abs(high)))[1])
+    begin, end = np.ldexp(low, exponent), np.ldexp(high, exponent)
+    place = np.ldexp(np.clip(np.nan_to_num(values, nan=low), low, high), exponent)
+    return np.rint((place - begin) / (end - begin) * top).astype(np.uint8)
 
 
 def png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
@@ -144,11 +159,6 @@ def png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
-
-
-def _scaled(band: np.ndarray, low: float, high: float, top: int) -> np.ndarray:
-    scaled = (band.astype(np.float32) - np.float32(low)) * np.float32(top / (high - low))
-    return np.rint(np.clip(np.nan_to_num(scaled), 0, top)).astype(np.uint8)
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

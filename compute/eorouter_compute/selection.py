@@ -39,13 +39,15 @@ def named_bands(item: InputItem, bands: Sequence[str]) -> list[tuple[RasterAsset
     Raises:
         BandNotFound: the item has no such band; names those it has.
     """
-    found: list[tuple[RasterAsset, Band]] = []
-    for place, name in enumerate(bands):
-        try:
-            found.append(item.band(name))
-        except BandNotFound as error:
-            raise BandNotFound(error.message, pointer=f"/bands/{place}", **error.data) from None
-    return found
+    return [named_band(item, bands, place) for place in range(len(bands))]
+
+
+def named_band(item: InputItem, bands: Sequence[str], place: int) -> tuple[RasterAsset, Band]:
+    """The band called `bands[place]`, with its asset; raises as `named_bands`."""
+    try:
+        return item.band(bands[place])
+    except BandNotFound as error:
+        raise BandNotFound(error.message, pointer=f"/bands/{place}", **error.data) from None
 
 
 def common_dtype(bands: Sequence[Band], where: str) -> str:

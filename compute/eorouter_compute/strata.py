@@ -18,7 +18,7 @@ from eorouter_compute.errors import BandNotFound, InvalidParameter
 from eorouter_compute.grid import Window
 from eorouter_compute.method import Band, FailedRead, InputItem, RasterAsset, ReadReport
 from eorouter_compute.quality import MaskChoice, PlacedMask
-from eorouter_compute.selection import named_bands
+from eorouter_compute.selection import named_band
 from eorouter_compute.warp import Placement, Resampling
 
 BANDS_TOGETHER = 16
@@ -110,7 +110,7 @@ def measured(inputs: Sequence[InputItem], weights: Weights | None) -> list[Input
     """The items that are measured: those with rasters, but for the one that only weighs.
 
     Raises:
-        InvalidParameter: there is none, or two share an id.
+        InvalidParameter: there is none.
     """
     weigher = None if weights is None else weights.item_id
     found = [item for item in inputs if item.rasters and item.id != weigher]
@@ -128,7 +128,7 @@ def strata(
     """Bands by grid, in the order of items and of their first band.
 
     Raises:
-        BandNotFound: an item has no such band; names those it has.
+        BandNotFound: no item has such a band; names those there are.
         InvalidParameter: a band is asked for twice; the weights or the mask refer to what is not there.
         GridMismatch: the grid of a mask or of weights has no place on that of the values.
     """
@@ -148,25 +148,48 @@ def strata(
     )
 
 
+def lacking(items: Sequence[InputItem], bands: Sequence[str] | None) -> list[tuple[str, ...]]:
+    """Of the bands asked for by name, those that each item does not have."""
+    return [tuple(name for name in bands or () if not item.named(name)) for item in items]
+
+
 def _columns(items: Sequence[InputItem], bands: Sequence[str] | None) -> Iterator[Column]:
     """Bands of each item, those of one asset side by side."""
+    _refuse_unknown(items, bands or ())
     chosen = [_chosen(item, bands, is_alone=len(items) == 1) for item in items]
-    is_single = all(len(each) == 1 for each in chosen) and len({name for each in chosen for name in each}) == 1
+    is_single = all(len(each) <= 1 for each in chosen) and len({name for each in chosen for name in each}) == 1
     for number, (item, named) in enumerate(zip(items, chosen, strict=True)):
         keys = [asset.key for asset in item.rasters]
         for prefix, (asset, band) in sorted(named.items(), key=lambda entry: keys.index(entry[1][0].key)):
             yield Column(number, "" if is_single else prefix, asset, band)
 
 
+def _refuse_unknown(items: Sequence[InputItem], bands: Sequence[str]) -> None:
+    """Refuse a band that none of the items has; what some have is missing in the others."""
+    for place, name in enumerate(bands):
+        if any(item.named(name) for item in items):
+            continue
+        if len(items) == 1:
+            named_band(items[0], bands, place)
+        known = ", ".join(dict.fromkeys(band.name for item in items for _, band in item.bands))
+        raise BandNotFound(
+            f"None of the {len(items)} items has a band {name!r}. They have: {known}.",
+            pointer=f"/bands/{place}",
+            band=name,
+        )
+
+
 def _chosen(item: InputItem, bands: Sequence[str] | None, *, is_alone: bool) -> dict[str, tuple[RasterAsset, Band]]:
     """Bands by the prefix of their columns: their own names; with several items those that were asked for."""
-    pairs = item.bands if bands is None else named_bands(item, bands)
+    places = [place for place, name in enumerate(bands or ()) if item.named(name)]
+    pairs = item.bands if bands is None else [named_band(item, bands, place) for place in places]
     names = [band.name for _, band in pairs]
     own = [band.name if names.count(band.name) == 1 else f"{asset.key}_{band.name}" for asset, band in pairs]
-    prefixes = own if is_alone or bands is None else [name.replace(":", "_") for name in bands]
-    for prefix in own:
-        if own.count(prefix) > 1:
-            raise InvalidParameter(f"Band {prefix} is asked for twice.", pointer="/bands")
+    prefixes = own if is_alone or bands is None else [bands[place].replace(":", "_") for place in places]
+    for at, prefix in enumerate(own):
+        if own.index(prefix) < at or prefixes.index(prefixes[at]) < at:
+            pointer = "/bands" if bands is None else f"/bands/{places[at]}"
+            raise InvalidParameter(f"Band {prefix} is asked for twice.", pointer=pointer)
     return dict(zip(prefixes, pairs, strict=True))
 
 

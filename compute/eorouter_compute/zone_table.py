@@ -3,6 +3,8 @@
 Rows run by zone and then by item, in the order the items were given. A zone that could not be measured keeps its row.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 
 from eorouter_compute import measures, polygons, tables
 from eorouter_compute.attempt import Attempt
+from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.measures import Request, Seen
 from eorouter_compute.method import Band, InputItem, OutputItem
 from eorouter_compute.strata import Column, Stratum
@@ -60,6 +63,29 @@ def names(request: Request, strata: Sequence[Stratum]) -> list[str]:
     return [*_FIXED, *found]
 
 
+def check(include: Sequence[str], request: Request, strata: Sequence[Stratum]) -> None:
+    """Refuse what would give two columns one name.
+
+    Raises:
+        InvalidParameter: a field of the zones is asked for twice or has the name of a column, or two bands would share
+            one; says which.
+    """
+    known = names(request, strata)
+    for name, count in Counter(known).items():
+        if count > 1:
+            raise InvalidParameter(
+                f"Two columns of the result would be called {name!r}. Measure these bands one by one.", pointer="/bands"
+            )
+    prefixes = {column.prefix for stratum in strata for column in stratum.columns}
+    classes = [_name(prefix, "frac_") for prefix in prefixes] if request.has_open_classes else []
+    for place, name in enumerate(include):
+        pointer = f"/include/{place}"
+        if name in include[:place]:
+            raise InvalidParameter(f"The field {name!r} is asked for twice.", pointer=pointer)
+        if name in known or any(re.fullmatch(rf"{re.escape(each)}-?\d+", name) for each in classes):
+            raise InvalidParameter(f"The field {name!r} has the name of a column of the result.", pointer=pointer)
+
+
 def width(request: Request, strata: Sequence[Stratum]) -> int:
     """Most numbers of a row."""
     bands = {column.prefix: column.band for stratum in strata for column in stratum.columns}
@@ -73,13 +99,14 @@ def write(
     *,
     name: str,
     items: Sequence[InputItem],
+    lacking: Sequence[Sequence[str]],
     include: Sequence[str],
     attempt: Attempt,
 ) -> tuple[OutputItem, dict[str, Any]]:
-    """Write the table, and sum it up."""
+    """Write the table, and sum it up; `lacking` are the bands that were asked for and that each item does not have."""
     many = len(items) > 1
     rows = pa.array(np.repeat(np.arange(len(placed)), len(items)))
-    status, detail = _statuses(placed, found)
+    status, detail = _statuses(placed, found, lacking)
     columns: dict[str, Any] = {"zone_id": placed.ids.take(rows) if many else placed.ids}
     if many:
         columns["item_id"] = pa.array([item.id for item in items] * len(placed))
@@ -139,15 +166,26 @@ def _filled(suffix: str, by_suffix: dict[str, dict[int, NDArray[np.float64]]], f
     return out
 
 
-def _statuses(placed: Zones, found: Found) -> tuple[list[str], list[str | None]]:
+def _statuses(placed: Zones, found: Found, lacking: Sequence[Sequence[str]]) -> tuple[list[str], list[str | None]]:
     """What became of each row, by zone and item, and why."""
     count = found.valid.shape[0]
     status = np.repeat(np.array([value.value for value in placed.status], object)[:, None], count, axis=1)
     detail = np.repeat(np.array(placed.detail, object)[:, None], count, axis=1)
-    bad = (placed.usable & ~found.valid).T
+    measured = np.zeros(count, np.bool_)
+    measured[[item for _, by_suffix in found.columns.values() for values in by_suffix.values() for item in values]] = (
+        True
+    )
+
+    def say(zone: int, item: int, why: str) -> None:
+        detail[zone, item] = why if detail[zone, item] is None else f"{detail[zone, item]} {why}"
+
+    bad = (placed.usable & ~found.valid & measured[:, None]).T
     for zone, item in zip(*np.nonzero(bad), strict=True):
         is_on = found.touched[item, zone]
         status[zone, item] = "no_data" if is_on else "outside"
-        why = "No valid pixel lies in the zone." if is_on else "The zone lies outside the raster."
-        detail[zone, item] = why if detail[zone, item] is None else f"{detail[zone, item]} {why}"
+        say(zone, item, "No valid pixel lies in the zone." if is_on else "The zone lies outside the raster.")
+    for item, bands in enumerate(lacking):
+        for zone in np.flatnonzero(placed.usable).tolist() if bands else ():
+            status[zone, item] = status[zone, item] if measured[item] else "no_band"
+            say(zone, item, f"The item has no band {', '.join(bands)}.")
     return status.ravel().tolist(), detail.ravel().tolist()

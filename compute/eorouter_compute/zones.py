@@ -41,7 +41,8 @@ class Zones:
     """Features ready to be measured, in the order of their source.
 
     Attributes:
-        ids: values of the id field; else GeoJSON's `id`, where every feature has one; else the position.
+        ids: values of the id field; else GeoJSON's `id`, and the position of a feature that has none. Of several types
+            they are text.
         attributes: the fields that were asked for, one column each.
         geometries: (zone) polygons as measured, in `crs`: repaired, 2-D; None where there is nothing to measure.
         crs: where `geometries` lie, as WKT or authority code.
@@ -117,6 +118,12 @@ def _draw(source: VectorAsset | bytes, crs: str | None, id_field: str | None, fi
     wanted: tuple[str, ...] = tuple(dict.fromkeys((id_field, *fields) if id_field else fields))
     found = vector.read(source, wanted, crs)
     shapes, status, detail = polygons.repair(found.geometries, found.crs)
+    if id_field is None and found.ids is not None:
+        nameless = "The feature has no id; its position stands for it."
+        detail = tuple(
+            f"{why} {nameless}" if why and own is None else nameless if own is None else why
+            for why, own in zip(detail, found.ids, strict=True)
+        )
     return _Drawn(_ids(found, id_field), found.table.select(list(fields)), found.crs, shapes, status, detail)
 
 
@@ -133,10 +140,14 @@ def _onto(drawn: _Drawn, target_crs: str, edge_tolerance: float | None, west: fl
 
 
 def _ids(layer: vector.Layer, id_field: str | None) -> pa.Array:
-    if id_field is not None:
-        column = layer.table[id_field]
-        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return pa.array(np.arange(len(layer.geometries))) if layer.ids is None else geojson.column(layer.ids)
+    if id_field is None:
+        own = layer.ids or [None] * len(layer.geometries)
+        return geojson.identifiers([at if value is None else value for at, value in enumerate(own)])
+    column = layer.table[id_field]
+    if id_field in layer.mixed:
+        texts = column.to_pylist()
+        return geojson.identifiers([None if text is None else msgspec.json.decode(text) for text in texts])
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 # On a grid, once per process ------------------------------------------------------------------------------------------
@@ -358,11 +369,17 @@ def how_far(box: NDArray[np.float64], grid: RasterAsset) -> str:
         )
         if gap > 0.0
     ]  # fmt: skip
-    where = " and ".join(gaps) or "between the cells of"
-    return f"No zone touches the raster: the nearest lies {where} {grid.key} ({crs.name}, {width} × {height} px)."
+    named = f"{grid.key} ({crs.name}, {width} × {height} px)"
+    if gaps:
+        return f"No zone touches the raster: the nearest lies {' and '.join(gaps)} {named}."
+    return (
+        f"No zone covers as much as a billionth of a cell of {named}: "
+        "they touch its edge, lie on either side of it, or are that thin."
+    )
 
 
 def why_unusable(zones: Zones) -> str:
     """Why none of the zones can be measured."""
     reasons = [detail for detail in zones.detail if detail]
-    return f"None of the {len(zones)} zones is a polygon with an area. {reasons[0] if reasons else ''}".strip()
+    which = "The zone is no polygon" if len(zones) == 1 else f"None of the {len(zones)} zones is a polygon"
+    return f"{which} with an area. {reasons[0] if reasons else ''}".strip()

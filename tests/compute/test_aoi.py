@@ -66,9 +66,9 @@ def test_half_the_globe_is_not_taken_for_a_jump():
     [
         (polygon(SQUARE[:-1]), "/aoi/coordinates/0", "not closed"),
         (polygon(SQUARE[:3]), "/aoi/coordinates/0", "four positions"),
-        (polygon([[10, 45], [11, 46], [11, 45], [10, 46], [10, 45]]), "/aoi/coordinates", "Self-intersection"),
+        (polygon([[10, 45], [11, 46], [11, 45], [10, 46], [10, 45]]), "/aoi/coordinates/0", "Self-intersection"),
         (polygon([[10, 45], [11, float("nan")], [11, 46], [10, 45]]), "/aoi/coordinates/0/1", "Expected"),
-        (polygon([[10, 45], [11, 45], [12, 45], [10, 45]]), "/aoi/coordinates", "not valid|no area"),
+        (polygon([[10, 45], [11, 45], [12, 45], [10, 45]]), "/aoi/coordinates/0", "not valid|no area"),
         (polygon([[500000, 5e6], [500100, 5e6], [500100, 5e6 + 9], [500000, 5e6]]), "/aoi/coordinates/0", "degrees"),
         ({"type": "Point", "coordinates": [1, 2]}, "/aoi", "got Point"),
         ({"type": "FeatureCollection", "features": []}, "/aoi/features", "at least one"),
@@ -86,6 +86,45 @@ def test_faults_are_named_with_their_place(wrong, pointer, word):
     with pytest.raises(InvalidGeometry, match=word) as caught:
         aoi.parse(wrong)
     assert caught.value.pointer == pointer
+
+
+def _square(x, y, side):
+    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+
+SHELL = _square(10, 45, 1)
+HOLES = {
+    "along an edge": [[10, 45.2], [10.2, 45.2], [10.2, 45.4], [10, 45.4], [10, 45.2]],
+    "outside": _square(20, 45, 0.1),
+    "across": _square(10.95, 45.4, 0.2),
+    "on another": _square(10.41, 45.41, 0.05),
+    "bowtie": [[10.8, 45.8], [10.9, 45.9], [10.9, 45.8], [10.8, 45.9], [10.8, 45.8]],
+}
+
+
+@pytest.mark.parametrize("fault", HOLES)
+@pytest.mark.parametrize("place", [1, 2, 5, 9])
+def test_the_ring_at_fault_is_the_one_pointed_to(fault, place):
+    others = [_square(10.4, 45.4, 0.1), *(_square(10.05 + 0.1 * n, 45.05, 0.05) for n in range(8))]
+    if fault == "on another" and place == 1:
+        place = 2
+    rings = [SHELL, *others[: place - 1], HOLES[fault], *others[place - 1 :]]
+    with pytest.raises(InvalidGeometry, match="The polygon is not valid") as caught:
+        aoi.parse({"type": "MultiPolygon", "coordinates": [[_square(30, 45, 1)], rings]})
+    assert caught.value.pointer == f"/aoi/coordinates/1/{place}"
+
+
+def test_of_rings_that_only_touch_none_is_at_fault():
+    corner = [[10, 45.2], [10.2, 45.1], [10.2, 45.3], [10, 45.2]]
+    assert aoi.parse(polygon(SHELL, corner)).area == pytest.approx(1 - 0.02)
+
+
+def test_the_ring_at_fault_is_found_among_very_many():
+    holes = [_square(10 + 0.004 * (n % 240 + 1), 45 + 0.004 * (n // 240 + 1), 0.002) for n in range(30_000)]
+    holes[20_000] = holes[19_999]
+    with pytest.raises(InvalidGeometry) as caught:
+        aoi.parse(polygon(SHELL, *holes))
+    assert caught.value.pointer == "/aoi/coordinates/20001"
 
 
 def test_an_unknown_crs_is_a_bad_parameter():
@@ -147,6 +186,33 @@ def test_a_distant_area_says_how_far_and_where():
     assert caught.value.data["distance_km"] == pytest.approx(expected, abs=8)
     with pytest.raises(AoiOutside, match="km away"):
         aoi.onto(aoi.parse((-100.0, 41.0, -99.0, 42.0)), aoi.CRS84, "EPSG:32632", ROTATED_TRANSFORM, (50, 50))
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "box"),
+    [
+        ("EPSG:32632", (10.0, 0.0, 399960.0, 0.0, -10.0, 4500000.0), (399000.0, 4499600.0, 399960.0, 4500000.0)),
+        ("EPSG:32632", (10.0, 0.0, 399960.0, 0.0, -10.0, 4500000.0), (400360.0, 4499000.0, 401000.0, 4499500.0)),
+        ("EPSG:4326", (0.1, 0.0, 175.0, 0.0, -0.1, 10.0), (179.0, 5.0, 180.0, 10.0)),
+        ("EPSG:4326", (0.1, 0.0, 176.0, 0.0, -0.1, 10.0), (-180.0, 5.0, -179.0, 10.0)),
+    ],
+    ids=["side", "corner", "degrees", "a turn away"],
+)
+def test_an_area_beside_the_raster_is_told_that_it_only_touches_it(crs, transform, box):
+    shape = (50, 40)
+    with pytest.raises(
+        AoiOutside, match=r"touches the raster's edge, but covers none.*lies within longitude"
+    ) as caught:
+        aoi.onto(aoi.parse(box, crs), crs, crs, transform, shape)
+    assert (caught.value.pointer, caught.value.data["distance_km"]) == ("/aoi", 0.0)
+
+
+def test_an_area_a_tenth_of_a_pixel_from_the_raster_is_that_far_away():
+    transform, shape = (10.0, 0.0, 399960.0, 0.0, -10.0, 4500000.0), (50, 40)
+    area = aoi.parse((399000.0, 4499600.0, 399959.0, 4500000.0), "EPSG:32632")
+    with pytest.raises(AoiOutside, match="km away") as caught:
+        aoi.onto(area, "EPSG:32632", "EPSG:32632", transform, shape)
+    assert caught.value.data["distance_km"] == pytest.approx(0.001, abs=1e-4)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,11 +1,11 @@
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eorouter_compute.calendars import Grouping, periods, place_in_cycle, solar_day
+from eorouter_compute.calendars import YEARS, Grouping, periods, place_in_cycle, solar_day
 from eorouter_compute.errors import InvalidParameter, TooLarge
 
 DAYS = [date(2019, 12, 3), date(2020, 2, 29), date(2020, 3, 1), date(2020, 3, 31), date(2021, 1, 1)]
@@ -54,6 +54,44 @@ def test_rolling_windows_overlap():
     found = periods(days, Grouping(by="rolling", days=20, step_days=10))
     assert [period.members for period in found] == [(0, 1, 2, 3), (2, 3, 4, 5), (4, 5, 6), (6,)]
     assert found[1].name == "2020-01-11_20d"
+
+
+GROUPINGS = [Grouping(by=by) for by in ("day", "dekad", "month", "quarter", "season", "year", "all")] + [
+    Grouping(by="rolling", days=days, step_days=step) for days in (1, 90, 3660) for step in (None, 1, 3660)
+]
+
+
+@given(
+    st.lists(st.dates() | st.dates(date(9990, 1, 1)) | st.dates(max_value=date(2, 1, 1)), min_size=1, max_size=5),
+    st.sampled_from(GROUPINGS),
+)
+def test_any_dates_have_periods_or_are_refused_by_name(days, grouping):
+    days = sorted(set(days))
+    if any(not YEARS[0] <= day.year <= YEARS[1] for day in days):
+        with pytest.raises(InvalidParameter, match="years 1000 to 9000") as caught:
+            periods(days, grouping)
+        assert caught.value.pointer == "/inputs"
+        return
+    try:
+        found = periods(days, grouping)
+    except TooLarge:
+        assert days[-1] - days[0] > timedelta(days=900)
+        return
+    for period in found:
+        assert period.start < period.stop
+        assert period.start <= period.middle.date() <= period.stop
+        assert [days[member] for member in period.members] == [d for d in days if period.start <= d < period.stop]
+        assert len(period.name) >= 3
+
+
+@given(st.datetimes(timezones=st.sampled_from([None, UTC, timezone(timedelta(hours=14))])), st.floats(-180, 180))
+def test_any_time_has_a_day_or_is_refused_by_name(at, longitude):
+    if YEARS[0] < at.year < YEARS[1]:
+        assert abs(solar_day(at, longitude) - at.date()) <= timedelta(days=2)
+    elif not YEARS[0] <= at.year <= YEARS[1]:
+        with pytest.raises(InvalidParameter, match=f"Item a is dated {at.date()}") as caught:
+            solar_day(at, longitude, whose="Item a", pointer="/inputs/3")
+        assert caught.value.pointer == "/inputs/3"
 
 
 def test_the_day_is_that_of_the_sun():

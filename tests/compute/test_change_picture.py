@@ -1,3 +1,5 @@
+import warnings
+
 import imagecodecs
 import numpy as np
 import pytest
@@ -54,3 +56,18 @@ def test_panels_are_before_after_and_classes_however_cut(bands, shape):
         level = np.concatenate([before[..., channel].ravel(), after[..., channel][known].ravel()]).astype(int)
         assert (np.diff(level[np.argsort(value, kind="stable")]) >= 0).all()
         assert len(np.unique(level)) > 50
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("ends", [(7e20, 7e20), (-3.4e38, 3.4e38), (-3.4e38, 1.0), (0.0, 1e-45)])
+def test_constants_and_the_ends_of_float32_are_drawn(bands, ends):
+    values = np.empty((2, bands, 30, 40), np.float32)
+    values[0], values[1] = ends
+    values[1, :, 3, 4] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = change_picture.draw((30, 40), list(glimpses(values, np.zeros((30, 40), "uint8"), 32)), COLORS)
+    drawn = imagecodecs.png_decode(data)
+    before, after = drawn[0, 0, 0], drawn[0, 46, 0]
+    assert (before, after) == ((128, 128) if ends[0] == ends[1] else (0, 255))
+    assert drawn[3, 50].tolist() == [0, 0, 0, 0]

@@ -94,13 +94,28 @@ def test_a_column_keeps_its_type_or_becomes_json_that_reads_back(values: list[An
         assert found.to_pylist() == values
 
 
-def test_an_id_is_kept_where_every_feature_has_one_even_zero() -> None:
+@pytest.mark.parametrize(("values", "expected"), [
+    ([1, 2], [1, 2]), (["a", "b"], ["a", "b"]), (['"a"', None], ['"a"', None]), ([1, "a"], ["1", "a"]),
+    (["a", 5, None, 1.5, True, [1], {"k": "v"}], ["a", "5", None, "1.5", "true", "[1]", '{"k":"v"}']),
+    ([2**70, 1], [str(2**70), "1"]),
+])  # fmt: skip
+def test_identifiers_of_several_types_are_text_without_quotes(values: list[Any], expected: list[Any]) -> None:
+    assert geojson.identifiers(values).to_pylist() == expected
+
+
+def test_fields_of_several_types_are_told() -> None:
+    data = _collection([None] * 3, [{"a": 1, "b": 1, "c": "x"}, {"a": "y", "b": 2.5}, {"a": None, "c": None, "d": [1]}])
+    assert geojson.parse(data, None, "zones").mixed == {"a", "d"}
+    assert geojson.parse(data, ["b"], "zones").mixed == set()
+
+
+def test_an_id_is_kept_where_a_feature_has_one_even_zero() -> None:
     features: list[dict[str, Any]] = [{"type": "Feature", "geometry": None, "id": 0}, {"type": "Feature", "id": "b"}]
     data = msgspec.json.encode({"type": "FeatureCollection", "features": features})
     assert geojson.parse(data, None, "zones").ids == [0, "b"]
     features[1].pop("id")
     data = msgspec.json.encode({"type": "FeatureCollection", "features": features})
-    assert geojson.parse(data, None, "zones").ids is None
+    assert geojson.parse(data, None, "zones").ids == [0, None]
 
 
 def test_a_broken_ring_is_named_by_its_feature() -> None:

@@ -1,5 +1,6 @@
 from datetime import UTC, datetime
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -106,6 +107,21 @@ def test_a_condition_of_a_mask_is_over_the_physical_values_of_the_value(tmp_path
     grid = Grid(crs="EPSG:32632", transform=UTM_TRANSFORM, shape=(1, 2))
     (day,) = observations.observe(Value(band="red"), (QualityMask(expression="red > 0.3"),), [item], grid)
     np.testing.assert_allclose(read(day, window=grid.window)[0], [0.16, np.nan], rtol=1e-6)
+
+
+@pytest.mark.parametrize("said", [None, "a", "7", [], {}, True, float("nan"), float("inf"), -1, 10**400])
+def test_what_is_no_percentage_of_clouds_is_silence(two, said):
+    unclear = msgspec.structs.replace(two[1], properties={"eo:cloud_cover": said})
+    (day,) = observations.observe(Value(band="v"), (), [two[0], unclear], GRID, same_day="clearest")
+    assert [observations.cloud_cover(scene) for scene in day.scenes] == [5.0, 100.0]
+
+
+@pytest.mark.parametrize("at", [datetime(9999, 12, 29, tzinfo=UTC), datetime(1, 1, 3, tzinfo=UTC)])
+def test_a_date_that_stands_for_none_is_refused_with_its_item(two, at):
+    astray = msgspec.structs.replace(two[1], at=at)
+    with pytest.raises(InvalidParameter, match=f"Item a is dated {at.date()}") as caught:
+        observations.observe(Value(band="v"), (), [two[0], astray], GRID)
+    assert caught.value.pointer == "/inputs/1"
 
 
 @pytest.mark.parametrize("value", [Value(), Value(band="v", index="NDVI"), Value(bands=("v",), expression="v + 1")])

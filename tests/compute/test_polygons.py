@@ -91,6 +91,24 @@ def test_numbers_that_are_none_name_the_feature():
     assert caught.value.data["feature"] == 1
 
 
+@pytest.mark.parametrize(
+    ("crs", "x", "y", "why"),
+    [
+        ("EPSG:32632", 1e308, 0.0, r"has \[1e\+308, 0\]; no place on Earth"),
+        ("EPSG:32632", 0.0, -2e12, "no place on Earth"),
+        ("OGC:CRS84", 1e308, 1e308, "no longitude and latitude in degrees"),
+        ("OGC:CRS84", -361.0, 0.0, "no longitude and latitude in degrees"),
+        ("EPSG:4326", 0.0, 90.1, "set `crs`"),
+        ("OGC:CRS84", float("inf"), 0.0, "not a finite number"),
+    ],
+)
+def test_coordinates_of_nowhere_name_the_feature_and_what_it_has(crs, x, y, why):
+    astray = shapely.Polygon([(0, 0), (x, y), (1, 0)])
+    with pytest.raises(InvalidGeometry, match=f"Feature 1 {why}|Feature 1 has.*{why}") as caught:
+        polygons.repair(shapes(shapely.box(0, 0, 1, 1), astray), polygons.as_crs(crs))
+    assert caught.value.pointer == "/zones/features/1/geometry"
+
+
 def test_an_unknown_crs_is_refused():
     with pytest.raises(InvalidParameter):
         polygons.as_crs("EPSG:0")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import signal, stats
 
 from eorouter_compute import series
-from eorouter_compute.calendars import Grouping, periods
+from eorouter_compute.calendars import YEARS, Grouping, periods
 from eorouter_compute.errors import InvalidParameter
 from eorouter_compute.series import Anomaly, BestPixel, Composite, Curve, Fill, Line, Phenology, Smooth, Waves
 
@@ -67,6 +67,14 @@ def test_a_year_of_growth_counts_where_it_holds_three_days(month, day, offsets):
         assert year == expected
         assert start == pd.Timestamp(year, month, day).timestamp() / 86_400
         assert stop == pd.Timestamp(year + 1, month, day).timestamp() / 86_400
+
+
+@pytest.mark.parametrize("year", [YEARS[0], YEARS[1]])
+@pytest.mark.parametrize("year_begins", ["01-01", "07-01", "12-28"])
+@pytest.mark.parametrize("grouping", [Grouping(), Grouping(by="rolling", days=3660, step_days=5)])
+def test_the_first_and_the_last_year_of_series_have_their_years_of_growth(year, year_begins, grouping):
+    days = periods([date(year, 8, 1) + timedelta(days=10 * n) for n in range(9)], grouping)
+    assert series.seasons(Phenology(year_begins=year_begins), days)
 
 
 # Lines and waves

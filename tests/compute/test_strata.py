@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from eorouter_compute import method, raster, vector, zones
-from eorouter_compute.errors import InvalidParameter, SourceTruncated
+from eorouter_compute.errors import BandNotFound, InvalidParameter, SourceTruncated
 from eorouter_compute.method import InputItem, Result
 from eorouter_compute.methods import zonal_statistics
 from eorouter_compute.testing import asymmetric, input_item, measured, run_local, write_raster
@@ -181,6 +181,70 @@ def test_an_item_without_a_band_of_the_others_has_nothing_there(tmp_path: Path):
     first, second = rows(task | {"bands": ["red"]}, *named)
     assert (first["mean"], second["mean"]) == (3.0, 5.0)
     assert (second["frac_5"], second["frac_3"], first["frac_5"]) == (1.0, 0.0, 0.0)
+
+
+@pytest.fixture
+def red_and_nir(tmp_path: Path) -> list[InputItem]:
+    """Items on one place: `both` has red 3 and nir 5, `red` and `nir` one of them each."""
+    grid = {"transform": (1, 0, 0, 0, -1, 9)}
+    assets = {
+        name: msgspec.structs.replace(
+            write_raster(tmp_path / f"{name}.tif", np.full((1, 9, 9), value, np.uint8), names=[name], **grid), key=name
+        )
+        for value, name in ((3, "red"), (5, "nir"))
+    }
+    return [
+        input_item(*(assets[key] for key in keys), id=name)
+        for name, keys in (("both", ["red", "nir"]), ("red", ["red"]), ("nir", ["nir"]))
+    ]
+
+
+HERE = {"zones": inline(shapely.box(1, 1, 3, 3)), "crs": UTM, "statistics": ["mean", "count"]}
+
+
+def test_an_item_that_lacks_the_one_band_asked_for_has_nulls_and_its_rows_say_so(red_and_nir: list[InputItem]):
+    found = rows(HERE | {"bands": ["red"]}, *red_and_nir)
+    assert [(row["item_id"], row["status"], row["mean"], row["count"]) for row in found] == [
+        ("both", "ok", 3.0, 4.0), ("red", "ok", 3.0, 4.0), ("nir", "no_band", None, None)
+    ]  # fmt: skip
+    assert [row["detail"] for row in found] == [None, None, "The item has no band red."]
+
+
+def test_items_that_lack_some_bands_are_measured_in_the_others(red_and_nir: list[InputItem]):
+    found = rows(HERE | {"bands": ["nir", "red"]}, *red_and_nir)
+    assert [(row["status"], row["nir_mean"], row["red_mean"]) for row in found] == [
+        ("ok", 5.0, 3.0), ("ok", None, 3.0), ("ok", 5.0, None)
+    ]  # fmt: skip
+    assert [row["detail"] for row in found] == [None, "The item has no band nir.", "The item has no band red."]
+    outside = rows(HERE | {"zones": inline(shapely.box(1, 1, 3, 3), shapely.box(20, 1, 22, 3)), "bands": ["red"]},
+                   *red_and_nir[1:])  # fmt: skip
+    assert [row["status"] for row in outside] == ["ok", "no_band", "outside", "no_band"]
+
+
+def test_a_band_that_no_item_has_is_refused_naming_those_there_are(red_and_nir: list[InputItem]):
+    with pytest.raises(BandNotFound, match=r"None of the 3 items has a band 'swir'\. They have: red, nir\.") as caught:
+        method.plan(params_of(HERE | {"bands": ["red", "swir"]}), red_and_nir)
+    assert caught.value.pointer == "/bands/1"
+
+
+def test_a_name_that_fits_two_bands_of_an_item_is_refused_though_others_have_one(tmp_path: Path):
+    asset = write_raster(tmp_path / "a.tif", np.ones((2, 9, 9), np.uint8), names=["B05", "B06"])
+    twin = [msgspec.structs.replace(band, common_name="rededge") for band in asset.bands]
+    many = input_item(msgspec.structs.replace(asset, bands=tuple(twin)), id="many")
+    one = input_item(msgspec.structs.replace(asset, bands=(twin[0],)), id="one")
+    with pytest.raises(BandNotFound, match="Item many has several bands called 'rededge'") as caught:
+        method.plan(params_of(HERE | {"bands": ["rededge"]}), [one, many])
+    assert caught.value.pointer == "/bands/0"
+
+
+@pytest.mark.parametrize("bands", [["red", "red"], ["red", "red:red"], ["red:red", "red_red"]])
+def test_a_band_asked_for_twice_by_any_name_is_refused(red_and_nir: list[InputItem], bands: list[str]):
+    red = red_and_nir[1].rasters[0]
+    again = msgspec.structs.replace(red, key="x", bands=(msgspec.structs.replace(red.bands[0], name="red_red"),))
+    item = input_item(red, again, id="twice")
+    with pytest.raises(InvalidParameter, match="asked for twice") as caught:
+        method.plan(params_of(HERE | {"bands": bands}), [item, red_and_nir[0]])
+    assert caught.value.pointer == "/bands/1"
 
 
 EVERYTHING = {

@@ -124,6 +124,27 @@ def test_ids_are_a_field_or_the_features_own_or_their_position():
     assert zones.read(features, target_crs="EPSG:4326").ids.to_pylist() == ["zone-0", "zone-1"]
 
 
+def test_a_feature_without_an_id_among_others_goes_by_its_position_and_says_so():
+    features = collection(SQUARE, SQUARE, SQUARE, None)
+    features["features"][0]["id"], features["features"][1]["id"] = "x", 5
+    found = zones.read(features, target_crs="EPSG:4326")
+    assert found.ids.to_pylist() == ["x", "5", "2", "3"]
+    nameless = "The feature has no id; its position stands for it."
+    assert found.detail == (None, None, nameless, f"The feature has no geometry. {nameless}")
+    features["features"][0]["id"] = 7
+    assert zones.read(features, target_crs="EPSG:4326").ids.to_pylist() == [7, 5, 2, 3]
+
+
+def test_a_field_of_several_types_names_zones_without_quotes():
+    features = collection(SQUARE, SQUARE, SQUARE)
+    for feature, value in zip(features["features"], (1, "a", None), strict=True):
+        feature["properties"] = {"n": value}
+    found = zones.read(features, target_crs="EPSG:4326", id_field="n", fields=["n"])
+    assert found.ids.to_pylist() == ["1", "a", None]
+    assert found.attributes["n"].to_pylist() == ["1", '"a"', None]
+    assert found.detail == (None,) * 3
+
+
 def test_fields_of_mixed_and_nested_values_become_text():
     features = collection(SQUARE, SQUARE, SQUARE)
     for feature, value in zip(features["features"], (1, "a", {"b": [1]}), strict=True):
@@ -261,7 +282,8 @@ def test_unknown_fields_are_refused_with_those_there_are():
         ([[[0, 0], [1, 0]]], "EPSG:4326", "cannot be read"),
         ([[[0, 0], [1], [1, 1], [0, 0]]], "EPSG:4326", "cannot be read"),
         ([[[0, 0], [1, 0], [1, 1], [0, 1]]], "EPSG:4326", "cannot be read"),
-        ([[[0, 0], [1, 0], [1, 91], [0, 0]]], "EPSG:3857", "not defined"),
+        ([[[0, 0], [120, 0], [1, 1], [0, 0]]], "+proj=gnom +lat_0=40 +datum=WGS84 +type=crs", "not defined"),
+        ([[[0, 0], [1, 0], [1, 91], [0, 0]]], "EPSG:3857", "no longitude and latitude"),
         ([[[0, 0], [1e400, 0], [1, 1], [0, 0]]], "EPSG:4326", "cannot be read"),
     ],
 )

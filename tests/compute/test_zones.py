@@ -119,3 +119,16 @@ def test_a_layer_around_the_earth_says_nothing_of_a_projection():
     layer = VectorAsset(key="z", href="z", crs="EPSG:4326", feature_count=2, bounds=(-179, -1, 179, 1))
     (window,) = zones.overlap(zones.box_of_layer(layer, UTM_60), UTM_60, 8)
     assert window == UTM_60.window
+
+
+@pytest.mark.parametrize(
+    ("box", "says"),
+    [
+        ((12, 3, 14, 5), "the nearest lies 2 metre (2 px) right of r"),
+        ((-9, 11, -7, 12), "7 metre (7 px) left of and 1 metre (1 px) below r"),
+        ((10, 3, 14, 5), "they touch its edge, lie on either side of it, or are that thin"),
+        ((-4, 3, 14, 5), "No zone covers as much as a billionth of a cell of r"),
+    ],
+)
+def test_how_far_zones_lie_is_told_only_where_they_lie_apart(box: tuple[float, ...], says: str):
+    assert says in zones.how_far(np.array(box, np.float64), raster("EPSG:32632", (1, 0, 0, 0, -1, 0), (10, 10)))

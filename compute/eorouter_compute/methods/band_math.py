@@ -319,9 +319,8 @@ def _bound_item(wanted: int | str, inputs: Sequence[InputItem], pointer: str) ->
     if isinstance(wanted, int):
         if wanted < len(inputs):
             return wanted
-        raise InvalidParameter(
-            f"There are {len(inputs)} items, from 0; item {wanted} is none of them.", pointer=pointer
-        )
+        there = f"There are {len(inputs)} items, from 0" if len(inputs) != 1 else "There is one item, 0"
+        raise InvalidParameter(f"{there}; item {wanted} is none of them.", pointer=pointer)
     places = [place for place, item in enumerate(inputs) if item.id == wanted]
     if not places:
         given = ", ".join(item.id for item in inputs)

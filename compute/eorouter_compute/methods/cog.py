@@ -57,8 +57,8 @@ class CogParams(Params, frozen=True, kw_only=True, tag="cog"):
         overview_levels: how many, each half the one below; by default until one fits a tile. 0 is for GeoTIFF only.
         overview_resampling: "average" of the valid pixels, "nearest", "mode", the most frequent value, or "min", "max"
             or "median" of them; "auto" is mode for classes and average otherwise.
-        mask: how missing pixels are stored: as a nodata value, or in a mask band inside the file. "auto" keeps what the
-            source does.
+        mask: how missing pixels are stored: as a nodata value, or in a mask band inside the file, which all bands
+            share. "auto" keeps what the source does.
         nodata: value that missing pixels get, declared in the file; refused where a valid pixel has it.
         allow_missing: parts of the source that cannot be read count as missing and are reported; otherwise they fail
             the job.
@@ -285,7 +285,7 @@ def run(params: CogParams, inputs: Sequence[InputItem], body: bytes, attempt: At
         counted = window.pixels if made.valid is None else int(np.count_nonzero(made.valid.any(axis=0)))
         report += ReadReport(reads=len(groups), pixels=window.pixels, valid_pixels=counted, failed=tuple(failed))
         _check_nodata(target, spec, made.pixels, made.valid)
-        _check_shared_mask(target, spec, made.valid)
+        _check_shared_mask(target, spec, groups, made)
         return made
 
     part = product.run_product(spec, shard.body, attempt, compute, lambda: report)
@@ -328,24 +328,48 @@ def _check_nodata(target: Target, spec: CogSpec, pixels: np.ndarray, valid: np.n
             continue
         hit = are_taken(pixels[place], nodata)
         if (hit if valid is None else hit & valid[place]).any():
+            is_alone = len(by_asset(target.bands)) == 1
+            other = 'or "mask": "band"' if is_alone else "or leave out `stack`"
             raise InvalidParameter(
                 f"Band {band.name} of item {target.item.id} has valid pixels of the value {spec.nodata:g}, or taken "
-                'for it by GDAL, which would become missing. Choose another `nodata`, or "mask": "band".',
+                f"for it by GDAL, which would become missing. Choose another `nodata`, {other}.",
                 pointer="/nodata",
             )
 
 
-def _check_shared_mask(target: Target, spec: CogSpec, valid: np.ndarray | None) -> None:
-    """LERC turns NaN into 0, so only the mask can hide it, and all bands share the mask."""
-    if spec.compression != "lerc" or not spec.has_mask or valid is None:
+def _check_shared_mask(
+    target: Target, spec: CogSpec, groups: Sequence[tuple[RasterAsset, Sequence[tuple[int, Band]]]], made: Stored
+) -> None:
+    """All bands of the file share its mask, which cannot hide what is missing in some of them only.
+
+    Within one source that is no loss: its missing pixels are those that no band has, and a band that has the nodata
+    value beside others that do not may be black, as GDAL's mask of a dataset takes it. What is missing in one of
+    several sources would turn into data. LERC turns NaN into 0, so of it even one band is.
+    """
+    valid = made.valid
+    if not spec.has_mask or valid is None:
         return
-    if (valid.any(axis=0) == valid.all(axis=0)).all():
+    where = f"Item {target.item.id}, {target.key}: some pixels are missing in one"
+    if spec.compression == "lerc" and (valid.any(axis=0) != valid.all(axis=0)).any():
+        raise InvalidParameter(
+            f"{where} band and not in another, which LERC cannot store in one file. Convert the bands one by one, or "
+            "use another compression.",
+            pointer="/compression",
+        )
+    if len(groups) < 2:
         return
-    raise InvalidParameter(
-        f"Item {target.item.id}, {target.key}: some pixels are missing in one band and not in another, which LERC "
-        "cannot store in one file. Convert the bands one by one, or use another compression.",
-        pointer="/compression",
-    )
+    places = [[place for place, _ in entries] for _, entries in groups]
+    owned = np.stack([valid[own].any(axis=0) for own in places])
+    for number, own in enumerate(places):
+        lost = owned.any(axis=0) & ~owned[number]
+        if spec.dtype.startswith("float"):
+            lost &= ~np.isnan(made.pixels[own]).all(axis=0)
+        if lost.any():
+            raise InvalidParameter(
+                f"{where} asset ({groups[number][0].key}) and not in another, which one mask for all bands cannot say. "
+                "Give a `nodata` value that no valid pixel has, or leave out `stack`.",
+                pointer="/stack",
+            )
 
 
 def merge(params: CogParams, inputs: Sequence[InputItem], parts: Sequence[Part], attempt: Attempt) -> Result:

@@ -19,7 +19,7 @@ from eorouter_compute import ranks, strata, vector, warp, zone_table, zones
 from eorouter_compute.attempt import Attempt, read_object
 from eorouter_compute.errors import AoiOutside, InvalidGeometry, InvalidParameter, TooLarge
 from eorouter_compute.grid import Window
-from eorouter_compute.measures import Histogram, Request, Seen, Statistic
+from eorouter_compute.measures import Histogram, Request, Seen, Statistic, class_suffix
 from eorouter_compute.method import (
     Bound,
     InputItem,
@@ -156,12 +156,18 @@ class _Task(Struct, frozen=True):
 
 
 def _task(params: ZonalStatisticsParams, inputs: Sequence[InputItem]) -> _Task:
-    statistics = tuple(dict.fromkeys(params.statistics))
+    statistics = params.statistics
+    quantiles = [f"q{100 * level:.10g}" for level in params.quantiles]
+    classes = [class_suffix(value) for value in params.classes or ()]
+    for field, columns in (("statistics", statistics), ("quantiles", quantiles), ("classes", classes)):
+        for place, name in enumerate(columns):
+            if name in columns[:place]:
+                raise InvalidParameter(f"The column {name} is asked for twice.", pointer=f"/{field}/{place}")
     levels = {"median": 0.5} if "median" in statistics else {}
     request = Request(
         statistics=statistics,
-        levels=levels | {f"q{100 * level:.10g}": level for level in params.quantiles},
-        classes=None if params.classes is None else tuple(sorted(set(params.classes))),
+        levels=levels | dict(zip(quantiles, params.quantiles, strict=True)),
+        classes=None if params.classes is None else tuple(sorted(params.classes)),
         edges=None if params.histogram is None else params.histogram.resolved(),
         use_scale=params.use_scale,
         skips_unweighed=params.weights is not None and params.weights.missing == "skip",
@@ -189,10 +195,7 @@ def _check(params: ZonalStatisticsParams, task: _Task) -> None:
         _, b, _, d, _, _ = stratum.asset.transform
         if "area" in params.statistics and (b or d) and as_crs(stratum.asset.crs).is_geographic:
             raise InvalidParameter("`area` is not defined on a rotated grid of degrees.", pointer="/statistics")
-    taken = zone_table.names(task.request, task.strata)
-    for name in params.include:
-        if name in taken:
-            raise InvalidParameter(f"The field {name!r} has the name of a column of the result.", pointer="/include")
+    zone_table.check(params.include, task.request, task.strata)
     if task.layer is not None:
         fields, key = task.layer.fields, task.layer.key
         vector.refuse_unknown([params.zone_id] if params.zone_id else [], fields, key, "/zone_id")
@@ -399,8 +402,16 @@ def _merge(
             found.add(task.request, column, seen)
     if placed.usable.any() and not found.touched.any():
         raise AoiOutside(zones.how_far(zones.box_of(first_shapes), task.strata[0].asset), pointer="/zones")
+    lacking = strata.lacking(task.items, params.bands)
     output, summary = zone_table.write(
-        found, task.request, placed, name=NAME, items=task.items, include=params.include, attempt=attempt
+        found,
+        task.request,
+        placed,
+        name=NAME,
+        items=task.items,
+        lacking=lacking,
+        include=params.include,
+        attempt=attempt,
     )
     report = sum((part.report for part in parts), ReadReport())
     return Result(items=(output,), summary=summary, report=report)

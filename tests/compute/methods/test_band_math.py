@@ -123,7 +123,7 @@ def test_items_are_joined_where_every_name_is_bound_to_one(tmp_path):
 
 def test_each_item_gets_its_own_where_a_name_is_not_bound(tmp_path):
     at = datetime(2024, 5, 17, tzinfo=UTC)
-    items = [scene(tmp_path / name, seed=seed, id="twin", at=at) for name, seed in (("one", 1), ("two", 5))]
+    items = [scene(tmp_path / f"{seed}", seed=seed, id=name, at=at) for name, seed in (("twin", 1), ("/twin", 5))]
     params = asked("nir - base", variables={"base": {"item": 0, "band": "nir"}})
     result = testing.run_local(params, items, shard_pixels=40_000)
     assert [item.name for item in result.items] == ["twin_band_math", "twin_band_math-2"]

@@ -164,6 +164,74 @@ def test_bands_of_several_assets_are_stacked(tmp_path):
         method.plan(CogParams(stack=True), [input_item(assets[0], other)])
 
 
+HOLED = np.array([[0, 1, 2, 3], [255, 9, 5, 0]], "uint8")[None]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fields"),
+    [
+        ({"nodata": 0}, {"nodata": 255}, {"mask": "band"}),
+        ({"nodata": 255}, {}, {"mask": "band"}),
+        ({"mask": HOLED[0] > 1}, {"mask": HOLED[0] < 9}, {}),
+        ({"mask": HOLED[0] > 1}, {}, {}),
+    ],
+    ids=["two nodata values", "one nodata value", "two masks", "one mask"],
+)
+def test_what_one_stacked_source_lacks_does_not_turn_into_data(tmp_path, first, second, fields):
+    assets = [
+        msgspec.structs.replace(write_raster(tmp_path / f"{key}.tif", HOLED, **options), key=key)
+        for key, options in (("a", first), ("b", second))
+    ]
+    with pytest.raises(InvalidParameter, match=r"missing in one asset \(a\) and not in another") as caught:
+        run_local(CogParams(stack=True, **fields), [input_item(*assets)], tmp_path / "1")
+    assert caught.value.pointer == "/stack"
+    result = run_local(CogParams(stack=True, nodata=77.0), [input_item(*assets)], tmp_path / "2")
+    with rasterio.open(output(result)) as ours:
+        for number, asset in enumerate(assets, 1):
+            with rasterio.open(local_path(asset.href)) as source:
+                np.testing.assert_array_equal(ours.read_masks(number), source.read_masks(1))
+
+
+def test_stacked_sources_that_lack_the_same_share_a_mask(tmp_path):
+    mask = HOLED[0] > 1
+    assets = [write_raster(tmp_path / f"{key}.tif", HOLED, mask=mask) for key in "ab"]
+    with rasterio.open(output(run_local(CogParams(stack=True), [input_item(*assets)], tmp_path / "out"))) as ours:
+        np.testing.assert_array_equal(ours.dataset_mask() > 0, mask)
+
+
+def test_nan_that_one_stacked_source_has_needs_no_mask(tmp_path):
+    holed = HOLED.astype("float32")
+    holed[0, 0, 1] = np.nan
+    assets = [write_raster(tmp_path / f"{key}.tif", p) for key, p in (("a", holed), ("b", HOLED.astype("float32")))]
+    made = output(run_local(CogParams(stack=True, mask="band"), [input_item(*assets)], tmp_path / "out"))
+    with rasterio.open(made) as ours:
+        np.testing.assert_array_equal(ours.read(1), holed[0])
+
+
+def test_a_dark_channel_of_one_file_stays_what_it_is_beside_a_mask(tmp_path):
+    pixels = np.stack([HOLED[0], np.where(HOLED[0] == 3, 0, HOLED[0])])
+    asset = write_raster(tmp_path / "a.tif", pixels, nodata=0)
+    with rasterio.open(output(run_local(CogParams(mask="band"), [input_item(asset)], tmp_path / "out"))) as ours:
+        np.testing.assert_array_equal(ours.dataset_mask() > 0, HOLED[0] > 0)
+        assert ours.read(2)[0, 3] == 0
+
+
+def test_a_stacked_source_that_cannot_be_read_does_not_turn_into_data(tmp_path):
+    whole = write_raster(tmp_path / "a.tif", asymmetric((600, 600), noise=0.5))
+    broken = write_raster(tmp_path / "b.tif", asymmetric((600, 600), noise=0.5))
+    with rasterio.open(tmp_path / "b.tif") as source:
+        place = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    data = bytearray((tmp_path / "b.tif").read_bytes())
+    data[place : place + 400] = b"\xff" * 400
+    (tmp_path / "b.tif").write_bytes(data)
+    item = input_item(whole, msgspec.structs.replace(broken, key="b"))
+    with pytest.raises(InvalidParameter, match=r"missing in one asset \(b\)"):
+        run_local(CogParams(stack=True, allow_missing=True), [item], tmp_path / "1")
+    result = run_local(CogParams(stack=True, allow_missing=True, nodata=65535.0), [item], tmp_path / "2")
+    with rasterio.open(output(result)) as ours:
+        assert [(ours.read_masks(number) == 0).sum() for number in (1, 2)] == [0, 256 * 256]
+
+
 def test_nodata_is_set_changed_or_refused(tmp_path):
     pixels = asymmetric((100, 120), dtype="int16")
     pixels[0, :10] = -9999

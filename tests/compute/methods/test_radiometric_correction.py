@@ -398,7 +398,7 @@ def test_two_products_or_none_are_refused(tmp_path):
     item = amplitudes(tmp_path, shape=(20, 20))
     params = asked({"type": "sentinel1", "bands": {"vv": {"vectors": [vector()]}}})
     with pytest.raises(InvalidParameter, match="belong to one product"):
-        method.plan(params, [item, item])
+        method.plan(params, [item, msgspec.structs.replace(item, id="other")])
     with pytest.raises(InvalidParameter, match="at least one"):
         method.plan(params, [])
 
@@ -406,6 +406,7 @@ def test_two_products_or_none_are_refused(tmp_path):
 def test_several_items_share_a_constant(tmp_path):
     (tmp_path / "b").mkdir()
     items = [amplitudes(tmp_path, shape=(20, 30)), amplitudes(tmp_path / "b", shape=(25, 35))]
+    items[1] = msgspec.structs.replace(items[1], id="other")
     result = testing.run_local(asked({"type": "constant", "factor_db": -83.0}), items)
     assert [item.assets[0].raster.shape for item in result.items] == [(20, 30), (25, 35)]
     assert [band.name for band in result.items[1].assets[0].raster.bands] == ["vv", "vh"]

@@ -437,13 +437,23 @@ FAR = inline(shapely.box(500_000, 0, 500_010, 10))
         ({"zones": {"type": "Hexagon"}}, InvalidGeometry, "/zones/features/0/geometry", "cannot be read"),
         ({"zones": {"type": "FeatureCollection"}}, NotAVector, "/zones/features", "needs `features`"),
         ({"zones": FAR, "bands": ["red"]}, BandNotFound, "/bands/0", "It has: band_1"),
-        ({"zones": FAR, "bands": ["band_1", "band_1"]}, InvalidParameter, "/bands", "twice"),
+        ({"zones": FAR, "bands": ["band_1", "band_1"]}, InvalidParameter, "/bands/1", "twice"),
+        ({"zones": FAR, "statistics": ["mean", "sum", "mean"]}, InvalidParameter, "/statistics/2", "mean is asked"),
+        ({"zones": FAR, "quantiles": [0.1, 0.1 + 1e-15]}, InvalidParameter, "/quantiles/1", "q10 is asked for twice"),
+        (
+            {"zones": FAR, "statistics": ["class_fractions"], "classes": [3, 4, 3]},
+            InvalidParameter, "/classes/2", "frac_3 is asked for twice",
+        ),
+        (
+            {"zones": inline(shapely.box(0, 0, 1, 1), n=[1]), "include": ["n", "n"]},
+            InvalidParameter, "/include/1", "'n' is asked for twice",
+        ),
         ({"zones": FAR, "statistics": []}, InvalidParameter, "/statistics", "one statistic"),
         ({"zones": FAR, "crs": "EPSG:0"}, InvalidParameter, "/crs", "is not known"),
         ({"zones": FAR, "zone_id": "name"}, InvalidParameter, "", "has no field 'name'"),
         (
             {"zones": inline(shapely.box(0, 0, 1, 1), count=[1]), "include": ["count"]},
-            InvalidParameter, "/include", "name of a column",
+            InvalidParameter, "/include/0", "name of a column",
         ),
     ],
 )  # fmt: skip
