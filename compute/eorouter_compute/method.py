@@ -350,12 +350,12 @@ def plan(params: Params, inputs: Sequence[InputItem]) -> Plan:
         raise InvalidParameter(
             f"{method.id} takes at most {method.item_limit} item(s), {len(inputs)} were given.", pointer="/inputs"
         )
-    ids = [item.id for item in inputs]
-    for place, item_id in enumerate(ids):
-        if ids.index(item_id) < place:
+    places: dict[str, int] = {}
+    for place, item in enumerate(inputs):
+        first = places.setdefault(item.id, place)
+        if first < place:
             raise InvalidParameter(
-                f"Item {item_id} is given twice, first as input {ids.index(item_id)}. Leave out one.",
-                pointer=f"/inputs/{place}",
+                f"Item {item.id} is given twice, first as input {first}. Leave out one.", pointer=f"/inputs/{place}"
             )
     return method.plan(params, inputs)
 

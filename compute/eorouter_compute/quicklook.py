@@ -125,14 +125,29 @@ def levels(band: np.ndarray, low: float, high: float, top: int) -> np.ndarray:
 
     What equals both ends lies in the middle, as all of a constant picture does.
     """
-    values = band.astype(np.float64)
+    if band.dtype.kind in "iu" and band.dtype.itemsize <= 2 and band.size > 1 << 8 * band.dtype.itemsize:
+        # Worked out once for every number there can be, and looked up.
+        bits = np.dtype(f"u{band.dtype.itemsize}")
+        every = np.arange(1 << 8 * bits.itemsize, dtype=np.uint32).astype(bits).view(band.dtype)
+        return _levels(every, low, high, top)[band.view(bits)]
+    return _levels(band, low, high, top)
+
+
+def _levels(band: np.ndarray, low: float, high: float, top: int) -> np.ndarray:
     if not low < high:
+        values = band.astype(np.float64)
         return np.where(values < low, 0, np.where(values > low, top, np.rint(top / 2))).astype(np.uint8)
+    largest = max(abs(low), abs(high))
     # Brought to magnitudes near 1 by a power of two, which costs no digit, the range neither overflows nor vanishes.
-    exponent = -int(np.frexp(max(abs(low), abs(high)))[1])
+    exponent = 0 if 1e-250 < largest < 1e250 else -int(np.frexp(largest)[1])
     begin, end = np.ldexp(low, exponent), np.ldexp(high, exponent)
-    place = np.ldexp(np.clip(np.nan_to_num(values, nan=low), low, high), exponent)
-    return np.rint((place - begin) / (end - begin) * top).astype(np.uint8)
+    values = np.ldexp(band.astype(np.float64), exponent) if exponent else band
+    with np.errstate(over="ignore", invalid="ignore"):
+        place = np.subtract(values, begin, dtype=np.float64)
+        place *= top / (end - begin)
+    np.fmax(place, 0.0, out=place)  # of NaN, too
+    np.minimum(place, top, out=place)
+    return np.rint(place, out=place).astype(np.uint8)
 
 
 def png(picture: np.ndarray, colors: np.ndarray | None) -> bytes:

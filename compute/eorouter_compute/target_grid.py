@@ -277,7 +277,7 @@ def _bounds(rasters: Sequence[RasterAsset], crs: str, pointer: str) -> tuple[flo
             turn = around * round((x_min + x_max) / 2 / around)
             x_min, x_max = x_min - turn, x_max - turn
         # Of a Mercator map the square is taken, of degrees all there are.
-        limit = around / 4 if _is_geographic(crs) else around / 2
+        limit = around / 4 if aoi.is_geographic(crs) else around / 2
         if y_min >= limit or y_max <= -limit:
             raise GridMismatch(
                 f"The inputs lie where {crs[:60]} has no place: beyond its y of ±{limit:.10g}. Choose another CRS.",
@@ -333,10 +333,6 @@ def _around_globe(
         col, row = to_pixels(asset.transform, x, v)
         if own == 0 and 0 <= col[0] <= width and 0 <= row[0] <= height:
             found = True
-            reach = around / 4 if _is_geographic(crs) else around / 2
+            reach = around / 4 if aoi.is_geographic(crs) else around / 2
             low, high = (-reach, high) if pole < 0 else (low, reach)
     return (-around / 2, low, around / 2, high) if found else None
-
-
-def _is_geographic(crs: str) -> bool:
-    return aoi.known_crs(crs, pointer="/crs").is_geographic
