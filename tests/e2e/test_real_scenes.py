@@ -169,6 +169,7 @@ def test_saved_formula_over_two_scenes_equals_numpy(client, service, taken_in, d
     name = "optical/landsat7_olinda/L7_ETMs.tif"
     formula = client.call("band_formulas.create", name="Contrast", expression="(a - b) / (a + b)")
     item_id = taken_in(name)
+    other_id = client.uploads.upload(data_dir / name, project_id=service.project_id)["item_id"]
     bands = client.items.get(item_id)["assets"]["data"]["bands"]
     task = {
         "method": "band_math",
@@ -177,7 +178,7 @@ def test_saved_formula_over_two_scenes_equals_numpy(client, service, taken_in, d
             {"name": "c", "formula_id": formula["formula_id"], "dtype": "int16", "scale": 1e-3, "nodata": -9999}
         ],
     }
-    inputs = [{"item_id": item_id}, {"item_id": item_id}]
+    inputs = [{"item_id": item_id}, {"item_id": other_id}]
     asked = {"project_id": service.project_id, "task": task, "inputs": inputs, "wait_s": 60}
     job = client.call("analytics.execute", **asked)
     assert job["state"] == "completed", job
