@@ -334,7 +334,7 @@ def _targets(analysis: Analysis, names: Sequence[str], grid: Grid, found: Sequen
     kind = str(type(analysis).__struct_config__.tag)
     groups = [(period,) for period in found if period.members] if isinstance(analysis, Composite) else [tuple(found)]
     if not isinstance(analysis, Composite) and len(found) < 2:
-        raise InvalidParameter(f"A {kind} needs two periods at least; there is {len(found)}.", pointer="/group")
+        raise InvalidParameter(f"`{kind}` needs two periods at least; there is {len(found)}.", pointer="/group")
     out = []
     for group in groups:
         rows = series.bands(analysis, names, group)
