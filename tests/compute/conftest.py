@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="module", autouse=True)
 def _temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What `run_local` and its kind leave lies where pytest keeps three runs and clears the rest; no other test does."""
+    """What `run_local` and its kind leave lies where pytest keeps three runs and clears the rest."""
     folder = str(tmp_path_factory.mktemp("temporary"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", folder)
