@@ -55,6 +55,16 @@ def run_weighted(kind, leaves, nodes, source, valid, shape, clip=None):  # noqa:
     return out, ~missing
 
 
+def both_and_twins(kind, leaves, nodes, source, valid, shape):  # noqa: PLR0917 - as kernels take them
+    """Values and known of the kernel, then of the twin: with what is missing, and as if nothing were."""
+    where = plain_positions.positions(leaves, nodes, shape)
+    for each in (valid, np.ones_like(valid)):
+        out, known = run_weighted(kind, leaves, nodes, source, NONE if each.all() else each, shape)
+        expected, expected_known = plain.weighted(kind, where, source, each)
+        np.testing.assert_array_equal(known, expected_known)
+        yield out, known, expected
+
+
 SAME = np.array([[1.0, 0.02, 2.3137], [-0.03, 0.99, 1.7241]])
 SHRINK = np.array([[2.4, 0.1, -3.0717], [0.05, 1.6, 0.4291]])
 GROW = np.array([[0.4, 0.0, 9.0173], [0.0, 0.3, 6.0419]])
@@ -69,14 +79,9 @@ def test_weighted_is_its_twin(matrix, kind, how):
     leaves, nodes = mesh(shape, matrix, bend=0.3, is_dense=how == "dense", hole=how == "dense")
     source = pixels("uint16")
     valid = np.random.default_rng(1).random(source.shape) > 0.15
-    where = plain_positions.positions(leaves, nodes, shape)
-    for each in (valid, np.ones_like(valid)):
-        out, known = run_weighted(kind, leaves, nodes, source, NONE if each.all() else each, shape)
-        expected, expected_known = plain.weighted(kind, where, source, each)
-        np.testing.assert_array_equal(known, expected_known)
-        expected = np.where(known, np.clip(expected, 0, 65535), 0)
+    for out, known, expected in both_and_twins(kind, leaves, nodes, source, valid, shape):
         # Half a step of rounding and what float32 sums are off by.
-        assert np.abs(out - expected).max() < 0.51
+        assert np.abs(out - np.where(known, np.clip(expected, 0, 65535), 0)).max() < 0.51
 
 
 @pytest.mark.parametrize("down", [1.0, 1.2, 1.4, 1.7, 2.6])
@@ -137,11 +142,7 @@ def test_pixels_far_larger_than_the_source_are_the_twins(matrix, kind, how):
     leaves, nodes = mesh(shape, matrix, bend=4.0, is_dense=how == "dense")
     source = pixels("float32", shape=(15, 40))
     valid = np.random.default_rng(1).random(source.shape) > 0.1
-    where = plain_positions.positions(leaves, nodes, shape)
-    for each in (valid, np.ones_like(valid)):
-        out, known = run_weighted(kind, leaves, nodes, source, NONE if each.all() else each, shape)
-        expected, expected_known = plain.weighted(kind, where, source, each)
-        np.testing.assert_array_equal(known, expected_known)
+    for out, known, expected in both_and_twins(kind, leaves, nodes, source, valid, shape):
         assert known.any() == (kind >= lobes.AVERAGE or matrix is LONG)
         np.testing.assert_allclose(out, np.where(known, expected, 0), rtol=1e-5, atol=1e-3)
 

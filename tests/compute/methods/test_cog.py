@@ -216,14 +216,19 @@ def test_a_dark_channel_of_one_file_stays_what_it_is_beside_a_mask(tmp_path):
         assert ours.read(2)[0, 3] == 0
 
 
+def spoil(path):
+    """Damage the block in the second row and column of a file."""
+    with rasterio.open(path) as source:
+        place = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+    data = bytearray(path.read_bytes())
+    data[place : place + 400] = b"\xff" * 400
+    path.write_bytes(data)
+
+
 def test_a_stacked_source_that_cannot_be_read_does_not_turn_into_data(tmp_path):
     whole = write_raster(tmp_path / "a.tif", asymmetric((600, 600), noise=0.5))
     broken = write_raster(tmp_path / "b.tif", asymmetric((600, 600), noise=0.5))
-    with rasterio.open(tmp_path / "b.tif") as source:
-        place = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
-    data = bytearray((tmp_path / "b.tif").read_bytes())
-    data[place : place + 400] = b"\xff" * 400
-    (tmp_path / "b.tif").write_bytes(data)
+    spoil(tmp_path / "b.tif")
     item = input_item(whole, msgspec.structs.replace(broken, key="b"))
     with pytest.raises(InvalidParameter, match=r"missing in one asset \(b\)"):
         run_local(CogParams(stack=True, allow_missing=True), [item], tmp_path / "1")
@@ -315,11 +320,7 @@ def test_nitf_across_the_antimeridian_is_refused_in_degrees(tmp_path):
 
 def test_a_broken_source_fails_by_name_or_is_missing(tmp_path):
     asset = write_raster(tmp_path / "a.tif", asymmetric((600, 600), noise=0.5))
-    with rasterio.open(tmp_path / "a.tif") as source:
-        place = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
-    data = bytearray((tmp_path / "a.tif").read_bytes())
-    data[place : place + 400] = b"\xff" * 400
-    (tmp_path / "a.tif").write_bytes(data)
+    spoil(tmp_path / "a.tif")
     with pytest.raises(SourceFault, match=r"a\.tif"):
         run_local(CogParams(), [input_item(asset)], tmp_path / "1")
     result = run_local(CogParams(allow_missing=True), [input_item(asset)], tmp_path / "2")
